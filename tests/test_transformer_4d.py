@@ -82,7 +82,7 @@ def textbook_logits(model, ids):
     for b in range(len(model.blocks)):
         nh = model.blocks[b].attention.num_heads
         n = [norm(v, f"blocks.{b}.attention_norm") for v in x]
-        q, k, v = ([w[f"blocks.{b}.attention.{part}.weight"] @ each for each in n] for part in ("query", "key", "value"))
+        q, k, v = ([w[f"blocks.{b}.attention.{part}.weight"] @ y for y in n] for part in ("query", "key", "value"))
         for t in range(len(x)):
             heads = []
             for h in range(nh):
