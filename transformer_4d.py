@@ -39,14 +39,14 @@ class Settings:
     num_heads: int = 4  # attention heads in a block; n_embd is a multiple of it
     dropout: float = 0.2 if CUDA else 0.0  # against learning by heart; the short CPU run ends before that matters
     # Training
-    batch_size: int = 64 if CUDA else 32  # windows of the text in one step
-    max_iters: int = 2500 if CUDA else 700  # steps
+    batch_size: int = 64 if CUDA else 16  # windows of the text in one step
+    max_iters: int = 2500 if CUDA else 1000  # steps
     muon_lr: float = 0.02  # highest learning rate of the matrices in the blocks
-    adamw_lr: float = 0.01  # highest learning rate of all else: embeddings, norms, head
+    adamw_lr: float = 0.005  # highest learning rate of all else: embeddings, norms, head
     warmup_iters: int = 20  # steps in which the learning rates rise; from there they fall in a straight line to zero
     weight_decay: float = 0.1  # pull of the matrices in the blocks towards zero
     grad_clip: float = 1.0  # greatest length of the gradient
-    eval_interval: int = 100  # steps between evaluations
+    eval_interval: int = 250  # steps between evaluations
     seed: int = 1337
     device: str = "cuda" if CUDA else "cpu"
     # Writing
@@ -96,9 +96,11 @@ def read_text(path):
     """The text of a UTF-8 file, downloaded first if it is not there."""
     if not path.exists():
         write_whole(path, download_shakespeare())
-    data = path.read_bytes()
     try:
+        data = path.read_bytes()
         text = data.decode().removeprefix("\ufeff").replace("\r\n", "\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as e:
         raise UserError(f"{path} is not UTF-8: byte 0x{data[e.start]:02x} at offset {e.start}: save it so") from None
     known = hashlib.sha256(data).hexdigest() == TINY_SHAKESPEARE
@@ -119,7 +121,7 @@ def write_whole(path, data):
     except OSError as error:
         if partial.is_file():
             partial.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        raise UserError(f"cannot write {path}: {error.strerror}. Make room, or use a folder of your own") from None
 
 
 # ---- Model -----------------------------------------------------------------------------------------------------------
@@ -235,7 +237,7 @@ class Muon(torch.optim.Optimizer):
     bfloat16 instructions fifty times as long as float32.
     """
 
-    def __init__(self, params, lr, weight_decay, dtype, momentum=0.95):
+    def __init__(self, params, lr, weight_decay, dtype, momentum=0.9):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = dtype
 
@@ -292,9 +294,12 @@ def evaluate(model, tokens, batch_size):
 
 def train(s):
     """Train a model on the text with the settings `s`, keep its best weights in checkpoints/, and let it write."""
-    for name in ("n_embd", "block_size", "n_blocks", "num_heads", "batch_size", "max_iters", "eval_interval"):
-        if getattr(s, name) < 1:
-            raise UserError(f"{name} is {getattr(s, name)}: give 1 or more")
+    for name, value in vars(s).items():
+        may_be_zero = name in ("dropout", "warmup_iters", "weight_decay", "seed", "max_new_chars")
+        if name != "device" and not (value > 0 or value == 0 and may_be_zero):
+            raise UserError(f"{name} cannot be {value}: give a number above zero{', or zero' * may_be_zero}")
+    if s.dropout >= 1:
+        raise UserError(f"dropout cannot be {s.dropout}: give a share below 1")
     if s.n_embd % s.num_heads:
         raise UserError(f"n_embd {s.n_embd} cannot be divided by num_heads {s.num_heads}: give a multiple of it")
     if s.device not in ["cpu", "cuda"][: 1 + CUDA]:

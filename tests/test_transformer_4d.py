@@ -168,7 +168,7 @@ def test_muon_steps_like_the_one_in_torch():
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((8, 8), (32, 8), (8, 32))]
     theirs = [torch.nn.Parameter(weight.detach().clone()) for weight in ours]
     optimizers = (Muon(ours, lr=0.02, weight_decay=0.1, dtype=torch.bfloat16),
-                  torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95))
+                  torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.9))
     for _ in range(5):
         for a, b in zip(ours, theirs, strict=True):
             a.grad = torch.randn_like(a)
@@ -366,6 +366,12 @@ def test_a_text_too_short_for_a_window_is_an_error_that_says_how_short(folder, e
     assert not (folder / "checkpoints").exists()
 
 
+def test_a_folder_in_the_place_of_the_text_is_an_error(folder, error_line):
+    (folder / "data" / "input.txt").unlink()
+    (folder / "data" / "input.txt").mkdir()
+    assert "input.txt" in error_line()
+
+
 def test_the_shortest_text_that_can_be_trained_on_is_trained_on(folder):
     (folder / "data" / "input.txt").write_text("xy" * 65)
     train(Settings(**TINY))
@@ -379,9 +385,9 @@ def test_bytes_that_are_not_utf8_are_named_with_their_place(folder, error_line):
 
 
 @pytest.mark.parametrize("change, quoted", [
-    ({"num_heads": 3}, "n_embd 16"), ({"num_heads": 0}, "num_heads is 0"), ({"block_size": 0}, "block_size is 0"),
-    ({"batch_size": -1}, "batch_size is -1"), ({"eval_interval": 0}, "eval_interval is 0"),
-    ({"device": "toaster"}, "device toaster"),
+    ({"num_heads": 3}, "n_embd 16"), ({"num_heads": 0}, "num_heads cannot be 0"), ({"batch_size": -1}, "batch_size"),
+    ({"eval_interval": 0}, "eval_interval cannot be 0"), ({"temperature": 0}, "temperature"), ({"dropout": 1}, "dropout"),
+    ({"dropout": -0.1}, "dropout"), ({"muon_lr": "nan"}, "muon_lr cannot be nan"), ({"device": "toaster"}, "toaster"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_quoted(folder, error_line, change, quoted):
     assert quoted in error_line(**change)
