@@ -61,6 +61,7 @@ class UserError(Exception):
 # ---- Text ------------------------------------------------------------------------------------------------------------
 
 TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # its sha256
+NINE_PLAYS = "19dc654f63972f297760f353e249d7cf4c9778b18ed718fc1306ec3fc15d3a34"
 MIRRORS = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
     "https://cdn.jsdelivr.net/gh/karpathy/char-rnn@master/data/tinyshakespeare/input.txt",
@@ -103,8 +104,9 @@ def read_text(path):
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as e:
         raise UserError(f"{path} is not UTF-8: byte 0x{data[e.start]:02x} at offset {e.start}: save it so") from None
-    known = hashlib.sha256(data).hexdigest() == TINY_SHAKESPEARE
-    print(f"text: {path}{' (tiny Shakespeare)' if known else ''}, {len(text):,} characters, {len(set(text))} different")
+    known = {TINY_SHAKESPEARE: "tiny Shakespeare", NINE_PLAYS: "nine plays of Shakespeare, from the package index"}
+    name = known.get(hashlib.sha256(data).hexdigest(), "a text of your own")
+    print(f"text: {path} ({name}), {len(text):,} characters, {len(set(text))} different")
     return text
 
 

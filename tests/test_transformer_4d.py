@@ -386,7 +386,7 @@ def test_bytes_that_are_not_utf8_are_named_with_their_place(folder, error_line):
 
 @pytest.mark.parametrize("change, quoted", [
     ({"num_heads": 3}, "n_embd 16"), ({"num_heads": 0}, "num_heads cannot be 0"), ({"batch_size": -1}, "batch_size"),
-    ({"eval_interval": 0}, "eval_interval cannot be 0"), ({"temperature": 0}, "temperature"), ({"dropout": 1}, "dropout"),
+    ({"eval_interval": 0}, "eval_interval"), ({"temperature": 0}, "temperature"), ({"dropout": 1}, "dropout"),
     ({"dropout": -0.1}, "dropout"), ({"muon_lr": "nan"}, "muon_lr cannot be nan"), ({"device": "toaster"}, "toaster"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_quoted(folder, error_line, change, quoted):
@@ -434,6 +434,7 @@ def server(folder, monkeypatch):
         def log_message(self, *_):
             pass
 
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         root = f"http://127.0.0.1:{httpd.server_port}"
