@@ -160,7 +160,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """What each character makes of what it heard, by itself: wider, squared ReLU (So et al., 2021), back."""
+    """Each character by itself: four times wider, ReLU, squared (So et al., 2021), and back."""
 
     def __init__(self, n_embd):
         super().__init__()
@@ -173,7 +173,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each added to what comes in (pre-LayerNorm: Xiong et al., 2020)."""
+    """Attention, then feed-forward, each behind a LayerNorm and added to what came in (Xiong et al., 2020)."""
 
     def __init__(self, n_embd, num_heads, dropout):
         super().__init__()
@@ -202,7 +202,7 @@ class TransformerModel(nn.Module):
         self.head = nn.Linear(n_embd, vocab_size)
         for embedding in (self.token_embedding, self.position_embedding):
             nn.init.normal_(embedding.weight, std=0.02)
-        # Zero here means that at first a block adds nothing and every character is equally likely: a calm start.
+        # With these at zero a block adds nothing at first, and every character is equally likely: a calm start.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         for block in self.blocks:
@@ -233,10 +233,10 @@ class TransformerModel(nn.Module):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal: each step goes equally far in all directions of a matrix (Jordan et al., 2024).
+    """Momentum, orthogonalised: each step goes equally far in all directions of a matrix (Jordan et al., 2024).
 
-    The steps are those of `torch.optim.Muon`. That one always multiplies in bfloat16, though, which takes a CPU without
-    bfloat16 instructions fifty times as long as float32.
+    The steps are those of `torch.optim.Muon`, which always multiplies in bfloat16, though: on a CPU that has no
+    instructions for it, that takes fifty times as long as float32.
     """
 
     def __init__(self, params, lr, weight_decay, dtype, momentum=0.9):
@@ -247,7 +247,9 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             for weight in group["params"]:
-                momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                if weight not in self.state:
+                    self.state[weight]["momentum"] = torch.zeros_like(weight)
+                momentum = self.state[weight]["momentum"]
                 momentum.lerp_(weight.grad, 1 - group["momentum"])
                 update = orthogonal(weight.grad.lerp(momentum, group["momentum"]).to(self.dtype))
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
