@@ -30,8 +30,13 @@ CUDA = torch.cuda.is_available()
 HERE = Path(__file__).resolve().parent
 
 
+class UserError(Exception):
+    """What the user can mend: shown as one line, without a traceback."""
+
+
 @dataclass
 class Settings:
+    # Where there are two values, the first is for a GPU: our best guess, not measured yet.
     # The model. With the 65 characters of tiny Shakespeare these make 3,691,073 parameters.
     n_embd: int = 384  # width: the numbers that stand for one character
     block_size: int = 256  # context: the characters that the model sees at once
@@ -53,9 +58,17 @@ class Settings:
     max_new_chars: int = 500  # characters to write at the end
     temperature: float = 0.8  # below 1 the likely characters become likelier
 
-
-class UserError(Exception):
-    """What the user can mend: shown as one line, without a traceback."""
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            may_be_zero = name in ("dropout", "warmup_iters", "weight_decay", "seed", "max_new_chars")
+            if name != "device" and not (value > 0 or value == 0 and may_be_zero):
+                raise UserError(f"{name} cannot be {value}: give a number above zero{', or zero' * may_be_zero}")
+        if self.dropout >= 1:
+            raise UserError(f"dropout cannot be {self.dropout}: give a share below 1")
+        if self.n_embd % self.num_heads:
+            raise UserError(f"n_embd {self.n_embd} is not a multiple of num_heads {self.num_heads}: make it one")
+        if self.device not in ["cpu", "cuda"][: 1 + CUDA]:
+            raise UserError(f"device {self.device} is not to be had here: give cpu{' or cuda' * CUDA}")
 
 
 # ---- Text ------------------------------------------------------------------------------------------------------------
@@ -298,17 +311,6 @@ def evaluate(model, tokens, batch_size):
 
 def train(s):
     """Train a model on the text with the settings `s`, keep its best weights in checkpoints/, and let it write."""
-    for name, value in vars(s).items():
-        may_be_zero = name in ("dropout", "warmup_iters", "weight_decay", "seed", "max_new_chars")
-        if name != "device" and not (value > 0 or value == 0 and may_be_zero):
-            raise UserError(f"{name} cannot be {value}: give a number above zero{', or zero' * may_be_zero}")
-    if s.dropout >= 1:
-        raise UserError(f"dropout cannot be {s.dropout}: give a share below 1")
-    if s.n_embd % s.num_heads:
-        raise UserError(f"n_embd {s.n_embd} cannot be divided by num_heads {s.num_heads}: give a multiple of it")
-    if s.device not in ["cpu", "cuda"][: 1 + CUDA]:
-        raise UserError(f"device {s.device} is not to be had here: give cpu{' or cuda' * CUDA}")
-
     text = read_text(HERE / "data" / "input.txt")
     vocab = sorted(set(text))
     ids = {character: i for i, character in enumerate(vocab)}
