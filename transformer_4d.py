@@ -15,6 +15,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 import timeit
 import urllib.request
@@ -338,15 +339,8 @@ def train(s):
         return min((step + 1) / (s.warmup_iters + 1), 1 - step / s.max_iters)
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor) for optimizer in (muon, adamw)]
-    stopping = False
-
-    def stop(*_):
-        nonlocal stopping
-        stopping = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        tqdm.write("Ctrl-C: one last evaluation (a second Ctrl-C leaves at once)")
-
-    signal.signal(signal.SIGINT, stop)
+    ctrl_c = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: ctrl_c.set())
     path = HERE / "checkpoints" / f"{time.strftime('%Y%m%d-%H%M%S')}-params-{n_params}.pt"
     checkpoint = {"format_version": 1, "model_class": "TransformerModel", "config": config,
                   "tokenizer": {"kind": "char", "vocab": "".join(vocab)}, "weights": model.state_dict()}
@@ -354,7 +348,11 @@ def train(s):
     window = torch.arange(s.block_size)  # (T)
     with tqdm(total=s.max_iters * s.batch_size * s.block_size, unit=" tokens", unit_scale=True) as bar:
         for step in range(s.max_iters + 1):
-            last = stopping or step == s.max_iters
+            last = ctrl_c.is_set() or step == s.max_iters
+            if last:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            if ctrl_c.is_set():
+                tqdm.write("Ctrl-C: one last evaluation (a second Ctrl-C leaves at once)")
             if last or step % s.eval_interval == 0:
                 with autocast:
                     val_loss = evaluate(model, val_tokens, s.batch_size)
@@ -377,7 +375,6 @@ def train(s):
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             bar.update(places.numel())
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     print(f"{step} steps in {(time.perf_counter() - start) / 60:.1f} minutes, best validation loss {best_loss:.4f}\n")
     model.load_state_dict(torch.load(path, map_location=s.device, weights_only=True)["weights"])
