@@ -105,16 +105,21 @@ def test_the_model_is_the_textbook_formula():
     torch.testing.assert_close(logits.double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_attention_is_the_formula_in_its_docstring():
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_the_textbook_attention_and_the_fast_one_agree(dtype, tolerance):
     torch.manual_seed(0)
-    B, T, C, nh = 2, 7, 24, 3
-    attention, x = transformer_4d.Attention(C, nh, dropout=0.0), torch.randn(B, T, C)
-    q, k, v = (f(x).reshape(B, T, nh, C // nh).permute(0, 2, 1, 3) for f in
-               (attention.query, attention.key, attention.value))
-    scores = q @ k.transpose(-2, -1) * (C // nh) ** -0.5
-    scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
-    y = (F.softmax(scores, dim=-1) @ v).permute(0, 2, 1, 3).reshape(B, T, C)
-    torch.testing.assert_close(attention(x), attention.out(y))
+    q, k, v = torch.randn(3, 2, 3, 7, 8, dtype=dtype, requires_grad=True)  # (B, nh, T, hs) = (2, 3, 7, 8) each
+    fast = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    textbook = transformer_4d.textbook_attention(q, k, v, dropout_p=0.0)
+    torch.testing.assert_close(textbook, fast, atol=tolerance, rtol=tolerance)
+
+
+def test_the_model_in_bfloat16_is_the_model_in_float32_but_for_rounding():
+    model, x = tiny_model(), torch.randint(11, (2, 12))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = model(x)
+    exact, _ = model(x)
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
 
 
 def test_a_later_token_changes_no_earlier_logit():
