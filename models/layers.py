@@ -1,0 +1,157 @@
+"""The parts of a block. In the shapes, B is batch, T time, C n_embd, nh heads, hs head size (C / nh)."""
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+def make_norm(config):
+    """The norm over C that the configuration names."""
+    norms = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+    return norms[config.norm](config.n_embd, eps=config.norm_eps)
+
+
+# ---- Positions -------------------------------------------------------------------------------------------------------
+
+
+class NoPosition(nn.Module):
+    """Adds nothing to the embeddings, where the positions are in the attention."""
+
+    def forward(self, positions):
+        return torch.zeros((), device=positions.device)
+
+
+class NoRotation(nn.Module):
+    """Leaves queries and keys as they are, where the positions are in the embeddings."""
+
+    def forward(self, x, positions):
+        return x
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding (Su et al., 2021, section 3.2), in the half-split layout of Llama.
+
+    A head's channels i and i + hs / 2 are a point in the plane, turned by position / theta^(2 i / hs): the product of a
+    query and a key then depends on how far apart they are, and on nothing else of where they stand.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        hs = config.head_size
+        speed = config.rope_theta ** (-torch.arange(0, hs, 2) / hs)  # (hs / 2)
+        angles = torch.outer(torch.arange(config.block_size), speed)  # (block_size, hs / 2)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, x, positions):
+        cos, sin = self.cos[positions].to(x.dtype), self.sin[positions].to(x.dtype)  # (T, hs / 2)
+        a, b = x.chunk(2, dim=-1)  # (B, nh, T, hs / 2) each
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)  # (B, nh, T, hs)
+
+
+# ---- Attention -------------------------------------------------------------------------------------------------------
+
+
+def textbook_attention(q, k, v):
+    """Causal `scaled_dot_product_attention`, in the words of the textbook: (B, nh, T, hs) each, in and out."""
+    later = torch.full((q.size(2), q.size(2)), -math.inf, dtype=q.dtype, device=q.device).triu(1)  # (T, T)
+    scores = (q * q.size(3) ** -0.5) @ k.transpose(2, 3) + later  # (B, nh, T, T)
+    return F.softmax(scores, dim=-1) @ v
+
+
+class Attention(nn.Module):
+    """Causal attention (Vaswani et al., 2017, section 3.2) with grouped queries (Ainslie et al., 2023).
+
+    Each of the nkv heads of keys and values serves nh / nkv heads of queries. Multi-head attention is nkv = nh.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        C, hs = config.n_embd, config.head_size
+        self.num_heads, self.kv_heads = config.num_heads, config.kv_heads
+        self.query = nn.Linear(C, config.num_heads * hs, bias=config.bias)
+        self.key = nn.Linear(C, config.kv_heads * hs, bias=config.bias)
+        self.value = nn.Linear(C, config.kv_heads * hs, bias=config.bias)
+        self.out = nn.Linear(config.num_heads * hs, C, bias=config.bias)
+        norm = nn.RMSNorm(hs, eps=config.norm_eps, elementwise_affine=False)
+        self.qk_norm = norm if config.qk_norm else nn.Identity()
+        self.rotary = Rotary(config) if config.position == "rotary" else NoRotation()
+
+    def forward(self, x, positions, cache=None):
+        """(B, T, C) in and out. `positions` (T); with a `cache`, x continues what is in there."""
+        B, T, C = x.shape
+        q = self.query(x).view(B, T, self.num_heads, -1).transpose(1, 2)  # (B, T, nh, hs) -> (B, nh, T, hs)
+        k = self.key(x).view(B, T, self.kv_heads, -1).transpose(1, 2)  # (B, nkv, T, hs)
+        v = self.value(x).view(B, T, self.kv_heads, -1).transpose(1, 2)  # (B, nkv, T, hs)
+        q, k = self.rotary(self.qk_norm(q), positions), self.rotary(self.qk_norm(k), positions)
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, nkv, S, hs), S = all tokens so far
+        groups = self.num_heads // self.kv_heads
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (B, nh, S, hs)
+        if T == k.size(2) > 1 and q.dtype == torch.bfloat16 and q.device.type == "cpu":
+            y = textbook_attention(q, k, v)  # there the fast way takes twice as long
+        else:  # a single token may look at everything; more than one start with an empty cache
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)  # (B, nh, T, hs)
+        return self.out(y.transpose(1, 2).reshape(B, T, C))  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
+
+
+# ---- Feed-forward ----------------------------------------------------------------------------------------------------
+
+
+class FeedForward(nn.Module):
+    """Each token by itself: wider, an activation, and back. (B, T, C) in and out."""
+
+    def __init__(self, config, activation):
+        super().__init__()
+        self.activation = activation
+        self.up = nn.Linear(config.n_embd, config.hidden_size, bias=config.bias)
+        self.down = nn.Linear(config.hidden_size, config.n_embd, bias=config.bias)
+
+    def forward(self, x):
+        return self.down(self.activation(self.up(x)))  # (B, T, C) -> (B, T, hidden) -> (B, T, C)
+
+
+class GatedFeedForward(FeedForward):
+    """SwiGLU (Shazeer, 2020): what passes is decided by a second, gating matrix."""
+
+    def __init__(self, config, activation):
+        super().__init__(config, activation)
+        self.gate = nn.Linear(config.n_embd, config.hidden_size, bias=config.bias)
+
+    def forward(self, x):
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+class SquaredReLU(nn.Module):
+    """ReLU, squared (So et al., 2021)."""
+
+    def forward(self, x):
+        x = F.relu(x)
+        return x * x
+
+
+def make_feed_forward(config):
+    """The feed-forward that the configuration names."""
+    if config.feed_forward == "swiglu":
+        return GatedFeedForward(config, nn.SiLU())
+    activations = {"relu": nn.ReLU(), "relu2": SquaredReLU(), "gelu": nn.GELU(approximate="tanh")}
+    return FeedForward(config, activations[config.feed_forward])
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each behind a norm and added to what came in (Xiong et al., 2020)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config)
+        self.feed_forward_norm = make_norm(config)
+        self.feed_forward = make_feed_forward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, positions, cache=None):
+        x = x + self.dropout(self.attention(self.attention_norm(x), positions, cache))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # (B, T, C)

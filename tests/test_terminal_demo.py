@@ -1,0 +1,279 @@
+"""terminal_demo.py: as a command, in a pipe and at a terminal, and its talk line by line."""
+
+import io
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import terminal_demo
+from data.tokenizer import CharTokenizer
+from models.config import SamplingConfig
+from models.generate import generate
+from models.zoo import DevModel, EasyGPT
+from training.checkpoint import save_checkpoint
+
+SCRIPT = Path(terminal_demo.__file__)
+TOKENIZER = CharTokenizer("\n abcdefghijklmnopqrstuvwxyz")
+
+
+def save(path, model_class, seed):
+    """A checkpoint of a small model without the zeros of the start, with which every text is as likely."""
+    torch.manual_seed(seed)
+    model = model_class(n_embd=16, block_size=12, n_blocks=2, num_heads=4, vocab_size=TOKENIZER.vocab_size).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    save_checkpoint(path, model, TOKENIZER)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    save(folder / "other.pt", EasyGPT, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return save(folder / "model.pt", DevModel, seed=0)
+
+
+@pytest.fixture
+def demo(folder, model, capsys, monkeypatch):
+    """Runs the command on lines of standard input; returns what it wrote to its output and to its errors."""
+    monkeypatch.setattr(terminal_demo, "SHIPPED", folder / "model.pt")
+
+    def run(*arguments, stdin=()):
+        data = stdin if isinstance(stdin, bytes) else "".join(f"{line}\n" for line in stdin).encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+        monkeypatch.setattr(sys, "argv", ["terminal_demo.py", "--device", "cpu", *map(str, arguments)])
+        terminal_demo.main()
+        return capsys.readouterr()
+
+    return run
+
+
+def greedy(model, prompt, n):
+    return TOKENIZER.decode(generate(model, TOKENIZER.encode(prompt), n, SamplingConfig(temperature=0)))
+
+
+# ---- The command -----------------------------------------------------------------------------------------------------
+
+
+def command(folder, *arguments, **options):
+    command = [sys.executable, SCRIPT, folder / "model.pt", "--device", "cpu", *arguments]
+    return subprocess.Popen(command, env=os.environ | {"PYTHONUTF8": "1", "TERM": "xterm"}, **options)
+
+
+def test_in_a_pipe_comes_what_generate_gives_and_nothing_else(folder, model):
+    process = command(folder, "--prompt", "heÉllo中", "--max_tokens", "40", "--temperature", "0",
+                      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    out, err = process.communicate()
+    assert process.returncode == 0
+    assert out == greedy(model, "hello", 40) + "\n"
+    assert re.fullmatch(r"skipped.*: 'É', '中'\n40 tokens in \d+\.\d s, [\d,]+ tokens/s\n", err)
+
+
+def test_a_pipe_that_closes_ends_it_quietly(folder, model):
+    process = command(folder, "--prompt", "", "--max_tokens", str(10**9),
+                      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert len(process.stdout.read(100)) == 100  # as it is made, long before its end
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 0
+
+
+class Terminal:
+    """The command at a terminal, typed to and read from."""
+
+    def __init__(self, folder):
+        import pty
+
+        self.shown = ""
+        self.screen, end = pty.openpty()
+        self.process = command(folder, stdin=end, stdout=end, stderr=end, start_new_session=True)
+        os.close(end)
+
+    def type(self, keys):
+        os.write(self.screen, keys.encode())
+
+    def ctrl_c(self):
+        self.process.send_signal(signal.SIGINT)
+
+    def until(self, pattern):
+        """What is shown from here to the end of the first match of a pattern."""
+        while not (match := re.search(pattern, self.shown, re.DOTALL)):
+            assert select.select([self.screen], [], [], 60)[0], f"nothing more after {self.shown!r}"
+            self.shown += os.read(self.screen, 4096).decode()
+        seen, self.shown = self.shown[: match.end()], self.shown[match.end() :]
+        return seen
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX terminal")
+def test_at_a_terminal_ctrl_c_ends_the_reply_and_not_the_talk(folder, model):
+    pytest.importorskip("readline")
+    terminal = Terminal(folder)
+    try:
+        greeting = terminal.until(r"> ")
+        assert "DevModel" in greeting and "500" in greeting and "Ctrl-C" in greeting and "exit" in greeting
+
+        terminal.type("\n")  # it writes without end: far more than the 500 tokens of a reply to a prompt
+        terminal.until(r".{2000}")
+        terminal.ctrl_c()
+        end = terminal.until(r"tokens/s[^>]*> ")
+        n_tokens = re.search(r"\033\[2m([\d,]+) tokens in .* s, .* tokens/s\033\[0m", end)[1]
+        assert int(n_tokens.replace(",", "")) > 500
+
+        terminal.ctrl_c()
+        assert "exit" in terminal.until(r"leaves[^>]*> ")
+
+        terminal.type("/seed 7\n")
+        terminal.until(r"seed 7\s[^>]*seed 7\s[^>]*> ")  # typed, and answered
+        terminal.type("\x1b[A\n")  # arrow up
+        terminal.until(r"seed 7\s[^>]*seed 7\s[^>]*> ")
+
+        terminal.type("exit\n")
+        assert terminal.process.wait(60) == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.screen)
+
+
+# ---- Replies ---------------------------------------------------------------------------------------------------------
+
+
+def test_lines_of_a_pipe_are_prompts_and_the_replies_show_them(demo, model):
+    out, err = demo("--temperature", 0, "--max_tokens", 15, stdin=["hello", "", " the é"])
+    replies = [greedy(model, prompt, 15) for prompt in ("hello", "\n", " the ")]  # "\n" stands before no prompt
+    assert out == "hello{}\n{}\n the {}\n".format(*replies)
+    assert err.count("15 tokens in") == 3 and "skipped, as the vocabulary lacks them: 'é'\n" in err
+
+
+def test_the_same_seed_writes_the_same_text(demo):
+    first, other = demo("--seed", 1, "--prompt", "hello").out, demo("--seed", 2, "--prompt", "hello").out
+    assert len(first) == 501 and first == demo("--seed", 1, "--prompt", "hello").out != other
+    out = demo("--max_tokens", 500, stdin=["/seed 2", "hello", "/seed 1", "hello"]).out
+    assert out == f"hello{other}hello{first}"
+
+
+def test_without_a_seed_each_reply_is_another(demo):
+    assert demo("--prompt", "hello").out != demo("--prompt", "hello").out
+
+
+def test_a_prompt_of_unknown_characters_alone_is_no_prompt(demo):
+    assert demo("--seed", 1, "--prompt", "中文").out == demo("--seed", 1, "--prompt", "").out
+
+
+def test_bytes_that_are_no_text_are_skipped(demo, model):
+    out, err = demo("--temperature", 0, "--max_tokens", 5, stdin=b"a\xffb\n")
+    assert out == f"ab{greedy(model, 'ab', 5)}\n" and "skipped" in err
+
+
+# ---- Commands --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line, answer", [
+    ("/temperature 0.5", "temperature 0.5"), ("/top_k 3", "top_k 3"), ("/top_p 0.9", "top_p 0.9"),
+    ("/repetition_penalty 1.2", "repetition_penalty 1.2"), ("/seed  7 ", "seed 7"), ("/max_tokens 9", "max_tokens 9"),
+])  # fmt: skip
+def test_a_command_sets_what_the_argument_of_its_name_sets(demo, line, answer):
+    name, value = answer.split()
+    out, err = demo("--max_tokens", 60, *["--seed", 3] * (name != "seed"), stdin=[line, f"/{name}", "hello"])
+    assert err.splitlines()[:2] == [answer, answer]
+    arguments = {"--max_tokens": 60, "--seed": 3} | {f"--{name}": value}
+    assert f"hello{demo('--prompt', 'hello', *(word for item in arguments.items() for word in item)).out}" == out
+
+
+@pytest.mark.parametrize("name", ["top_k", "top_p", "seed"])
+def test_off_takes_a_setting_back(demo, name):
+    assert demo(stdin=[f"/{name}", f"/{name} 1", f"/{name} off"]).err.split("\n")[::2] == [f"{name} off"] * 2
+
+
+def test_help_shows_every_command_and_the_present_values(demo, folder):
+    lines = demo("--top_p", 0.75, stdin=["/temperature 0.6", "/help"]).err.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["/temperature", "/top_k", "/top_p", "/repetition_penalty", "/seed",
+                                                   "/max_tokens", "/load", "exit"]
+    values = ["0.6", "off", "0.75", "1.0", "off", "500", str(folder / "model.pt")]
+    assert [line.rsplit(": ", 1)[1] for line in lines[:-1]] == values
+
+
+@pytest.mark.parametrize("leave", ["exit", "quit", "/exit", " exit "])
+def test_after_exit_nothing_is_answered(demo, leave):
+    assert demo(stdin=[leave, "hello", "/help"]) == ("", "")
+
+
+def test_load_takes_another_model(demo, folder):
+    arguments = ["--seed", 1, "--max_tokens", 20]
+    out, err = demo(*arguments, stdin=["/load", "hello", f"/load {folder / 'other.pt'}", "hello"])
+    assert "model.pt: DevModel" in err and "other.pt: EasyGPT" in err
+    before = demo(*arguments, stdin=["hello"]).out
+    assert out.startswith(before) and out.removeprefix(before) not in ("", before)
+
+
+def test_a_load_that_fails_leaves_the_model_that_was_there(demo, folder):
+    (folder / "text.pt").write_text("no checkpoint")
+    arguments = ["--seed", 1, "--max_tokens", 20]
+    out, err = demo(*arguments, stdin=[f"/load {folder / 'none.pt'}", f"/load {folder / 'text.pt'}", "hello"])
+    assert out == demo(*arguments, stdin=["hello"]).out
+    assert re.match(r"error: .*none\.pt.*\nerror: .*text\.pt.*\n20 tokens in", err)
+
+
+@pytest.mark.parametrize("line, quoted", [
+    ("/temperature -1", "temperature cannot be -1"), ("/temperature warm", "temperature cannot be 'warm'"),
+    ("/temperature nan", "nan"), ("/temperature off", "'off'"), ("/top_k 0", "top_k cannot be 0"),
+    ("/top_k 2.5", "'2.5'"), ("/top_p 1.5", "top_p cannot be 1.5"), ("/seed x", "a whole number, or off"),
+    ("/repetition_penalty 0", "repetition_penalty cannot be 0"), ("/max_tokens 0", "max_tokens cannot be 0"),
+    ("/load /no/such.pt", "such.pt"), ("/sing", "there is no command /sing"), ("/", "/help"),
+])  # fmt: skip
+def test_a_mistake_is_named_in_one_line_and_the_talk_goes_on(demo, line, quoted):
+    arguments = ["--seed", 1, "--max_tokens", 5]
+    out, err = demo(*arguments, stdin=[line, "hello"])
+    assert out == demo(*arguments, stdin=["hello"]).out
+    assert re.fullmatch(r"error: .*\n5 tokens in .*\n", err) and quoted in err
+
+
+# ---- Bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def error_line(demo, capsys):
+    """Runs the command, which must fail as it should, and returns what it says."""
+
+    def run(*arguments, **options):
+        with pytest.raises(SystemExit) as end:
+            demo(*arguments, **options)
+        out, err = capsys.readouterr()
+        assert end.value.code == 2 and out == ""
+        return re.fullmatch(r"error: (.*)\n", err)[1]
+
+    return run
+
+
+@pytest.mark.parametrize("setting, value", [("temperature", -1), ("top_k", 0), ("top_p", 0), ("max_tokens", -5)])
+def test_settings_that_cannot_be_are_quoted(error_line, setting, value):
+    assert f"{setting} cannot be {value}" in error_line(f"--{setting}", value)
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_a_checkpoint_that_was_cut_short_is_named(error_line, folder, share):
+    whole = (folder / "model.pt").read_bytes()
+    (folder / "cut.pt").write_bytes(whole[: int(share * len(whole))])
+    assert "cut.pt" in error_line(folder / "cut.pt")
+
+
+def test_a_checkpoint_that_is_not_there_is_named(error_line, folder):
+    assert "none.pt" in error_line(folder / "none.pt")
+
+
+def test_without_the_model_that_ships_it_says_how_to_make_one(error_line, folder, monkeypatch):
+    monkeypatch.setattr(terminal_demo, "SHIPPED", folder / "none.pt")
+    line = error_line()
+    assert "transformer_4d.py" in line and "train.py config/" in line and "terminal_demo.py PATH" in line

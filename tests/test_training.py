@@ -1,0 +1,313 @@
+"""The training of models: schedules, the loop, resuming, and train.py and estimate.py as commands."""
+
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+import train
+import transformer_4d
+from models.zoo import ZOO, DevModel
+from training.checkpoint import load_model
+from training.evaluate import estimate_loss
+from training.loop import Progress, fit
+from training.optim import Muon, lr_factor, make_optimizers
+from training.run import build_model
+from training.run import train as run
+from training.settings import ModelSettings, OptimSettings, Settings, TrainingSettings
+from utils.errors import UserError
+
+ROOT = Path(train.__file__).parent
+TEXT = "".join(f"The {a} asks the {b}: why {c}?\n" for a in ("fox", "owl", "hen", "bee") for b in ("sea", "oak", "sun")
+               for c in ("so late", "not sing", "that red hat", "again", "me", "us, of all"))  # 1,800 letters or so
+TINY = {"n_embd": 16, "block_size": 12, "n_blocks": 2, "num_heads": 4}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with a text to train on."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "input.txt").write_text(TEXT, encoding="utf-8")
+    return tmp_path
+
+
+def tiny_settings(*more):
+    """Settings of a run of seconds, as the command line gives them."""
+    tiny = [f"--model.{name}={value}" for name, value in TINY.items()]
+    return train.parse([*tiny, "--run=tiny", "--training.max_iters=6", "--training.eval_interval=2", "--training.device=cpu",
+                        "--training.batch_size=4", "--training.dtype=float32", "--output.sample_tokens=5", *more])
+
+
+def command(script, *arguments, **more):
+    return subprocess.run([sys.executable, ROOT / script, *arguments], capture_output=True, text=True, encoding="utf-8", **more)
+
+
+def losses(folder):
+    """Step, training and validation loss of each line of metrics.jsonl."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(line["step"], line["train_loss"], line["val_loss"]) for line in map(json.loads, lines)]
+
+
+# ---- Optimizers and schedules ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule, expected", [
+    ("linear", [1 / 3, 2 / 3, 1.0, 0.775, 0.55, 0.325]),
+    ("cosine", [1 / 3, 2 / 3, 1.0, 0.1 + 0.45 * (1 + math.cos(math.pi / 4)), 0.55, 0.1 + 0.45 * (1 - math.cos(math.pi / 4))]),
+    ("wsd", [1 / 3, 2 / 3, 1.0, 1.0, 1.0, 1.0]),
+])
+def test_the_learning_rates_rise_and_fall_as_computed_by_hand(schedule, expected):
+    s = OptimSettings(schedule=schedule, warmup_iters=2, final_lr=0.1)
+    assert [lr_factor(step, s, max_iters=6) for step in range(6)] == pytest.approx(expected)
+
+
+def test_warmup_stable_decay_falls_in_the_last_fifth():
+    s = OptimSettings(schedule="wsd", warmup_iters=0)
+    assert [lr_factor(step, s, max_iters=100) for step in (0, 50, 80, 90, 99)] == pytest.approx([1, 1, 1, 0.5, 0.05])
+
+
+def test_the_muon_of_both_halves_takes_the_same_steps():
+    torch.manual_seed(0)
+    weights = [torch.randn(12, 5).requires_grad_() for _ in range(2)]
+    weights[1].data.copy_(weights[0].data)
+    muons = (Muon([weights[0]], 0.02, 0.1, 0.9, torch.float32), transformer_4d.Muon([weights[1]], 0.02, 0.1, torch.float32))
+    for _ in range(3):
+        grad = torch.randn(12, 5)
+        for weight, muon in zip(weights, muons, strict=True):
+            weight.grad = grad.clone()
+            muon.step()
+    assert torch.equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_each_weight_has_one_optimizer_and_only_matrices_in_blocks_decay(name):
+    model = ZOO["EasyGPT"](**TINY | {"num_kv_heads": 2, "n_hidden": 24, "vocab_size": 11})  # a tied head, and norms
+    groups = [group for optimizer in make_optimizers(model, OptimSettings(name=name), torch.float32)
+              for group in optimizer.param_groups]
+    seen = [id(weight) for group in groups for weight in group["params"]]
+    assert sorted(seen) == sorted(id(weight) for weight in model.parameters())
+    decayed = {id(weight) for group in groups if group["weight_decay"] for weight in group["params"]}
+    expected = {id(weight) for name, weight in model.named_parameters() if "blocks" in name and weight.ndim == 2}
+    assert decayed == expected
+
+
+# ---- The loop --------------------------------------------------------------------------------------------------------
+
+
+def fit_once(model, batches, accumulation):
+    """The weights after one step of plain gradient descent on these micro-batches."""
+    s = TrainingSettings(max_iters=1, accumulation=accumulation, eval_interval=1)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    fit(model, [sgd], lambda step: 1.0, lambda step, i: batches[i], lambda *_: False, s, Progress(),
+        torch.float32, torch.amp.GradScaler("cpu", enabled=False))
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+
+def tiny_model():
+    torch.manual_seed(0)
+    model = DevModel(**TINY, vocab_size=11)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return model
+
+
+def test_micro_batches_give_the_step_of_one_large_batch_however_many_targets_each_has():
+    x, y = torch.randint(11, (2, 6, 12))
+    y[0], y[1, 3:], y[4, :10] = -100, -100, -100
+    whole = fit_once(tiny_model(), [(x, y)], accumulation=1)
+    parts = fit_once(tiny_model(), list(zip(x.split(2), y.split(2), strict=True)), accumulation=3)
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-6)
+    equal_weights = fit_once(tiny_model(), [(x[:2], y[:2])], accumulation=1)
+    assert not torch.allclose(equal_weights, whole, atol=1e-4)
+
+
+def test_the_loss_of_a_split_is_that_of_its_windows_one_by_one():
+    model, tokens = tiny_model().eval(), np.random.default_rng(0).integers(11, size=12 * 3 + 8)
+    total = 0.0
+    for start in range(0, len(tokens) - 1, 12):
+        window = torch.from_numpy(tokens[start : start + 13])
+        total += F.cross_entropy(model(window[None, :-1])[0][0], window[1:], reduction="sum").item()
+    assert estimate_loss(model, tokens, batch_size=2) == pytest.approx(total / (len(tokens) - 1), rel=1e-5)
+    assert estimate_loss(model, tokens, batch_size=2) == estimate_loss(model, tokens, batch_size=2)
+
+
+def test_a_run_leaves_its_checkpoints_metrics_picture_and_settings(folder, capsys):
+    run(tiny_settings())
+    out = folder / "checkpoints" / "tiny"
+    assert {path.name for path in out.iterdir()} == {"best.pt", "last.pt", "metrics.jsonl", "loss.png", "settings.yaml"}
+    assert [step for step, _, _ in losses(out)] == [0, 2, 4, 6]
+    assert losses(out)[0][1] is None and losses(out)[0][2] == pytest.approx(math.log(len(set(TEXT))), abs=0.1)
+    assert min(loss for _, _, loss in losses(out)) < losses(out)[0][2]
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert yaml.safe_load((out / "settings.yaml").read_text())["model"]["n_embd"] == 16
+    model, tokenizer = load_model(out / "best.pt")
+    tokens = np.array(tokenizer.encode(TEXT))
+    best = min(loss for _, _, loss in losses(out))
+    assert estimate_loss(model, tokens[int(0.9 * len(tokens)):], 4) == pytest.approx(best, rel=1e-6)
+    assert f"best validation loss {best:.4f}" in capsys.readouterr().out
+
+
+def test_half_precision_halves_the_file_and_keeps_the_loss(folder):
+    for name, half in (("whole", "false"), ("half", "true")):
+        run(tiny_settings(f"--run={name}", f"--output.half={half}", "--model.n_embd=64"))
+    paths = [folder / "checkpoints" / name / "best.pt" for name in ("whole", "half")]
+    sizes = [path.stat().st_size for path in paths]
+    assert sizes[1] < 0.6 * sizes[0]
+    tokens = np.array(load_model(paths[0])[1].encode(TEXT))
+    whole, half = (estimate_loss(load_model(path)[0], tokens, 4) for path in paths)
+    assert half == pytest.approx(whole, abs=1e-3)
+
+
+def test_patience_ends_a_run_that_gets_no_better(folder):
+    run(tiny_settings("--training.patience=2", "--training.max_iters=100", "--optim.muon_lr=1e-30", "--optim.adamw_lr=1e-30"))
+    assert [step for step, _, _ in losses(folder / "checkpoints" / "tiny")] == [0, 2, 4]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_what_was_saved(folder):
+    run(tiny_settings())
+    before = {name: (folder / "checkpoints" / "tiny" / name).read_bytes() for name in ("best.pt", "last.pt")}
+    with pytest.raises(UserError, match="the loss is nan at step"):
+        run(tiny_settings("--resume", "--training.max_iters=30", "--optim.adamw_lr=1e30", "--optim.muon_lr=1e30"))
+    assert before == {name: (folder / "checkpoints" / "tiny" / name).read_bytes() for name in before}
+
+
+def test_a_run_does_not_write_over_another(folder):
+    run(tiny_settings())
+    with pytest.raises(UserError, match="holds a run already.*--resume"):
+        run(tiny_settings())
+    with pytest.raises(UserError, match="cannot read .*none.*last.pt"):
+        run(tiny_settings("--resume", "--run=none"))
+
+
+# ---- Resuming --------------------------------------------------------------------------------------------------------
+
+LONG = [*(f"--model.{name}={value}" for name, value in TINY.items()), "--model.dropout=0.3", "--training.max_iters=60",
+        "--training.eval_interval=5", "--training.batch_size=4", "--training.accumulation=2", "--training.device=cpu",
+        "--output.sample_tokens=5"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The losses of a run that nothing interrupts, and the weights at its end."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    (folder / "data").mkdir()
+    (folder / "data" / "input.txt").write_text(TEXT, encoding="utf-8")
+    done = command("train.py", *LONG, "--run=long", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return losses(folder / "checkpoints" / "long"), torch.load(folder / "checkpoints" / "long" / "last.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
+def test_an_interrupted_run_goes_on_bit_for_bit(folder, unbroken, how):
+    if sys.platform == "win32":
+        pytest.skip("Windows has no such signals")
+    out = folder / "checkpoints" / "long"
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *LONG, "--run=long"], cwd=folder,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not (out / "last.pt").exists() or len(losses(out)) < 3):
+        time.sleep(0.01)
+    process.send_signal(signal.Signals[how])
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == {"SIGKILL": -9, "SIGINT": 0}[how], stderr
+    assert 3 <= len(losses(out)) < 13
+    done = command("train.py", *LONG, "--run=long", "--resume", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    expected, last = unbroken
+    scheduled = [line for line in losses(out) if line[0] % 5 == 0]
+    if how == "SIGINT":  # an evaluation more splits the mean of the training loss
+        assert [(step, loss) for step, _, loss in scheduled] == [(step, loss) for step, _, loss in expected]
+    else:
+        assert scheduled == expected
+    weights = torch.load(out / "last.pt", weights_only=True)["weights"]
+    assert all(torch.equal(weights[name], weight) for name, weight in last["weights"].items())
+
+
+# ---- Commands --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_yaml_builds(path):
+    settings = train.parse([str(path)])
+    assert settings.run == path.stem
+    with torch.device("meta"):
+        build_model(settings.model, vocab_size=65)
+
+
+def test_the_command_line_needs_no_torch_before_it_is_understood():
+    code = "import sys, train; train.parse(['--run', 'x']); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_command_line_changes_what_the_yaml_says(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model:\n  name: GPT2\n  n_blocks: 3\ntraining:\n  batch_size: 7\n")
+    settings = train.parse([str(tmp_path / "mine.yaml"), "--model.n_blocks", "4", "--sampling.top_k", "5"])
+    assert settings.model == ModelSettings(name="GPT2", n_blocks=4) and settings.sampling.top_k == 5
+    assert settings.training == TrainingSettings(batch_size=7)
+    assert settings == Settings(run="mine", model=settings.model, training=settings.training, sampling=settings.sampling)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--training.batch_sise=3"], "batch_sise"),
+    (["--training.max_iters=many"], "max_iters"),
+    (["--training.max_iters=0"], "max_iters"),
+    (["--optim.name=sgd"], "optim.name"),
+    (["--training.grad_clip=-1"], "grad_clip"),
+    (["--sampling.temperature=-1"], "temperature"),
+    (["--model.name=GPT5"], "GPT5"),
+    (["--model.num_heads=7"], "num_heads"),
+    (["--data.path=none.txt"], "none.txt"),
+    (["--output.folder=data/input.txt"], "input.txt"),
+    (["none.yaml"], "none.yaml"),
+])
+def test_bad_settings_are_named_in_one_line(folder, capsys, monkeypatch, arguments, message):
+    tiny = [] if arguments[0].endswith("yaml") else [f"--model.{name}={value}" for name, value in TINY.items()]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments[:1], *tiny, *arguments])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    shown = capsys.readouterr()
+    assert stop.value.code == 2
+    assert message in shown.err and "Traceback" not in shown.err
+    assert list(folder.iterdir()) == [folder / "data"]
+
+
+def test_estimate_tells_the_loss_of_both_halves_checkpoints(folder, monkeypatch):
+    run(tiny_settings())
+    monkeypatch.setattr(transformer_4d, "HERE", folder / "single")
+    (folder / "single" / "data").mkdir(parents=True)
+    (folder / "single" / "data" / "input.txt").write_text(TEXT, encoding="utf-8")
+    s = transformer_4d.Settings(**TINY, batch_size=4, max_iters=6, eval_interval=3, max_new_chars=5, device="cpu")
+    transformer_4d.train(s)
+    [single] = (folder / "single" / "checkpoints").iterdir()
+    checkpoint = torch.load(single, weights_only=True)
+    model = transformer_4d.TransformerModel(**checkpoint["config"])
+    model.load_state_dict(checkpoint["weights"])
+    ids = torch.tensor([checkpoint["tokenizer"]["vocab"].index(character) for character in TEXT])
+    expected = {"single": transformer_4d.evaluate(model, ids[int(0.9 * len(ids)):], 4),
+                "tiny": min(loss for _, _, loss in losses(folder / "checkpoints" / "tiny"))}
+    for name, path in (("single", single), ("tiny", folder / "checkpoints" / "tiny" / "best.pt")):
+        done = command("estimate.py", path, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        loss = float(re.search(r"loss +([\d.]+)", done.stdout)[1])
+        assert loss == pytest.approx(expected[name], abs=0.01)  # bfloat16, where that is fast
+        assert float(re.search(r"perplexity +([\d.]+)", done.stdout)[1]) == pytest.approx(math.exp(loss), rel=1e-3)
+        assert float(re.search(r"character +([\d.]+)", done.stdout)[1]) == pytest.approx(loss / math.log(2), abs=1e-3)
+
+
+def test_estimate_names_the_characters_that_the_checkpoint_lacks(folder):
+    run(tiny_settings())
+    (folder / "other.txt").write_text("The fox asks 中 é" * 100, encoding="utf-8")
+    done = command("estimate.py", "checkpoints/tiny/best.pt", "--data", "other.txt", cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "'中', 'é'" in done.stderr

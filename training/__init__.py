@@ -1,0 +1,1 @@
+"""Training: the loop, what it optimises with, how its results are measured and kept."""

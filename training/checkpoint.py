@@ -1,0 +1,78 @@
+"""The only way that a model is saved and loaded."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from data.tokenizer import tokenizer_from_dict
+from models.zoo import ZOO
+from utils.errors import UserError
+from utils.files import replacing
+
+FORMAT_VERSION = 1
+SHIPPED = Path(__file__).parents[1] / "checkpoints" / "shakespeare" / "best.pt"
+
+
+def save_checkpoint(path, model, tokenizer, half=False, **more):
+    """Write a model and its tokenizer to one file, whole or not at all; `half` turns the weights into float16.
+
+    `more` is kept as it is: the optimizers' states and the like. Raises UserError if it cannot be written.
+    """
+    weights = model.state_dict()
+    if half:  # a tied weight is one tensor under two names, and stays one
+        halves = {weight.data_ptr(): weight.half() for weight in weights.values()}
+        weights = {name: halves[weight.data_ptr()] for name, weight in weights.items()}
+    with replacing(Path(path)) as file:
+        torch.save({"format_version": FORMAT_VERSION, "model_class": type(model).__name__, "config": vars(model.config),
+                    "tokenizer": tokenizer.to_dict(), "weights": weights, **more}, file)
+
+
+def read_checkpoint(path, device="cpu"):
+    """The dictionary that a checkpoint file holds. Raises UserError for a file that is none; never runs code of it."""
+    try:
+        if not zipfile.is_zipfile(path):
+            Path(path).open("rb").close()
+            raise UserError(f"{path} is not a checkpoint, or only a part of one: train again, or fetch it again")
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} holds more than numbers and text, which could run code: it was not loaded") from None
+    except (RuntimeError, EOFError, KeyError, ValueError):
+        raise UserError(f"{path} is damaged: train again, or fetch it again") from None
+    needed = {"format_version", "model_class", "config", "tokenizer", "weights"}
+    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
+        raise UserError(f"{path} is not a checkpoint of this project: give one that train.py or transformer_4d.py wrote")
+    if checkpoint["format_version"] != FORMAT_VERSION:
+        raise UserError(f"{path} has format {checkpoint['format_version']}, this version reads {FORMAT_VERSION}: update it")
+    return checkpoint
+
+
+def load_model(path, device="cpu"):
+    """The model, in evaluation mode and float32, and the tokenizer of a checkpoint file. Raises UserError."""
+    checkpoint = read_checkpoint(path, device)
+    name = checkpoint["model_class"]
+    if name not in ZOO:
+        raise UserError(f"{path} holds a {name}, which models/zoo.py does not know")
+    try:
+        model = ZOO[name](**checkpoint["config"]).to(device)
+    except TypeError as error:
+        raise UserError(f"{path} has a configuration that {name} does not take: {error}") from None
+    load_weights(model, checkpoint["weights"], path)
+    return model.eval(), tokenizer_from_dict(checkpoint["tokenizer"])
+
+
+def load_weights(model, weights, path):
+    """Put the weights of the file `path` into a model. A missing, extra or misshapen one is a UserError naming it."""
+    expected = model.state_dict()
+    for name in expected.keys() | weights.keys():
+        if name not in weights:
+            raise UserError(f"{path} lacks the weight {name}")
+        if name not in expected:
+            raise UserError(f"{path} has a weight {name}, for which {type(model).__name__} has no place")
+        if expected[name].shape != weights[name].shape:
+            raise UserError(f"{path} has {name} of shape {tuple(weights[name].shape)}, "
+                            f"{type(model).__name__} takes {tuple(expected[name].shape)}")
+    model.load_state_dict(weights)

@@ -1,0 +1,161 @@
+"""A run: settings in, a folder with checkpoints, metrics and a picture out."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from tqdm import tqdm
+
+from data.corpora import name_of, read_text
+from data.tokenizer import CharTokenizer, tokenizer_from_dict
+from data.windows import RandomWindows
+from models.generate import generate_text
+from models.zoo import ZOO
+from training.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from training.evaluate import estimate_loss
+from training.loop import Progress, check_finite, fit
+from training.optim import lr_factor, make_optimizers
+from training.plots import plot_losses
+from training.precision import autocast, pick_device, pick_dtype
+from utils.errors import UserError
+from utils.files import replacing
+
+
+def split(tokens):
+    """The training and the validation tokens: the first nine tenths, and the rest."""
+    return np.split(tokens, [int(0.9 * len(tokens))])
+
+
+def build_model(s, vocab_size):
+    """The model that ModelSettings describe. Raises UserError."""
+    if s.name not in ZOO:
+        raise UserError(f"there is no model {s.name}: choose one of {', '.join(ZOO)}")
+    changes = {name: value for name, value in vars(s).items() if name != "name" and value is not None}
+    return ZOO[s.name](**changes, vocab_size=vocab_size)
+
+
+def train(settings):
+    """Do a run by `Settings`. Raises UserError."""
+    s, folder = settings.training, Path(settings.output.folder) / settings.run
+    last_path = folder / "last.pt"
+    if settings.resume:
+        saved = read_checkpoint(last_path)
+    elif last_path.exists():
+        raise UserError(f"{folder} holds a run already: go on with it by --resume, or give this one another --run NAME")
+
+    text = read_text(settings.data.path)
+    print(f"text: {settings.data.path} ({name_of(text)}), {len(text):,} characters, {len(set(text))} different")
+    tokenizer = tokenizer_from_dict(saved["tokenizer"]) if settings.resume else CharTokenizer.of_text(text)
+    train_tokens, val_tokens = split(np.array(tokenizer.encode(text), dtype=np.uint16))
+
+    torch.manual_seed(s.seed)
+    device = pick_device(s.device)
+    dtype = pick_dtype(device, s.dtype)
+    model = build_model(settings.model, tokenizer.vocab_size).to(device)
+    if len(val_tokens) <= model.block_size:  # the training split is nine times as long
+        raise UserError(f"the text is too short: its last tenth, for validation, has {len(val_tokens)} tokens and a window "
+                        f"takes block_size + 1 = {model.block_size + 1}. Give more text or a smaller --model.block_size")
+    model.activation_checkpointing = s.activation_checkpointing
+    n_params = sum(weight.numel() for weight in model.parameters())
+    print(f"model: {settings.model.name}, {n_params:,} parameters, on {device} in {str(dtype).removeprefix('torch.')}")
+
+    optimizers = make_optimizers(model, settings.optim, dtype)
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+    progress = Progress()
+    if settings.resume:
+        load_weights(model, saved["weights"], last_path)
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})  # its settings are those of today
+        scaler.load_state_dict(saved["scaler"])
+        progress = Progress(**saved["progress"])
+        print(f"going on from step {progress.step}")
+    windows = RandomWindows(train_tokens, model.block_size, s.batch_size, s.seed)
+    record = Record(folder, settings, model, tokenizer, optimizers, scaler, val_tokens, dtype, progress)
+    fit(
+        compiled(model, windows.batch(0, 0), s.compile, dtype), optimizers,
+        lambda step: lr_factor(step, settings.optim, s.max_iters), windows.batch, record.evaluated, s, progress, dtype, scaler,
+    )
+    print(f"{progress.step} steps in {progress.seconds / 60:.1f} minutes, best validation loss {progress.best_loss:.4f}")
+    print(f"{folder / 'best.pt'}: talk to it with python terminal_demo.py {folder / 'best.pt'}")
+
+
+def compiled(model, batch, wish, dtype):
+    """The model by torch.compile, where that is wished for and can be had; else the model."""
+    device = next(model.parameters()).device
+    if wish == "no" or wish == "auto" and device.type != "cuda":
+        return model
+    try:
+        faster = torch.compile(model)
+        with autocast(device.type, dtype), torch.no_grad():
+            faster(*(ids.to(device) for ids in batch))
+        return faster
+    except Exception as error:  # no compiler, no Triton: whatever it is, the model works as it is
+        print(f"torch.compile is not to be had here ({str(error).splitlines()[0]}): training goes on without it")
+        return model
+
+
+class Record:
+    """What a run leaves behind: best.pt, last.pt, metrics.jsonl, loss.png and settings.yaml in its folder."""
+
+    def __init__(self, folder, settings, model, tokenizer, optimizers, scaler, val_tokens, dtype, progress):
+        self.folder, self.settings, self.model, self.tokenizer = folder, settings, model, tokenizer
+        self.optimizers, self.scaler, self.val_tokens, self.dtype = optimizers, scaler, val_tokens, dtype
+        self.metrics = []
+        if settings.resume:  # what was written after the last save is measured again
+            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            self.metrics = [line for line in map(json.loads, lines) if line["step"] <= progress.step]
+        self.write("settings.yaml", yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, allow_unicode=True))
+        self.board = make_board(folder) if settings.output.tensorboard else None
+
+    def write(self, name, text):
+        with replacing(self.folder / name) as file:
+            file.write(text.encode())
+
+    def evaluated(self, progress, train_loss):
+        """Measure the model, save it, show what it does. Returns True to stop: patience is at its end."""
+        s = self.settings.training
+        device = next(self.model.parameters()).device.type
+        with autocast(device, self.dtype):
+            val_loss = estimate_loss(self.model, self.val_tokens, s.batch_size)
+        check_finite(torch.tensor(val_loss), progress.step)
+        best = val_loss < progress.best_loss
+        progress.best_loss = min(val_loss, progress.best_loss)
+        progress.evaluations_since_best = 0 if best else progress.evaluations_since_best + 1
+        tokens = progress.step * s.batch_size * s.accumulation * self.model.block_size
+        self.metrics.append({"step": progress.step, "tokens": tokens, "train_loss": train_loss, "val_loss": val_loss,
+                             "seconds": round(progress.seconds, 1)})
+        if best:
+            save_checkpoint(self.folder / "best.pt", self.model, self.tokenizer, half=self.settings.output.half)
+        self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
+        save_checkpoint(self.folder / "last.pt", self.model, self.tokenizer, progress=vars(progress),
+                        optimizers=[optimizer.state_dict()["state"] for optimizer in self.optimizers],
+                        scaler=self.scaler.state_dict())
+        plot_losses(self.metrics, self.folder / "loss.png", f"{self.settings.run}: {type(self.model).__name__}")
+        self.show(progress.step, train_loss, val_loss, best)
+        return s.patience is not None and progress.evaluations_since_best >= s.patience
+
+    def show(self, step, train_loss, val_loss, best):
+        """The losses, and what the model writes now."""
+        trained = "" if train_loss is None else f"training loss {train_loss:.4f}  "
+        tqdm.write(f"step {step:5}  {trained}validation loss {val_loss:.4f}{'  best so far' if best else ''}")
+        if self.board:
+            self.board.add_scalars("loss", {"training": train_loss or math.nan, "validation": val_loss}, step)
+            self.board.flush()
+        if self.settings.output.sample_tokens:
+            self.model.eval()
+            sample = generate_text(self.model, self.tokenizer, "", self.settings.output.sample_tokens, self.settings.sampling)
+            tqdm.write("    " + "".join(sample).strip().replace("\n", "\n    "))
+            self.model.train()
+
+
+def make_board(folder):
+    """A writer for TensorBoard. Raises UserError if that is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("TensorBoard is not installed: pip install tensorboard") from None
+    return SummaryWriter(folder)

@@ -1,0 +1,130 @@
+"""The settings of a run. They need no torch, so that --help is quick."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from models.config import SamplingConfig
+from utils.errors import check_numbers
+
+
+@dataclass
+class DataSettings:
+    """The text."""
+
+    path: str = "data/input.txt"
+    """A UTF-8 text; the default is fetched if it is not there (tiny Shakespeare)."""
+
+
+@dataclass
+class ModelSettings:
+    """The model: a class of models/zoo.py, and what to change of it."""
+
+    name: str = "BardGPT"
+    """A class of models/zoo.py."""
+    n_embd: int | None = None
+    """Width; None, here and below: that of the class."""
+    block_size: int | None = None
+    """Context."""
+    n_blocks: int | None = None
+    """Depth."""
+    num_heads: int | None = None
+    """Attention heads in a block."""
+    num_kv_heads: int | None = None
+    """Heads of keys and values in a block."""
+    n_hidden: int | None = None
+    """Width of the feed-forward's inside."""
+    dropout: float | None = None
+    """Share of activations set to zero in training."""
+
+
+@dataclass
+class OptimSettings:
+    """The optimizer and its learning rates."""
+
+    name: Literal["muon", "adamw"] = "muon"
+    """Muon for the matrices in the blocks and AdamW for all else, or AdamW for everything."""
+    muon_lr: float = 0.02
+    """Highest learning rate of Muon."""
+    adamw_lr: float = 0.005
+    """Highest learning rate of AdamW. About 0.001 or less when it has everything."""
+    weight_decay: float = 0.1
+    """Pull of the matrices in the blocks towards zero."""
+    momentum: float = 0.9
+    """Muon's momentum."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averages of the gradient and of its square."""
+    schedule: Literal["cosine", "linear", "wsd"] = "linear"
+    """How the learning rates fall after the warm-up; wsd (warm-up, stable, decay): only in the last fifth, linearly."""
+    warmup_iters: int = 20
+    """Steps in which the learning rates rise."""
+    final_lr: float = 0.0
+    """What is left of the learning rates at the end, as a share of the highest."""
+
+    def __post_init__(self):
+        check_numbers(self, positive=("muon_lr", "adamw_lr"),
+                      not_negative=("weight_decay", "momentum", "warmup_iters", "final_lr"))
+
+
+@dataclass
+class TrainingSettings:
+    """The loop."""
+
+    batch_size: int = 16
+    """Windows in one micro-batch."""
+    accumulation: int = 1
+    """Micro-batches in one step."""
+    max_iters: int = 1000
+    """Steps."""
+    eval_interval: int = 250
+    """Steps between evaluations; each one saves."""
+    grad_clip: float = 1.0
+    """Greatest length of the gradient."""
+    patience: int | None = None
+    """Stop after this many evaluations in a row without a better loss; None: never."""
+    seed: int = 1337
+    """The same seed on the same machine gives the same numbers."""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """auto: the first of CUDA, MPS and CPU that is there."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """What matrices are multiplied in; auto: what the hardware is fastest in and safe with."""
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """torch.compile; auto: on CUDA."""
+    activation_checkpointing: bool = False
+    """Recompute activations instead of keeping them: less memory, a third more time."""
+
+    def __post_init__(self):
+        check_numbers(self, positive=("batch_size", "accumulation", "max_iters", "eval_interval", "grad_clip", "patience"),
+                      not_negative=("seed",))
+
+
+@dataclass
+class OutputSettings:
+    """What the run writes."""
+
+    folder: str = "checkpoints"
+    """The run writes to a folder of its own in here."""
+    half: bool = False
+    """Keep best.pt in float16: half the size."""
+    sample_tokens: int = 200
+    """Tokens to write after each evaluation."""
+    tensorboard: bool = False
+    """Write for TensorBoard, too."""
+
+    def __post_init__(self):
+        check_numbers(self, not_negative=("sample_tokens",))
+
+
+@dataclass
+class Settings:
+    """A run."""
+
+    run: str | None = None
+    """Its name; None: that of the YAML file."""
+    resume: bool = False
+    """Go on where the run stopped."""
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)

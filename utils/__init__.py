@@ -1,0 +1,1 @@
+"""What everything else may lean on: it imports nothing of this project."""
