@@ -30,7 +30,7 @@ def parse(arguments):
         arguments = ["--config", *arguments]
     found = parser.parse_args(arguments)
     config = found.pop("config")
-    settings = Settings(**vars(parser.instantiate_classes(found)))
+    settings = Settings(**vars(parser.instantiate(found)))
     settings.run = settings.run or (Path(str(config[0])).stem if config else "run")
     return settings
 

@@ -37,7 +37,11 @@ class GPT(nn.Module):
             self.head.weight = self.token_embedding.weight
 
     def reset_parameters(self):
-        """Embeddings of std 0.02. Zeros where a block or the head ends: a block adds nothing at first, a calm start."""
+        """Embeddings of std 0.02. Zeros where a block or the head ends: a block adds nothing at first, a calm start.
+
+        With a tied head each token would then guess itself, and be sure of it. There a block ends as in GPT-2, with std
+        0.02 / sqrt(2 n_blocks).
+        """
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -46,9 +50,10 @@ class GPT(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.zeros_(self.head.weight)
+        end_std = 0.02 * (2 * self.config.n_blocks) ** -0.5 if self.config.tied else 0.0
         for block in self.blocks:
-            nn.init.zeros_(block.attention.out.weight)
-            nn.init.zeros_(block.feed_forward.down.weight)
+            nn.init.normal_(block.attention.out.weight, std=end_std)
+            nn.init.normal_(block.feed_forward.down.weight, std=end_std)
 
     def features(self, x, cache=None):
         """What the head reads, (B, T, C), for token ids x (B, T).

@@ -1,0 +1,242 @@
+"""Sampling against the model without a cache, against transformers, and with a model that writes the alphabet."""
+
+import doctest
+import itertools
+import random
+
+import pytest
+import torch
+import transformers
+from small_models import small_model
+
+import models.generate
+from data.tokenizer import CharTokenizer
+from models.config import SamplingConfig
+from models.generate import draw, generate, generate_text, window_start
+from models.zoo import ZOO
+from utils.errors import UserError
+
+GREEDY = SamplingConfig(temperature=0)
+
+# ---- The window ------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_window_is_true():
+    results = doctest.testmod(models.generate)
+    assert results.attempted and not results.failed
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3, 4, 7, 8])
+def test_the_window_drops_half_of_itself_when_it_is_full(block_size):
+    start = 0
+    for n in range(1, 100):
+        if n - start > block_size:
+            start += max(1, block_size // 2)
+        assert window_start(n, block_size) == start
+
+
+# ---- The cache -------------------------------------------------------------------------------------------------------
+
+
+def lively(name, block_size):
+    """A small model with strong opinions, so that greedy writing does not repeat one token for ever."""
+    model = small_model(name, block_size=block_size)
+    for weight in model.parameters():
+        weight.data *= 3
+    return model
+
+
+def window_logits(model, ids):
+    """The logits of the next token, with the whole window read afresh."""
+    with torch.no_grad():
+        return model(torch.tensor([ids[window_start(len(ids), model.block_size) :]]))[0][0, -1]
+
+
+@pytest.mark.parametrize("n_prompt", [1, 5, 30])
+@pytest.mark.parametrize("block_size", [1, 2, 7, 12])
+@pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])  # learned, rotary; EasyGPT: grouped queries
+def test_greedy_with_the_cache_is_greedy_without_also_past_the_context(name, block_size, n_prompt):
+    model, prompt = lively(name, block_size), [i * i % 11 for i in range(n_prompt)]
+    ids = list(prompt)
+    for _ in range(40):
+        ids.append(window_logits(model, ids).argmax().item())
+    assert list(generate(model, prompt, 40, GREEDY)) == ids[n_prompt:]
+
+
+@pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])
+def test_tokens_are_drawn_from_the_logits_that_the_model_gives_to_the_window(name, monkeypatch):
+    model, seen = lively(name, 7), []
+    monkeypatch.setattr(models.generate, "draw", lambda logits, *rest: seen.append(logits) or draw(logits, *rest))
+    ids = [3] + list(generate(model, [3], 40, SamplingConfig(temperature=3.0, seed=0)))
+    assert len(set(ids)) > 5
+    for n, logits in enumerate(seen, start=1):
+        torch.testing.assert_close(logits, window_logits(model, ids[:n]))
+
+
+def test_tokens_are_read_one_by_one_but_where_the_window_moves(monkeypatch):
+    model, lengths = small_model("BardGPT", block_size=8), []
+    features = model.features
+    monkeypatch.setattr(model, "features", lambda x, cache: lengths.append(x.size(1)) or features(x, cache))
+    list(generate(model, [1, 2, 3], 20, GREEDY))
+    assert lengths == [3, 1, 1, 1, 1, 1, 5, 1, 1, 1, 5, 1, 1, 1, 5, 1, 1, 1, 5, 1]
+
+
+# ---- Drawing ---------------------------------------------------------------------------------------------------------
+
+
+def theirs(logits, context, s):
+    """The probabilities (V) after the processors of transformers, in the order in which its `generate` has them."""
+    processors = [transformers.TemperatureLogitsWarper(s.temperature)]
+    if s.repetition_penalty != 1:
+        processors.insert(0, transformers.RepetitionPenaltyLogitsProcessor(s.repetition_penalty))
+    if s.top_k:
+        processors.append(transformers.TopKLogitsWarper(s.top_k))
+    if s.top_p:
+        processors.append(transformers.TopPLogitsWarper(s.top_p))
+    return transformers.LogitsProcessorList(processors)(torch.tensor([context]), logits[None].clone())[0].softmax(0)
+
+
+@pytest.mark.parametrize("settings", [
+    {"temperature": 1.0}, {"temperature": 0.5}, {"temperature": 2.0, "top_k": 4}, {"temperature": 1.0, "top_k": 99},
+    {"temperature": 1.0, "top_p": 0.7}, {"temperature": 0.7, "top_k": 6, "top_p": 0.9},
+    {"temperature": 1.0, "repetition_penalty": 1.8}, {"temperature": 1.5, "repetition_penalty": 0.6, "top_k": 5},
+], ids=str)  # fmt: skip
+def test_tokens_are_drawn_as_often_as_transformers_says(settings):
+    torch.manual_seed(0)
+    logits, context, s, n = torch.randn(9) * 1.5, [4, 0, 4, 7], SamplingConfig(**settings), 4000
+    expected = n * theirs(logits, context, s)
+    before, generator = logits.clone(), torch.Generator().manual_seed(0)
+    counts = torch.zeros(9)
+    for _ in range(n):
+        counts[draw(logits, context, s, generator)] += 1
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    chi_square = ((counts - expected).square() / expected)[possible].sum()
+    assert chi_square < 32  # of 8 degrees of freedom or fewer: by chance in one case of ten thousand
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("top_p, possible", [(0.4, {2}), (0.49, {2}), (0.51, {2, 0}), (0.9, {2, 0, 3}), (0.99, {0, 1, 2, 3})])
+def test_top_p_leaves_the_fewest_tokens_that_have_it_together(top_p, possible):
+    logits = torch.tensor([0.3, 0.05, 0.5, 0.15]).log()
+    s, generator = SamplingConfig(temperature=1.0, top_p=top_p), torch.Generator().manual_seed(0)
+    assert {draw(logits, [], s, generator) for _ in range(300)} == possible
+
+
+def test_temperature_zero_takes_the_likeliest_and_the_penalty_counts_there_too():
+    logits = torch.tensor([2.0, -1.0, 1.5])
+    assert draw(logits, [0, 1], GREEDY) == 0
+    assert draw(logits, [0, 1], SamplingConfig(temperature=0, repetition_penalty=2.0)) == 2  # of 1, -2, 1.5
+    assert draw(-logits, [1], SamplingConfig(temperature=0, repetition_penalty=4.0)) == 1  # of -2, 0.25, -1.5
+    assert draw(torch.tensor([-1.0, -1.5]), [0], SamplingConfig(temperature=0, repetition_penalty=2.0)) == 1
+
+
+def test_the_penalty_is_for_the_tokens_in_the_window(monkeypatch):
+    contexts = []
+    monkeypatch.setattr(models.generate, "draw", lambda logits, context, *_: contexts.append(context) or 0)
+    list(generate(small_model("BardGPT", block_size=4), [1, 2, 3], 4, GREEDY))
+    assert contexts == [[1, 2, 3], [1, 2, 3, 0], [3, 0, 0], [3, 0, 0, 0]]
+
+
+def test_the_same_seed_writes_the_same_and_no_seed_anew():
+    model = small_model("BardGPT")
+
+    def tokens(seed):
+        return list(generate(model, [0], 50, SamplingConfig(temperature=1.0, seed=seed)))
+
+    assert tokens(1) == tokens(1) != tokens(2)
+    assert tokens(None) != tokens(None)
+
+
+@pytest.mark.parametrize("seed", [1, None])
+def test_the_random_numbers_of_others_stay_as_they_were(seed):
+    model = small_model("BardGPT")
+    before = torch.get_rng_state()
+    list(generate(model, [0], 5, SamplingConfig(seed=seed)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"temperature": -1.0}, "temperature cannot be -1.0"), ({"temperature": float("nan")}, "temperature"),
+    ({"top_k": 0}, "top_k cannot be 0"), ({"top_p": 0.0}, "top_p cannot be 0.0"), ({"top_p": 1.1}, "top_p"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty cannot be 0.0"),
+])  # fmt: skip
+def test_sampling_that_cannot_be_is_quoted(change, named):
+    with pytest.raises(UserError, match=named):
+        SamplingConfig(**change)
+
+
+# ---- Text ------------------------------------------------------------------------------------------------------------
+
+
+def alphabet_model():
+    """After each of its eight tokens comes the next one, and after the last the first."""
+    model = ZOO["RainbowGPT"](n_embd=8, num_heads=2, n_blocks=1, block_size=6, vocab_size=8, dropout=0.0).eval()
+    with torch.no_grad():
+        model.token_embedding.weight.copy_(torch.eye(8))
+        model.position_embedding.weight.zero_()
+        model.head.weight.copy_(torch.eye(8).roll(1, 0))
+    return model
+
+
+def pieces(prompt, n, vocab="abcdefgh", **stops):
+    return list(generate_text(alphabet_model(), CharTokenizer(vocab), prompt, n, GREEDY, **stops))
+
+
+def test_text_continues_the_prompt_for_as_many_tokens_as_are_asked_for():
+    assert pieces("cd", 7) == ["e", "f", "g", "h", "a", "b", "c"]
+    assert pieces("cd", 0) == []
+
+
+def test_an_empty_prompt_is_the_start_of_a_line():
+    assert pieces("", 3, vocab="abcd\nfgh") == ["f", "g", "h"]
+    assert pieces("", 3) == ["b", "c", "d"]  # where there are no lines, the first token
+
+
+def test_text_comes_as_it_is_made():
+    endless = generate_text(alphabet_model(), CharTokenizer("abcdefgh"), "a", 10**9, GREEDY)
+    assert "".join(itertools.islice(endless, 10)) == "bcdefghabc"
+
+
+def test_a_stop_token_ends_the_text_and_is_not_part_of_it():
+    assert "".join(pieces("c", 20, stop_tokens=(0,))) == "defgh"
+    assert list(generate(alphabet_model(), [2], 20, GREEDY, stop_tokens=(6, 5))) == [3, 4]
+
+
+def test_a_stop_string_ends_the_text_and_nothing_of_it_is_shown():
+    assert "".join(pieces("a", 20, stop_strings=("efg",))) == "bcd"
+    assert "".join(pieces("a", 20, stop_strings=("efg", "gh", "de"))) == "bc"
+    assert "".join(pieces("g", 20, stop_strings=("hab",))) == ""
+    assert "".join(pieces("c", 20, stop_strings=("cd",))) == "efghab" or pytest.fail("the prompt is no part of the text")
+
+
+def test_a_false_start_of_a_stop_string_is_held_back_and_then_shown():
+    assert pieces("a", 6, stop_strings=("cdx",)) == ["b", "cde", "f", "g"]
+    assert pieces("a", 3, stop_strings=("cdx",)) == ["b", "cd"]  # at the end it is clear, too
+
+
+def shown(tokens, stops):
+    """The pieces to be shown: after each token, all that cannot be the start of a stop string."""
+    n_shown = 0
+    for end in range(1, len(tokens) + 1):
+        text = "".join(tokens[:end])
+        places = [text.index(stop) for stop in stops if stop in text]
+        clear = next(n for n in range(len(text) + 1) if not text[n:] or any(stop.startswith(text[n:]) for stop in stops))
+        ready = min(places) if places else len(text) if end == len(tokens) else clear
+        if ready > n_shown:
+            yield text[n_shown:ready]
+            n_shown = ready
+        if places:
+            return
+
+
+def test_stop_strings_across_tokens_of_several_characters_are_found(monkeypatch):
+    rng, vocab, stopped = random.Random(0), ["a", "b", "ab", "ba", "aab", "bbab"], 0
+    for _ in range(500):
+        ids = [rng.randrange(len(vocab)) for _ in range(rng.randrange(1, 9))]
+        stops = ["".join(rng.choices("ab", k=rng.randrange(2, 6))) for _ in range(rng.randrange(3))]
+        monkeypatch.setattr(models.generate, "generate", lambda *_, ids=ids: iter(ids))
+        written = generate_text(None, CharTokenizer(vocab), "", len(ids), GREEDY, stop_strings=stops)
+        assert "".join(written) == "".join(shown([vocab[i] for i in ids], stops))
+        stopped += any(stop in "".join(vocab[i] for i in ids) for stop in stops)
+    assert 100 < stopped < 400

@@ -1,0 +1,280 @@
+"""The zoo against formulas, against transformers, and against transformer_4d.py."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from small_models import SIZES, small_model
+
+import transformer_4d
+from data.tokenizer import CharTokenizer
+from models.config import ModelConfig
+from models.layers import textbook_attention
+from models.zoo import ZOO
+from training.checkpoint import load_model, save_checkpoint
+from utils.errors import UserError
+
+every_model = pytest.mark.parametrize("name", ZOO)
+
+
+def batch(rows=2):
+    return torch.randint(SIZES["vocab_size"], (2, rows, SIZES["block_size"]))  # x and y, (B, T) each
+
+
+# ---- Parameters ------------------------------------------------------------------------------------------------------
+
+
+def classic(C, T, L, V=65):
+    """LayerNorms with bias, matrices without, positions, and an untied head with a bias."""
+    return V * C + T * C + L * (12 * C * C + 2 * 2 * C) + 2 * C + (C * V + V)
+
+
+def gpt2(C, T, L, V):
+    """Biases everywhere, positions, and no head but the embedding."""
+    return V * C + T * C + L * (12 * C * C + (4 * C + 4 * C + C) + 2 * 2 * C) + 2 * C
+
+
+@pytest.mark.parametrize("name, published, formula", [
+    ("TransformerModel", 3_691_073, classic(384, 256, 2)),
+    ("RainbowGPT", 10_775_105, classic(384, 256, 6)),
+    ("DevModel", 10_775_105, classic(384, 256, 6)),
+    ("UltimateModel", 10_873_409, classic(384, 512, 6)),
+    ("HugeModel", 42_783_809, classic(768, 256, 6)),
+    ("BardGPT", 10_671_744, 65 * 384 + 6 * (12 * 384**2 + 2 * 384) + 384 + 384 * 65),
+    ("GPT2", 124_439_808, gpt2(768, 1024, 12, 50257)),
+    ("GPT2Medium", 354_823_168, gpt2(1024, 1024, 24, 50257)),
+    ("GPT2Large", 774_030_080, gpt2(1280, 1024, 36, 50257)),
+    ("GPT2XL", 1_557_611_200, gpt2(1600, 1024, 48, 50257)),
+    ("EasyGPT", 303_219_712, 50304 * 1024 + 24 * (2 * 1024**2 + 2 * 1024 * 256 + 3 * 1024 * 2560 + 2 * 1024) + 1024),
+    ("SmallGPT90M", 91_079_424, gpt2(768, 256, 12, 7587)),
+    ("SmallGPT300M", 295_394_880, gpt2(960, 256, 26, 7587)),
+    ("PoemGPT", 9_976_320, 20000 * 256 + 512 * 256 + 6 * (12 * 256**2 + 2 * 2 * 256) + 2 * 256),
+])  # fmt: skip
+def test_a_model_has_the_published_number_of_parameters(name, published, formula):
+    with torch.device("meta"):
+        model = ZOO[name]()
+    assert sum(weight.numel() for weight in model.parameters()) == published == formula
+
+
+# ---- What every model does -------------------------------------------------------------------------------------------
+
+
+@every_model
+def test_a_later_token_changes_no_earlier_logit(name):
+    model, (x, _) = small_model(name), batch()
+    before, _ = model(x)
+    for t in range(1, x.size(1)):
+        changed = x.clone()
+        changed[:, t] = (x[:, t] + 1) % SIZES["vocab_size"]
+        after, _ = model(changed)
+        torch.testing.assert_close(before[:, :t], after[:, :t])
+        assert not torch.allclose(before[:, t], after[:, t])
+        assert not torch.allclose(before[:, -1], after[:, -1])
+
+
+@every_model
+def test_the_first_loss_is_that_of_a_blind_guess(name):
+    torch.manual_seed(0)  # of full width: a tied head that guessed each token to follow itself would be surest there
+    model = ZOO[name](block_size=32, n_blocks=2, vocab_size=1000, dropout=0.0)
+    x, y = torch.randint(1000, (2, 4, 32))
+    assert model(x, y)[1].item() == pytest.approx(math.log(1000), abs=0.5 if model.config.tied else 1e-5)
+
+
+@every_model
+def test_one_batch_is_learned_by_heart(name):
+    torch.manual_seed(0)
+    model = ZOO[name](**SIZES)
+    x, y = batch(rows=4)  # nothing but memory can connect them
+    x[:, 0] = torch.arange(4)  # and the first token tells the rows apart
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(120):
+        _, loss = model(x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+
+
+@every_model
+def test_a_checkpoint_gives_the_same_model_back(name, tmp_path):
+    model, (x, _) = small_model(name), batch()
+    save_checkpoint(tmp_path / "model.pt", model, CharTokenizer("abcdefghijk"))
+    loaded, tokenizer = load_model(tmp_path / "model.pt")
+    assert type(loaded) is ZOO[name] and loaded.config == model.config and tokenizer.vocab == "abcdefghijk"
+    assert not loaded.training
+    assert torch.equal(loaded(x)[0], model(x)[0])
+    assert (loaded.head.weight is loaded.token_embedding.weight) == model.config.tied
+
+
+@every_model
+def test_the_loss_is_the_mean_over_the_targets_that_are_not_minus_100(name):
+    model, (x, y) = small_model(name), batch()
+    y[0, :5] = y[1, 7] = -100
+    logits, loss = model(x, y)
+    counted = [-logits[b, t].log_softmax(0)[y[b, t]] for b in range(2) for t in range(12) if y[b, t] >= 0]
+    assert len(counted) == 18
+    torch.testing.assert_close(loss, sum(counted) / 18)
+    assert torch.equal(model(x)[0], logits)  # of the same shape, with targets or without
+
+
+@every_model
+def test_activation_checkpointing_computes_a_block_twice_and_the_same_gradients(name):
+    model, (x, y) = small_model(name, dropout=0.2).train(), batch()
+    runs = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda *_: runs.append(1))
+
+    def gradients(recompute):
+        model.activation_checkpointing = recompute
+        model.zero_grad()
+        runs.clear()
+        torch.manual_seed(1)
+        model(x, y)[1].backward()
+        return len(runs), [weight.grad for weight in model.parameters()]
+
+    (kept_runs, kept), (recomputed_runs, recomputed) = gradients(False), gradients(True)
+    assert (kept_runs, recomputed_runs) == (2, 4)
+    torch.testing.assert_close(recomputed, kept)
+
+
+@every_model
+def test_a_model_in_bfloat16_is_the_model_in_float32_but_for_rounding(name):
+    model, (x, _) = small_model(name), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = model(x)
+    exact, _ = model(x)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+def test_dropout_is_for_training_alone():
+    model, (x, _) = small_model("RainbowGPT", dropout=0.2), batch()
+    assert torch.equal(model(x)[0], model(x)[0])
+    model.train()
+    assert not torch.allclose(model(x)[0], model(x)[0])
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_the_textbook_attention_and_the_fast_one_agree(dtype, tolerance):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 7, 8, dtype=dtype)  # (B, nh, T, hs) = (2, 3, 7, 8) each
+    fast = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(textbook_attention(q, k, v, dropout_p=0.0), fast, atol=tolerance, rtol=tolerance)
+
+
+# ---- transformer_4d.py -----------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_transformer_4d_gives_the_same_logits_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(transformer_4d, "HERE", tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "input.txt").write_text("To be, or not to be: " * 20, encoding="utf-8")
+    transformer_4d.train(transformer_4d.Settings(n_embd=32, block_size=12, num_heads=8, dropout=0.1, batch_size=2,
+                                                 max_iters=1, max_new_chars=1, device="cpu"))
+    [path] = (tmp_path / "checkpoints").iterdir()
+    checkpoint = torch.load(path, weights_only=True)
+    for weight in checkpoint["weights"].values():
+        weight.normal_(std=0.3)
+    torch.save(checkpoint, path)
+
+    original = transformer_4d.TransformerModel(**checkpoint["config"]).eval()
+    original.load_state_dict(checkpoint["weights"])
+    model, tokenizer = load_model(path)
+    ids = tokenizer.encode("or not to be")
+    assert tokenizer.decode(ids) == "or not to be" and ids == [checkpoint["tokenizer"]["vocab"].index(c) for c in "or not to be"]
+    torch.testing.assert_close(model(torch.tensor([ids]))[0], original(torch.tensor([ids]))[0])
+
+
+# ---- transformers ----------------------------------------------------------------------------------------------------
+
+LLAMA = {"token_embedding": "model.embed_tokens", "blocks": "model.layers", "final_norm": "model.norm", "head": "lm_head",
+         "attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm",
+         "attention": "self_attn", "query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_proj",
+         "feed_forward": "mlp", "gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+
+
+def as_llama(model):
+    """The weights of a model under Llama's names."""
+    return {".".join(LLAMA.get(part, part) for part in name.split(".")): weight
+            for name, weight in model.state_dict().items()}
+
+
+def llama_settings(config):
+    return {"hidden_size": config.n_embd, "intermediate_size": config.n_hidden, "vocab_size": config.vocab_size,
+            "num_hidden_layers": config.n_blocks, "num_attention_heads": config.num_heads,
+            "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_size,
+            "max_position_embeddings": config.block_size, "rms_norm_eps": config.norm_eps, "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
+
+
+def assert_same_logits(model, theirs, weights):
+    theirs.load_state_dict(weights)
+    x = torch.randint(model.config.vocab_size, (2, model.block_size))
+    with torch.no_grad():
+        torch.testing.assert_close(model(x)[0], theirs.eval()(x).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rope_theta", [10_000.0, 500.0])
+@pytest.mark.parametrize("num_kv_heads", [1, 4, 8])
+def test_grouped_queries_rms_norm_rotary_positions_and_swiglu_are_those_of_llama(num_kv_heads, rope_theta):
+    model = small_model("EasyGPT", block_size=64, num_kv_heads=num_kv_heads, rope_theta=rope_theta)
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama_settings(model.config)))
+    assert_same_logits(model, llama, as_llama(model))
+
+
+def test_queries_and_keys_are_normalised_as_in_qwen3():
+    model = small_model("EasyGPT", block_size=64, qk_norm=True)
+    qwen3 = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**llama_settings(model.config)))
+    unscaled = {f"model.layers.{i}.self_attn.{x}_norm.weight": torch.ones(4) for i in range(2) for x in "qk"}
+    assert_same_logits(model, qwen3, as_llama(model) | unscaled)
+
+
+@pytest.mark.parametrize("ours, theirs", [("gelu", "gelu_new"), ("relu", "relu"), ("relu2", "relu2")])
+def test_gpt2_is_that_of_transformers(ours, theirs):
+    model = small_model("GPT2", feed_forward=ours)
+    config = transformers.GPT2Config(n_embd=32, n_positions=12, n_layer=2, n_head=8, n_inner=48, vocab_size=11,
+                                     activation_function=theirs)
+    w = model.state_dict()
+    weights = {"transformer.wte.weight": w["token_embedding.weight"], "lm_head.weight": w["token_embedding.weight"],
+               "transformer.wpe.weight": w["position_embedding.weight"]}
+    for kind in ("weight", "bias"):
+        weights[f"transformer.ln_f.{kind}"] = w[f"final_norm.{kind}"]
+        for i in range(2):
+            us, them = f"blocks.{i}", f"transformer.h.{i}"
+            weights[f"{them}.ln_1.{kind}"] = w[f"{us}.attention_norm.{kind}"]
+            weights[f"{them}.ln_2.{kind}"] = w[f"{us}.feed_forward_norm.{kind}"]
+            qkv = torch.cat([w[f"{us}.attention.{part}.{kind}"] for part in ("query", "key", "value")])
+            weights[f"{them}.attn.c_attn.{kind}"] = qkv.T  # .T: a Conv1D holds its matrix the other way round
+            weights[f"{them}.attn.c_proj.{kind}"] = w[f"{us}.attention.out.{kind}"].T
+            weights[f"{them}.mlp.c_fc.{kind}"] = w[f"{us}.feed_forward.up.{kind}"].T
+            weights[f"{them}.mlp.c_proj.{kind}"] = w[f"{us}.feed_forward.down.{kind}"].T
+    assert_same_logits(model, transformers.GPT2LMHeadModel(config), weights)
+
+
+# ---- Bad configurations ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"n_embd": 0}, "n_embd cannot be 0"), ({"block_size": -1}, "block_size cannot be -1"),
+    ({"n_blocks": 0}, "n_blocks"), ({"num_heads": 0}, "num_heads"), ({"vocab_size": 0}, "vocab_size"),
+    ({"num_kv_heads": 0}, "num_kv_heads"), ({"n_hidden": 0}, "n_hidden"), ({"n_embd": 33}, "n_embd 33"),
+    ({"num_kv_heads": 3}, "num_kv_heads 3"), ({"num_kv_heads": 16}, "num_kv_heads 16"),
+    ({"n_embd": 24, "position": "rotary"}, "n_embd / num_heads, not 3"), ({"dropout": 1.0}, "dropout cannot be 1.0"),
+    ({"dropout": -0.1}, "dropout"), ({"dropout": math.nan}, "dropout"), ({"norm": "batch"}, "norm cannot be batch"),
+    ({"position": "sine"}, "position cannot be sine"), ({"feed_forward": "tanh"}, "feed_forward cannot be tanh"),
+    ({"norm_eps": 0.0}, "norm_eps"), ({"rope_theta": math.nan}, "rope_theta"),
+    ({"tied": True, "head_bias": True}, "head_bias"),
+])  # fmt: skip
+def test_a_configuration_that_cannot_be_is_quoted(change, named):
+    with pytest.raises(UserError) as error:
+        ModelConfig(**{"n_embd": 32, "block_size": 12, "n_blocks": 2, "num_heads": 8} | change)
+    assert named in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_change_to_a_named_model_is_checked_too():
+    with pytest.raises(UserError, match="num_heads 7"):
+        ZOO["RainbowGPT"](num_heads=7)
+    with pytest.raises(TypeError, match="n_heads"):
+        ZOO["RainbowGPT"](n_heads=6)
