@@ -26,7 +26,8 @@ REFERENCES = {"tiny Shakespeare": [
 @command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="?", default=SHIPPED, help="a .pt file of train.py or transformer_4d.py (%(default)s)")
+    parser.add_argument("checkpoint", nargs="?", default=SHIPPED,
+                        help="a .pt file of train.py or transformer_4d.py (%(default)s)")
     parser.add_argument("--data", default=DEFAULT_PATH, help="a UTF-8 text (%(default)s)")
     parser.add_argument("--split", choices=("val", "train", "all"), default="val",
                         help="its last tenth, the nine tenths before, or all of it (%(default)s)")

@@ -11,7 +11,6 @@ prompt, and the end of a line. Where standard input is no terminal, each of its 
 import argparse
 import contextlib
 import dataclasses
-import errno
 import os
 import sys
 import time
@@ -46,11 +45,6 @@ class ReplyConfig(SamplingConfig):
 
 def say(text):
     print(text, file=sys.stderr)
-
-
-def dim(text):
-    ansi = sys.stderr.isatty() and os.name != "nt"  # an older Windows console would show the codes
-    return f"\033[2m{text}\033[0m" if ansi else text
 
 
 def shown(value):
@@ -102,7 +96,9 @@ class Demo:
         finally:
             seconds, n_tokens = time.perf_counter() - start, len(self.tokenizer.encode(text))
             print(flush=True)
-            say(dim(f"{n_tokens:,} tokens in {seconds:.1f} s, {n_tokens / seconds:,.0f} tokens/s"))
+            ansi = sys.stderr.isatty() and os.name != "nt"  # an older Windows console would show the codes
+            dim, plain = ("\033[2m", "\033[0m") if ansi else ("", "")
+            say(f"{dim}{n_tokens:,} tokens in {seconds:.1f} s, {n_tokens / seconds:,.0f} tokens/s{plain}")
 
     def obey(self, line):
         """Do a command: without a value it shows the present one. Raises UserError."""
@@ -170,19 +166,11 @@ def main():
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="(%(default)s)")
     args = parser.parse_args()
     config = ReplyConfig(**{name: getattr(args, name) for name in SETTINGS})
-    if args.checkpoint == SHIPPED and not SHIPPED.exists():
-        raise UserError(f"there is no model in {SHIPPED}: make one by python transformer_4d.py or "
-                        "python train.py config/bard_gpt.yaml, then python terminal_demo.py PATH")
-    try:
-        demo = Demo(args.checkpoint, pick_device(args.device), config)
-        if args.prompt is None:
-            demo.talk()
-        else:
-            demo.write(demo.known(args.prompt), config.max_tokens)
-    except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EINVAL):  # a reader that has enough, such as head; EINVAL on Windows
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+    demo = Demo(args.checkpoint, pick_device(args.device), config)
+    if args.prompt is None:
+        demo.talk()
+    else:
+        demo.write(demo.known(args.prompt), config.max_tokens)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ class RandomWindows:
 
     def batch(self, *key):
         """x and y, int64, (B, T) each, for a key of whole numbers such as (step, micro-batch)."""
-        places = np.random.default_rng((self.seed, *key)).integers(len(self.tokens) - self.block_size, size=self.batch_size)
+        random = np.random.default_rng((self.seed, *key))
+        places = random.integers(len(self.tokens) - self.block_size, size=self.batch_size)
         windows = np.stack([self.tokens[place : place + self.block_size + 1] for place in places])  # (B, T + 1)
         windows = torch.from_numpy(windows.astype(np.int64))
         return windows[:, :-1], windows[:, 1:]

@@ -1,5 +1,6 @@
 """What a model is made of, and how it writes: two frozen dataclasses that check themselves. They need no torch."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
@@ -95,11 +96,13 @@ class SamplingConfig:
     """The same seed writes the same text; None draws anew each time."""
 
     def __post_init__(self):
-        if not self.temperature >= 0:
-            raise UserError(f"temperature cannot be {self.temperature}: give 0 or more")
+        if not (self.temperature == 0 or 1e-3 <= self.temperature < math.inf):
+            raise UserError(f"temperature cannot be {self.temperature}: give 0, or 0.001 or more")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k cannot be {self.top_k}: give 1 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p cannot be {self.top_p}: give a share above 0, up to 1")
-        if not self.repetition_penalty > 0:
+        if not 0 < self.repetition_penalty < math.inf:
             raise UserError(f"repetition_penalty cannot be {self.repetition_penalty}: give a number above zero")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise UserError(f"seed cannot be {self.seed}: give a whole number from 0 to below 2^63")

@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 
-from models.config import SamplingConfig
 from models.gpt import KVCache
 
 
@@ -22,11 +21,11 @@ def window_start(n, block_size):
 
 
 @torch.no_grad()
-def generate(model, ids, max_new_tokens, sampling=SamplingConfig(), stop_tokens=()):
+def generate(model, ids, max_new_tokens, sampling, stop_tokens=()):
     """Yield token ids, one by one, that continue the list `ids`, which is not empty.
 
-    It ends after `max_new_tokens`, or before the first of `stop_tokens`. The window moves as `window_start` says. The
-    model should be in evaluation mode.
+    It ends after `max_new_tokens`, or before the first of `stop_tokens`. `sampling` is a SamplingConfig. The window
+    moves as `window_start` says. The model should be in evaluation mode.
     """
     device = model.head.weight.device
     generator = torch.Generator(device)
@@ -66,7 +65,7 @@ def draw(logits, context, sampling, generator=None):
     return torch.multinomial(probabilities, 1, generator=generator).item()
 
 
-def generate_text(model, tokenizer, prompt, max_new_tokens, sampling=SamplingConfig(), stop_tokens=(), stop_strings=()):
+def generate_text(model, tokenizer, prompt, max_new_tokens, sampling, stop_tokens=(), stop_strings=()):
     """Yield pieces of text that continue `prompt`, as they are made, and never half a character.
 
     It ends before the first of `stop_strings`; what may be the start of one is held back until that is clear.

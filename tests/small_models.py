@@ -4,7 +4,8 @@ import torch
 
 from models.zoo import ZOO
 
-SIZES = {"n_embd": 32, "block_size": 12, "n_blocks": 2, "num_heads": 8, "n_hidden": 48, "vocab_size": 11, "dropout": 0.0}
+SIZES = {"n_embd": 32, "block_size": 12, "n_blocks": 2, "num_heads": 8, "n_hidden": 48, "vocab_size": 11,
+         "dropout": 0.0}
 
 
 def small_model(name, **changes):

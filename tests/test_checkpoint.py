@@ -163,7 +163,8 @@ def make_a_folder(path):
     path.mkdir()
 
 
-@pytest.mark.parametrize("make", [write_text, write_zip, write_weights_alone, write_a_tensor, make_a_folder, Path.unlink])
+@pytest.mark.parametrize("make", [write_text, write_zip, write_weights_alone, write_a_tensor, make_a_folder,
+                                  Path.unlink])
 def test_what_is_no_checkpoint_is_an_error_that_names_it(path, make):
     make(path)
     assert str(path) in error_of(path)

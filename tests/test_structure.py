@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-         for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]) if path.parent.name != "tests"}
 BELOW = {"utils": set(), "data": {"utils"}, "models": {"utils"}, "training": {"data", "models", "utils"}}
+FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+         for folder in (".", *BELOW) for path in sorted((ROOT / folder).glob("*.py"))}
 SCRIPTS = [name for name, path in FILES.items() if path.parent == ROOT]
 
 

@@ -10,39 +10,30 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from small_models import small_model
 
 import terminal_demo
 from data.tokenizer import CharTokenizer
 from models.config import SamplingConfig
 from models.generate import generate
-from models.zoo import DevModel, EasyGPT
 from training.checkpoint import save_checkpoint
 
 SCRIPT = Path(terminal_demo.__file__)
 TOKENIZER = CharTokenizer("\n abcdefghijklmnopqrstuvwxyz")
 
 
-def save(path, model_class, seed):
-    """A checkpoint of a small model without the zeros of the start, with which every text is as likely."""
-    torch.manual_seed(seed)
-    model = model_class(n_embd=16, block_size=12, n_blocks=2, num_heads=4, vocab_size=TOKENIZER.vocab_size).eval()
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.3)
-    save_checkpoint(path, model, TOKENIZER)
-    return model
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    save(folder / "other.pt", EasyGPT, seed=1)
+    save_checkpoint(folder / "other.pt", small_model("EasyGPT", vocab_size=TOKENIZER.vocab_size), TOKENIZER)
     return folder
 
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return save(folder / "model.pt", DevModel, seed=0)
+    model = small_model("DevModel", vocab_size=TOKENIZER.vocab_size)
+    save_checkpoint(folder / "model.pt", model, TOKENIZER)
+    return model
 
 
 @pytest.fixture
@@ -69,7 +60,8 @@ def greedy(model, prompt, n):
 
 def command(folder, *arguments, **options):
     command = [sys.executable, SCRIPT, folder / "model.pt", "--device", "cpu", *arguments]
-    return subprocess.Popen(command, env=os.environ | {"PYTHONUTF8": "1", "TERM": "xterm"}, **options)
+    environment = os.environ | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "", "TERM": "xterm"}
+    return subprocess.Popen(command, env=environment, **options)
 
 
 def test_in_a_pipe_comes_what_generate_gives_and_nothing_else(folder, model):
@@ -155,6 +147,20 @@ def test_lines_of_a_pipe_are_prompts_and_the_replies_show_them(demo, model):
     replies = [greedy(model, prompt, 15) for prompt in ("hello", "\n", " the ")]  # "\n" stands before no prompt
     assert out == "hello{}\n{}\n the {}\n".format(*replies)
     assert err.count("15 tokens in") == 3 and "skipped, as the vocabulary lacks them: 'é'\n" in err
+
+
+def test_text_appears_as_it_is_made(demo, monkeypatch):
+    stdout, seen = io.BytesIO(), []
+
+    def pieces(*_):
+        for piece in ("one ", "two ", "three"):
+            yield piece
+            seen.append(stdout.getvalue())
+
+    monkeypatch.setattr(terminal_demo, "generate_text", pieces)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stdout))
+    demo("--prompt", "")
+    assert seen == [b"one ", b"one two ", b"one two three"]
 
 
 def test_the_same_seed_writes_the_same_text(demo):

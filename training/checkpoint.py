@@ -36,6 +36,9 @@ def read_checkpoint(path, device="cpu"):
             Path(path).open("rb").close()
             raise UserError(f"{path} is not a checkpoint, or only a part of one: train again, or fetch it again")
         checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}: python train.py config/bard_gpt.yaml or python transformer_4d.py makes a "
+                        "checkpoint, say then where it is") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except pickle.UnpicklingError:
@@ -44,9 +47,10 @@ def read_checkpoint(path, device="cpu"):
         raise UserError(f"{path} is damaged: train again, or fetch it again") from None
     needed = {"format_version", "model_class", "config", "tokenizer", "weights"}
     if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
-        raise UserError(f"{path} is not a checkpoint of this project: give one that train.py or transformer_4d.py wrote")
+        raise UserError(f"{path} is not a checkpoint of this project: give one of train.py or transformer_4d.py")
     if checkpoint["format_version"] != FORMAT_VERSION:
-        raise UserError(f"{path} has format {checkpoint['format_version']}, this version reads {FORMAT_VERSION}: update it")
+        raise UserError(f"{path} has format {checkpoint['format_version']}, and {FORMAT_VERSION} is what is read here: "
+                        "update the project")
     return checkpoint
 
 
@@ -61,7 +65,11 @@ def load_model(path, device="cpu"):
     except TypeError as error:
         raise UserError(f"{path} has a configuration that {name} does not take: {error}") from None
     load_weights(model, checkpoint["weights"], path)
-    return model.eval(), tokenizer_from_dict(checkpoint["tokenizer"])
+    tokenizer = tokenizer_from_dict(checkpoint["tokenizer"])
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(f"{path} has a tokenizer of {tokenizer.vocab_size} tokens for a model of "
+                        f"{model.config.vocab_size}: they do not belong together")
+    return model.eval(), tokenizer
 
 
 def load_weights(model, weights, path):

@@ -45,8 +45,8 @@ def fit(model, optimizers, lr_factor, batch, evaluated, s, progress, dtype, scal
 
     - `lr_factor(step)`: the share of the optimizers' learning rates that this step takes.
     - `batch(step, i)`: x and y, (B, T) each, of micro-batch i.
-    - `evaluated(progress, train_loss)`: called before the first step, every `s.eval_interval` steps and at the end, with
-      the mean loss since the last time (None at the start); it measures, saves, shows, and returns True to stop.
+    - `evaluated(progress, train_loss)`: called before the first step, every `s.eval_interval` steps and at the end,
+      with the mean loss since the last time (None at the start); it measures, saves, shows; True from it means stop.
     - `dtype` is what matrices are multiplied in, `scaler` the GradScaler (disabled unless that is float16).
 
     All that is random in a step follows from the seed and the number of the step, so a run that goes on from saved
@@ -64,7 +64,8 @@ def fit(model, optimizers, lr_factor, batch, evaluated, s, progress, dtype, scal
                     if ctrl_c.is_set():
                         tqdm.write("Ctrl-C: one last evaluation (a second Ctrl-C leaves at once)")
                     progress.step, progress.seconds = step, time.perf_counter() - started
-                    last |= evaluated(progress, check_finite(torch.stack(losses).mean(), step) if losses else None)
+                    train_loss = check_finite(torch.stack(losses).mean(), step) if losses else None
+                    last |= evaluated(progress, train_loss)
                     losses = []
                 if last:
                     return
@@ -76,7 +77,7 @@ def fit(model, optimizers, lr_factor, batch, evaluated, s, progress, dtype, scal
             batches = [batch(step, i) for i in range(s.accumulation)]
             targets = sum((y != -100).sum() for _, y in batches)
             step_loss = torch.zeros((), device=device)
-            for x, y in batches:  # each loss is a mean: weighed by its targets, together they are that of one large batch
+            for x, y in batches:  # means, weighed by their targets, add up to the mean of one large batch
                 with autocast(device.type, dtype):
                     _, loss = model(x.to(device), y.to(device))
                 loss = loss * ((y != -100).sum() / targets).to(device)
@@ -102,6 +103,6 @@ def fit(model, optimizers, lr_factor, batch, evaluated, s, progress, dtype, scal
 def check_finite(loss, step):
     """The loss as a number. Raises UserError if it is none."""
     if not math.isfinite(loss):
-        raise UserError(f"the loss is {loss.item()} at step {step}, so the training stops; what was saved is as it was. "
+        raise UserError(f"the loss is {loss.item()} at step {step}, so training stops; what was saved is as it was. "
                         "Try lower learning rates or a longer warm-up")
     return loss.item()

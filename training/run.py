@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +44,7 @@ def train(settings):
     if settings.resume:
         saved = read_checkpoint(last_path)
     elif last_path.exists():
-        raise UserError(f"{folder} holds a run already: go on with it by --resume, or give this one another --run NAME")
+        raise UserError(f"{folder} holds a run already: --resume goes on with it, --run NAME names another")
 
     text = read_text(settings.data.path)
     print(f"text: {settings.data.path} ({name_of(text)}), {len(text):,} characters, {len(set(text))} different")
@@ -57,8 +56,8 @@ def train(settings):
     dtype = pick_dtype(device, s.dtype)
     model = build_model(settings.model, tokenizer.vocab_size).to(device)
     if len(val_tokens) <= model.block_size:  # the training split is nine times as long
-        raise UserError(f"the text is too short: its last tenth, for validation, has {len(val_tokens)} tokens and a window "
-                        f"takes block_size + 1 = {model.block_size + 1}. Give more text or a smaller --model.block_size")
+        raise UserError(f"the text is too short: its last tenth, for validation, has {len(val_tokens)} tokens, and a "
+                        f"window takes {model.block_size + 1}. Give more text or a smaller --model.block_size")
     model.activation_checkpointing = s.activation_checkpointing
     n_params = sum(weight.numel() for weight in model.parameters())
     print(f"model: {settings.model.name}, {n_params:,} parameters, on {device} in {str(dtype).removeprefix('torch.')}")
@@ -75,12 +74,12 @@ def train(settings):
         print(f"going on from step {progress.step}")
     windows = RandomWindows(train_tokens, model.block_size, s.batch_size, s.seed)
     record = Record(folder, settings, model, tokenizer, optimizers, scaler, val_tokens, dtype, progress)
-    fit(
-        compiled(model, windows.batch(0, 0), s.compile, dtype), optimizers,
-        lambda step: lr_factor(step, settings.optim, s.max_iters), windows.batch, record.evaluated, s, progress, dtype, scaler,
-    )
-    print(f"{progress.step} steps in {progress.seconds / 60:.1f} minutes, best validation loss {progress.best_loss:.4f}")
-    print(f"{folder / 'best.pt'}: talk to it with python terminal_demo.py {folder / 'best.pt'}")
+    faster = compiled(model, windows.batch(0, 0), s.compile, dtype)
+    fit(faster, optimizers, lambda step: lr_factor(step, settings.optim, s.max_iters), windows.batch, record.evaluated,
+        s, progress, dtype, scaler)
+    minutes = progress.seconds / 60
+    print(f"{progress.step} steps in {minutes:.1f} minutes, best validation loss {progress.best_loss:.4f}")
+    print(f"talk to it: python terminal_demo.py {folder / 'best.pt'}")
 
 
 def compiled(model, batch, wish, dtype):
@@ -143,11 +142,14 @@ class Record:
         trained = "" if train_loss is None else f"training loss {train_loss:.4f}  "
         tqdm.write(f"step {step:5}  {trained}validation loss {val_loss:.4f}{'  best so far' if best else ''}")
         if self.board:
-            self.board.add_scalars("loss", {"training": train_loss or math.nan, "validation": val_loss}, step)
+            for name, loss in (("training", train_loss), ("validation", val_loss)):
+                if loss is not None:
+                    self.board.add_scalar(f"loss/{name}", loss, step)
             self.board.flush()
         if self.settings.output.sample_tokens:
             self.model.eval()
-            sample = generate_text(self.model, self.tokenizer, "", self.settings.output.sample_tokens, self.settings.sampling)
+            sample = generate_text(self.model, self.tokenizer, "", self.settings.output.sample_tokens,
+                                   self.settings.sampling)
             tqdm.write("    " + "".join(sample).strip().replace("\n", "\n    "))
             self.model.train()
 
@@ -158,4 +160,4 @@ def make_board(folder):
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("TensorBoard is not installed: pip install tensorboard") from None
-    return SummaryWriter(folder)
+    return SummaryWriter(folder / "tensorboard")

@@ -93,8 +93,8 @@ class TrainingSettings:
     """Recompute activations instead of keeping them: less memory, a third more time."""
 
     def __post_init__(self):
-        check_numbers(self, positive=("batch_size", "accumulation", "max_iters", "eval_interval", "grad_clip", "patience"),
-                      not_negative=("seed",))
+        positive = ("batch_size", "accumulation", "max_iters", "eval_interval", "grad_clip", "patience")
+        check_numbers(self, positive, not_negative=("seed",))
 
 
 @dataclass

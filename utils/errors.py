@@ -1,6 +1,8 @@
 """What the user can mend is one line, never a traceback."""
 
+import errno
 import functools
+import os
 import sys
 
 
@@ -17,12 +19,17 @@ def check_numbers(settings, positive=(), not_negative=()):
 
 
 def command(main):
-    """Decorate the `main` of a script: a UserError ends it with one line and exit code 2, Ctrl-C with 130."""
+    """Decorate the `main` of a script: a UserError ends it with one line and exit code 2, Ctrl-C with 130.
+
+    A reader that has enough, such as `head`, ends it in silence. What is not shown in a terminal is UTF-8.
+    """
 
     @functools.wraps(main)
     def run(*args, **kwargs):
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # a Windows console may lack some of a text's characters
+            if not stream.isatty():
+                stream.reconfigure(encoding="utf-8")
         try:
             return main(*args, **kwargs)
         except UserError as error:
@@ -30,5 +37,9 @@ def command(main):
             sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(130)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EINVAL):  # EINVAL: a closed pipe on Windows
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
 
     return run
