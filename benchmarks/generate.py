@@ -48,9 +48,10 @@ def transformers(model, n):
 def transformers_model(c, n_positions):
     """transformers' GPT-2 in the shape of the ModelConfig c. Raises UserError."""
     try:
-        from transformers import GPT2Config, GPT2LMHeadModel
+        from transformers import GPT2Config, GPT2LMHeadModel, logging
     except ImportError:
         raise UserError("transformers is not installed: pip install transformers") from None
+    logging.set_verbosity_error()  # else it asks for a mask of padding, of which there is none
     return GPT2LMHeadModel(GPT2Config(n_embd=c.n_embd, n_positions=n_positions, n_layer=c.n_blocks, n_head=c.num_heads,
                                       vocab_size=c.vocab_size, bos_token_id=None, eos_token_id=None, pad_token_id=0))
 

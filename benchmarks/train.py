@@ -12,7 +12,8 @@ context. What the optimizers multiply does not count.
 """
 
 import argparse
-import os
+import contextlib
+import io
 import sys
 import timeit
 from functools import partial
@@ -22,7 +23,6 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ["TQDM_DISABLE"] = "1"  # a line per turn is enough
 
 from side_by_side import in_turns, nanogpt_model  # noqa: E402
 
@@ -42,7 +42,8 @@ def our_trainer(model, batch, dtype):
 
     def advance(steps):
         settings = TrainingSettings(max_iters=progress.step + steps)
-        fit(model, optimizers, lambda step: 1.0, batch, lambda *_: False, settings, progress, dtype, scaler)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar: a line per turn is enough here
+            fit(model, optimizers, lambda step: 1.0, batch, lambda *_: False, settings, progress, dtype, scaler)
 
     return advance
 
@@ -53,7 +54,7 @@ def nanogpt_trainer(model, batch):
 
     def advance(steps):
         for step in range(steps):
-            _, loss = model(*batch(step, 0))
+            _, loss = model(*(ids.contiguous() for ids in batch(step, 0)))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

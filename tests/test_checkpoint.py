@@ -82,10 +82,12 @@ def test_a_checkpoint_cut_short_is_an_error(path, share):
     assert str(path) in error_of(path)
 
 
-def test_a_checkpoint_with_damaged_contents_is_an_error(path):
+@pytest.mark.parametrize("share", [0.005, 0.5])  # in the pickle, the first file of the archive, and in a weight
+def test_a_checkpoint_with_damaged_contents_is_an_error(path, share):
     data = path.read_bytes()
-    path.write_bytes(data[:200] + bytes(100) + data[300:])  # in the pickle, the first file of the archive
-    assert str(path) in error_of(path)
+    start = int(share * len(data))
+    path.write_bytes(data[:start] + bytes(100) + data[start + 100 :])
+    assert f"{path} is damaged" in error_of(path)
 
 
 def test_a_missing_weight_is_named(path):
@@ -177,6 +179,9 @@ def test_what_is_no_checkpoint_is_an_error_that_names_it(path, make):
     ({"config": {"n_embd": "wide"}}, "configuration"),
     ({"config": {"num_heads": 7}}, "num_heads 7"),
     ({"tokenizer": {"kind": "runes"}}, "runes"),
+    ({"tokenizer": {"kind": "char", "vocab": "abc"}}, "3 tokens"),
+    ({"tokenizer": "abc"}, "not a checkpoint"),
+    ({"weights": []}, "not a checkpoint"),
 ])  # fmt: skip
 def test_a_checkpoint_of_another_version_says_what_is_not_known(path, entries, quoted):
     if "config" in entries:

@@ -32,9 +32,9 @@ def save_checkpoint(path, model, tokenizer, half=False, **more):
 def read_checkpoint(path, device="cpu"):
     """The dictionary that a checkpoint file holds. Raises UserError for a file that is none; never runs code of it."""
     try:
-        if not zipfile.is_zipfile(path):
-            Path(path).open("rb").close()
-            raise UserError(f"{path} is not a checkpoint, or only a part of one: train again, or fetch it again")
+        with zipfile.ZipFile(path) as file:
+            if file.testzip() is not None:  # the first part whose checksum is wrong; torch.load looks at none
+                raise zipfile.BadZipFile
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no {path}: python train.py config/bard_gpt.yaml or python transformer_4d.py makes a "
@@ -43,10 +43,10 @@ def read_checkpoint(path, device="cpu"):
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except pickle.UnpicklingError:
         raise UserError(f"{path} holds more than numbers and text, which could run code: it was not loaded") from None
-    except (RuntimeError, EOFError, KeyError, ValueError):
-        raise UserError(f"{path} is damaged: train again, or fetch it again") from None
-    needed = {"format_version", "model_class", "config", "tokenizer", "weights"}
-    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
+    except (zipfile.BadZipFile, RuntimeError):
+        raise UserError(f"{path} is damaged, or is no checkpoint at all: train again, or fetch it again") from None
+    types = {"format_version": int, "model_class": str, "config": dict, "tokenizer": dict, "weights": dict}
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), types[key]) for key in types):
         raise UserError(f"{path} is not a checkpoint of this project: give one of train.py or transformer_4d.py")
     if checkpoint["format_version"] != FORMAT_VERSION:
         raise UserError(f"{path} has format {checkpoint['format_version']}, and {FORMAT_VERSION} is what is read here: "
@@ -66,7 +66,7 @@ def load_model(path, device="cpu"):
         raise UserError(f"{path} has a configuration that {name} does not take: {error}") from None
     load_weights(model, checkpoint["weights"], path)
     tokenizer = tokenizer_from_dict(checkpoint["tokenizer"])
-    if tokenizer.vocab_size > model.config.vocab_size:
+    if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"{path} has a tokenizer of {tokenizer.vocab_size} tokens for a model of "
                         f"{model.config.vocab_size}: they do not belong together")
     return model.eval(), tokenizer
@@ -75,7 +75,7 @@ def load_model(path, device="cpu"):
 def load_weights(model, weights, path):
     """Put the weights of the file `path` into a model. A missing, extra or misshapen one is a UserError naming it."""
     expected = model.state_dict()
-    for name in expected.keys() | weights.keys():
+    for name in [*expected, *weights]:
         if name not in weights:
             raise UserError(f"{path} lacks the weight {name}")
         if name not in expected:

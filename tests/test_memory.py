@@ -1,0 +1,419 @@
+"""The calculator against the models, hand computation, and what PyTorch's allocator really hands out."""
+
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.config import ModelConfig
+from models.layers import Block
+from models.zoo import ZOO
+from utils import num_params_calculate
+from utils.errors import UserError
+from utils.memory import (
+    CONTEXT,
+    GIB,
+    MIB,
+    Plan,
+    Sizes,
+    advice,
+    attention_ops,
+    cache_bytes,
+    feed_forward_ops,
+    fitting_plan,
+    inference_memory,
+    largest_batch,
+    readable,
+    training_memory,
+    weight_bytes,
+)
+from utils.parameters import count_parameters, flops_per_token, parameter_table
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "utils" / "num_params_calculate.py"
+
+every_model = pytest.mark.parametrize("name", ZOO)
+SMALL = {"n_embd": 96, "num_heads": 6, "block_size": 64, "n_blocks": 3, "n_hidden": 256, "vocab_size": 211}
+KINDS = [  # something of everything that a configuration can choose
+    {"head_bias": True},
+    {"feed_forward": "relu2", "dropout": 0.1},
+    {"feed_forward": "gelu", "bias": True, "tied": True, "dropout": 0.1},
+    {"feed_forward": "swiglu", "norm": "rms", "position": "rotary", "num_kv_heads": 2, "tied": True},
+    {"feed_forward": "relu2", "norm": "rms", "position": "rotary", "qk_norm": True, "dropout": 0.2},
+    {"feed_forward": "swiglu", "qk_norm": True, "num_kv_heads": 3, "bias": True},
+]  # fmt: skip
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
+
+
+def small_config(**changes):
+    return ModelConfig(**SMALL | changes)
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """benchmarks/memory.py, which knows how to measure."""
+    spec = importlib.util.spec_from_file_location("memory_benchmark", ROOT / "benchmarks" / "memory.py")
+    module = importlib.util.module_from_spec(spec)
+    before = os.environ.copy(), list(sys.path)
+    spec.loader.exec_module(module)
+    os.environ.clear()
+    os.environ.update(before[0])
+    sys.path[:] = before[1]
+    return module
+
+
+# ---- Parameters ------------------------------------------------------------------------------------------------------
+
+
+def in_the_model(model):
+    """Name, shape and number of each kind of weight of a model, its blocks together."""
+    found = {}
+    for name, weight in model.named_parameters():
+        first, _, rest = name.partition(".")
+        kind = f"blocks.{rest.partition('.')[2]}" if first == "blocks" else name
+        shape, count = found.get(kind, (tuple(weight.shape), 0))
+        assert shape == tuple(weight.shape)
+        found[kind] = (shape, count + weight.numel())
+    return found
+
+
+@every_model
+def test_the_table_is_what_the_model_has(name):
+    with torch.device("meta"):
+        model = ZOO[name]()
+    rows = parameter_table(model.config)
+    assert {row.component: (row.shape, row.count) for row in rows} == in_the_model(model)
+    assert count_parameters(model.config) == sum(weight.numel() for weight in model.parameters())
+
+
+@every_kind
+def test_the_table_is_what_a_configuration_that_is_typed_in_has(kind):
+    with torch.device("meta"):
+        model = ZOO["TransformerModel"](**SMALL | {"head_bias": False} | kind)
+    assert {row.component: (row.shape, row.count) for row in parameter_table(model.config)} == in_the_model(model)
+
+
+@every_model
+def test_a_formula_gives_the_count_beside_it(name):
+    for row in parameter_table(ZOO[name].config):
+        letters, numbers = row.formula.split(" = ")
+        assert len(letters.split()) == len(numbers.split(" x "))
+        assert math.prod(int(number.replace(",", "")) for number in numbers.split(" x ")) == row.count
+
+
+@every_kind
+def test_the_operations_are_those_that_pytorch_counts(kind):
+    c = small_config(**kind | {"dropout": 0.0})
+    model = ZOO["TransformerModel"](**vars(c)).bfloat16()  # on a CPU that is the attention of plain products
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, c.block_size, dtype=torch.long))
+    assert flops_per_token(c) * 2 * c.block_size == 3 * counter.get_total_flops()  # backward is twice forward
+
+
+# ---- Training, by hand -----------------------------------------------------------------------------------------------
+
+# V 5, C 8, T 4, L 1, H 32, 2 heads; batch 3, so 12 tokens. 40 + 32 embeddings, 4 x 64 attention, 2 x 256 feed-forward,
+# 2 x 16 + 16 norms, 40 + 5 head.
+TINY = ModelConfig(n_embd=8, block_size=4, n_blocks=1, num_heads=2, vocab_size=5, head_bias=True)
+MATRICES = 4 * 64 + 2 * 256
+N = 40 + 32 + MATRICES + 2 * 16 + 16 + 40 + 5
+
+
+def parts(**changes):
+    return training_memory(TINY, Plan(batch_size=3, **changes)).parts
+
+
+def test_weights_and_optimizer_state_by_hand():
+    assert count_parameters(TINY) == N
+    assert parts()["weights"] == parts(dtype="bfloat16")["weights"] == 4 * N
+    assert parts(optimizer="adamw")["optimizer state"] == 8 * N
+    assert parts(optimizer="muon")["optimizer state"] == 4 * MATRICES + 8 * (N - MATRICES)
+
+
+def test_gradients_are_all_there_in_the_optimizer_step_and_throughout_with_accumulation():
+    wide = replace(TINY, n_embd=64)  # weights outweigh 12 tokens: the peak is where all gradients are there
+    assert training_memory(wide, Plan(batch_size=3)).parts["gradients"] == 4 * count_parameters(wide)
+    long = replace(TINY, vocab_size=5000)  # logits outweigh the weights: the peak is before the first gradient
+    assert "gradients" not in training_memory(long, Plan(batch_size=300)).parts
+    assert training_memory(long, Plan(batch_size=300, accumulation=2)).parts["gradients"] == 4 * count_parameters(long)
+
+
+def test_activations_of_a_block_by_hand():
+    s, p = Sizes(TINY, Plan(batch_size=3)), Plan(batch_size=3)
+    # x and two numbers per token, twice, for the norms; the norms' results for the layers behind them; q, k, v, the
+    # heads' result and a number per head and token; ReLU's result
+    by_hand = 2 * (12 * 8 + 2 * 12) + 2 * 12 * 8 + 4 * 12 * 8 + 12 * 2 + 12 * 32
+    assert sum(op.keeps for op in attention_ops(TINY, s, p) + feed_forward_ops(TINY, s, p)) == 4 * by_hand
+
+
+def test_autocast_copies_are_the_matrices_and_the_head_in_half():
+    long = replace(TINY, vocab_size=5000)
+    copies = training_memory(long, Plan(batch_size=300, dtype="bfloat16")).parts["autocast copies"]
+    assert copies == 2 * (MATRICES + 5000 * 8)
+    assert "autocast copies" not in training_memory(long, Plan(batch_size=300)).parts
+
+
+def test_logits_and_their_loss_are_four_times_batch_context_vocabulary():
+    long = replace(TINY, vocab_size=5000)
+    assert training_memory(long, Plan(batch_size=300)).parts["logits and loss"] == 4 * (4 * 300 * 4 * 5000)
+
+
+def test_checkpointing_keeps_the_input_of_each_block():
+    deep = replace(TINY, n_blocks=50, vocab_size=50_000)  # the peak is at the loss, where nothing is computed again
+    plan = Plan(batch_size=300, activation_checkpointing=True)
+    tokens = 300 * 4
+    around = 8 * tokens + (8 + 2 + 8) * 4 * tokens  # token ids; the last norm, and what the head keeps
+    assert training_memory(deep, plan).parts["activations"] == 50 * 4 * tokens * 8 + around
+
+
+def test_ddp_adds_a_copy_of_the_gradients_and_fsdp_shares():
+    one, ddp, fsdp = (training_memory(TINY, Plan(gpus=gpus, strategy=strategy))
+                      for gpus, strategy in ((1, "ddp"), (4, "ddp"), (4, "fsdp")))
+    assert "other GPUs" not in one.parts
+    assert ddp.parts == one.parts | {"other GPUs": 4 * N, **{k: ddp.parts[k] for k in ()}}
+    for part in ("weights", "optimizer state"):
+        assert fsdp.parts[part] == one.parts[part] // 4
+
+
+def test_cuda_adds_its_context_and_two_workspaces():
+    cpu, cuda = parts(), parts(device="cuda")
+    assert cuda["workspaces"] == 2 * (2 * 4096 + 8 * 16) * 1024  # :4096:2:16:8
+    assert cuda["context and allocator"] > CONTEXT["cuda"] and cpu["context and allocator"] == CONTEXT["cpu"]
+
+
+@every_model
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_parts_add_up_and_grow_with_batch_context_and_width(name, device, dtype):
+    c, plan = ZOO[name].config, Plan(batch_size=4, device=device, dtype=dtype)
+    memory = training_memory(c, plan)
+    assert memory.total == sum(memory.parts.values()) == memory.allocated + memory.parts["context and allocator"]
+    assert all(size > 0 for size in memory.parts.values())
+    assert max(memory.phases.values()) == memory.allocated
+    totals = [training_memory(c, replace(plan, batch_size=batch)).total for batch in (1, 2, 3, 4, 5, 8, 64)]
+    assert totals == sorted(set(totals))
+    totals = [training_memory(replace(c, block_size=T), plan).total for T in (1, 2, 100, 101, 256, 1024, 4000)]
+    assert totals == sorted(set(totals))
+    totals = [training_memory(replace(c, n_embd=times * c.num_heads * 2), plan).total for times in (1, 2, 5, 20, 21)]
+    assert totals == sorted(set(totals))
+
+
+@every_model
+def test_accumulation_and_checkpointing_go_the_right_way(name):
+    c, plan = ZOO[name].config, Plan(batch_size=8, dtype="bfloat16")
+    assert training_memory(c, replace(plan, activation_checkpointing=True)).total < training_memory(c, plan).total
+    assert training_memory(c, replace(plan, accumulation=2)).total > training_memory(c, plan).total
+    assert training_memory(c, replace(plan, accumulation=3)) == training_memory(c, replace(plan, accumulation=2))
+
+
+# ---- Training, measured ----------------------------------------------------------------------------------------------
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_block_keeps_what_autograd_saves(kind, dtype):
+    c, plan = small_config(**kind), Plan(batch_size=4, dtype=dtype)
+    ops = attention_ops(c, Sizes(c, plan), plan) + feed_forward_ops(c, Sizes(c, plan), plan)
+    predicted = sum(op.keeps + (2 * op.weights if op.casts and plan.autocast else 0) for op in ops)
+
+    block, saved = Block(c), {}
+    known = {tensor.untyped_storage().data_ptr() for tensor in [*block.parameters(), *block.buffers()]}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    x = torch.randn(4, c.block_size, c.n_embd, requires_grad=True)
+    with saved_tensors_hooks(keep, lambda tensor: tensor), \
+            torch.autocast("cpu", getattr(torch, dtype), enabled=plan.autocast):
+        block(x, torch.arange(c.block_size))
+    # cos and sin of each position, which rotary keeps for a layer, are not counted
+    assert sum(storage.nbytes() for storage in saved.values()) == pytest.approx(predicted, rel=0.01)
+
+
+@every_kind
+@pytest.mark.parametrize("plan", [
+    Plan(batch_size=4), Plan(batch_size=4, dtype="bfloat16"), Plan(batch_size=1, optimizer="adamw", accumulation=2),
+    Plan(batch_size=4, dtype="bfloat16", activation_checkpointing=True), Plan(batch_size=4, dtype="float16"),
+], ids=lambda plan: f"{plan.dtype}-{plan.optimizer}-{plan.accumulation}-{plan.activation_checkpointing}")  # fmt: skip
+def test_the_peak_of_training_is_what_the_allocator_hands_out(kind, plan, benchmark):
+    c = small_config(**kind)
+    measured = benchmark.peak_bytes(lambda: benchmark.train(ZOO["TransformerModel"], vars(c), plan), "cpu")
+    assert training_memory(c, plan).allocated == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize("changes", [{"block_size": 512, "n_embd": 24, "n_blocks": 1}, {"block_size": 4}])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_peak_is_right_where_attention_and_where_the_optimizer_makes_it(changes, dtype, benchmark):
+    c, plan = small_config(**changes), Plan(batch_size=2, dtype=dtype)
+    measured = benchmark.peak_bytes(lambda: benchmark.train(ZOO["TransformerModel"], vars(c), plan), "cpu")
+    assert training_memory(c, plan).allocated == pytest.approx(measured, rel=0.03)
+
+
+# ---- What fits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["TransformerModel", "GPT2", "EasyGPT"])
+@pytest.mark.parametrize("memory", [2 * GIB, 9 * GIB, 24 * GIB])
+def test_the_largest_batch_fits_and_one_more_does_not(name, memory):
+    c, plan = ZOO[name].config, Plan(dtype="bfloat16", device="cuda")
+    most = largest_batch(c, plan, memory)
+    if most:
+        assert training_memory(c, replace(plan, batch_size=most)).total <= memory
+    assert training_memory(c, replace(plan, batch_size=most + 1)).total > memory
+
+
+@pytest.mark.parametrize("windows, accumulation", [(1, 1), (24, 1), (7, 2), (64, 3)])
+def test_the_plan_that_fits_keeps_the_tokens_of_a_step_in_the_fewest_micro_batches(windows, accumulation):
+    c, plan = TINY, Plan(batch_size=windows, accumulation=accumulation)
+    total = windows * accumulation
+    for memory in (training_memory(c, replace(plan, batch_size=n, accumulation=2)).total for n in (1, 5, 12, 200)):
+        fitting = fitting_plan(c, plan, memory)
+        fits = [n for n in range(1, total + 1) if total % n == 0 and
+                training_memory(c, replace(plan, batch_size=n, accumulation=total // n)).total <= memory]
+        assert (fitting.batch_size, fitting.accumulation) == (max(fits), total // max(fits))
+    assert fitting_plan(c, plan, CONTEXT["cpu"]) is None
+
+
+def test_advice_is_a_setting_that_fits():
+    c, plan = ZOO["GPT2"].config, Plan(batch_size=64, dtype="bfloat16", device="cuda")
+    words = advice(c, plan, 24 * GIB).split()
+    assert words[0::2][:2] == ["--training.batch_size", "--training.accumulation"]
+    batch_size, accumulation = int(words[1]), int(words[3])
+    assert batch_size * accumulation == 64
+    assert training_memory(c, replace(plan, batch_size=batch_size, accumulation=accumulation)).total <= 24 * GIB
+    assert "not even a batch of 1" in advice(ZOO["GPT2XL"].config, plan, GIB)
+
+
+# ---- Writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_weights_and_cache_for_writing_by_hand():
+    assert weight_bytes(TINY, "float32") == 4 * N and weight_bytes(TINY, "bfloat16") == 2 * N
+    rows, vectors = 5 + 4 + 4 * 8 + 32 + 8 + 5, 2 * 16 + 16 + 5
+    assert weight_bytes(TINY, "int8") == (N - vectors) + 4 * rows + 4 * vectors
+    c = ZOO["EasyGPT"].config
+    assert cache_bytes(c, 1000, "bfloat16") == 2 * 24 * 4 * 64 * 1000 * 2  # 4 of 16 heads have keys and values
+    assert inference_memory(c, 10).parts["KV cache"] == cache_bytes(c, 1024, "float32")
+
+
+@every_kind
+@pytest.mark.parametrize("prompt", [1, 40, 64])
+def test_the_peak_of_writing_is_what_the_allocator_hands_out(kind, prompt, benchmark):
+    c = small_config(**kind)
+
+    def write():
+        model = ZOO["TransformerModel"](**vars(c)).eval()
+        list(benchmark.generate(model, [1] * prompt, 2, benchmark.SamplingConfig()))
+
+    measured = benchmark.peak_bytes(write, "cpu")
+    assert inference_memory(c, prompt).allocated == pytest.approx(measured, rel=0.03)
+
+
+# ---- The command -----------------------------------------------------------------------------------------------------
+
+
+def calculate(monkeypatch, capsys, *arguments):
+    """Standard output, standard error and exit code of the command."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+    try:
+        num_params_calculate.main()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    return *capsys.readouterr(), code
+
+
+def test_the_command_answers_from_anywhere(tmp_path):
+    done = subprocess.run([sys.executable, str(SCRIPT)], cwd=tmp_path, text=True, encoding="utf-8", capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3,691,073" in done.stdout.splitlines()[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@every_model
+def test_the_command_shows_tables_that_add_up(name, monkeypatch, capsys):
+    out, err, code = calculate(monkeypatch, capsys, "--model", name, "--memory", "24GiB")
+    assert (err, code) == ("", 0)
+    table = out.split("Parameters")[1].split("Training")[0].splitlines()
+    counts = [int(line.split()[-2].replace(",", "")) for line in table if line.endswith("%")]
+    assert sum(counts[:-1]) == counts[-1] == count_parameters(ZOO[name].config)
+
+
+def test_the_command_takes_any_configuration(monkeypatch, capsys):
+    out, _, _ = calculate(monkeypatch, capsys, "--n_embd", 64, "--n_blocks", 1, "--norm", "rms", "--no-head_bias",
+                          "--feed_forward", "swiglu", "--num_kv_heads", 2, "--position", "rotary")
+    expected = 2 * 65 * 64 + 2 * 64 * 64 + 2 * 32 * 64 + 3 * 256 * 64 + 3 * 64
+    assert out.startswith(f"TransformerModel: {expected:,} parameters")
+
+
+def test_the_command_tells_time_and_cost(monkeypatch, capsys):
+    flops = flops_per_token(ZOO["GPT2"].config)
+    out, _, _ = calculate(monkeypatch, capsys, "--model", "GPT2", "--flops", 1e14, "--gpus", 2, "--tokens",
+                          3600 * 2e14 / flops * 10, "--price", 3)
+    assert "10.00 hours" in out and "cost: 60.00" in out  # ten hours of two GPUs
+
+
+def test_the_command_draws(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "memory.png"
+    out, _, code = calculate(monkeypatch, capsys, "--plot", path, "--memory", "1GiB")
+    assert code == 0 and str(path) in out
+    assert path.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("--model", "UltimatModel"), ("UltimatModel", "did you mean UltimateModel?")),
+    (("--model", "gpt-2"), ("did you mean GPT2?",)),
+    (("--n_embd", "385"), ("n_embd 385", "num_heads 4")),
+    (("--num_kv_heads", "3"), ("num_heads 4", "num_kv_heads 3")),
+    (("--batch_size", "0"), ("batch_size cannot be 0",)),
+    (("--block_size", "-1"), ("block_size cannot be -1",)),
+    (("--gpus", "-2"), ("gpus cannot be -2",)),
+    (("--accumulation", "0"), ("accumulation cannot be 0",)),
+    (("--memory", "8"), ("'8'", "a unit")),
+    (("--memory", "8 stones"), ("8 stones", "a unit")),
+    (("--memory", "0GiB"), ("0GiB", "more than nothing")),
+    (("--memory", "-8GiB"), ("memory",)),
+    (("--n_blocks", "two"), ("n_blocks", "two")),
+    (("--dtype", "fp8"), ("dtype", "fp8")),
+    (("--flops", "0"), ("flops", "above zero")),
+    (("--plot", "memory.txt"), ("memory.txt", ".png")),
+    (("--wings", "2"), ("--wings",)),
+])  # fmt: skip
+def test_bad_input_is_one_line(arguments, words, monkeypatch, capsys):
+    _, err, code = calculate(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert err.startswith("error: ") and len(err.splitlines()) == 1
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": -1}, {"dtype": "int8"}, {"optimizer": "sgd"}, {"device": "tpu"}])
+def test_a_plan_that_makes_no_sense_is_refused(changes):
+    with pytest.raises(UserError, match=next(iter(changes))):
+        Plan(**changes)
+
+
+@pytest.mark.parametrize("text, size", [("8GiB", 8 * GIB), ("24GB", 24 * 10**9), ("1.5 gib", 3 * GIB // 2),
+                                        (".5MiB", MIB // 2)])
+def test_memory_is_read_with_its_unit(text, size):
+    assert num_params_calculate.bytes_of(text) == size
+
+
+def test_sizes_are_readable():
+    assert [readable(n) for n in (512, 3 * MIB // 2, 1536 * MIB)] == ["0.50 KiB", "1.50 MiB", "1.50 GiB"]
+
+
+def test_the_formulas_need_no_torch():
+    code = "import utils.memory, sys; print(sorted({'torch', 'numpy'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
