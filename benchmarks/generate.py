@@ -23,8 +23,10 @@ from side_by_side import in_turns, nanogpt_model  # noqa: E402
 
 from models.config import SamplingConfig  # noqa: E402
 from models.generate import generate, window_start  # noqa: E402
+from models.gpt import KVCache  # noqa: E402
 from models.zoo import BardGPT  # noqa: E402
 from training.checkpoint import SHIPPED, load_model  # noqa: E402
+from training.precision import pick_dtype  # noqa: E402
 from utils.errors import UserError, command  # noqa: E402
 
 PROMPT = [1, 2, 3, 4, 5, 6]
@@ -63,7 +65,8 @@ def memory_bound(model, n):
     c = model.config
     weights = sum(weight.nbytes for part in (model.blocks, model.head) for weight in part.parameters())
     lengths = [end - window_start(end, c.block_size) for end in range(len(PROMPT), len(PROMPT) + n)]
-    cache = statistics.mean(lengths) * 2 * c.n_blocks * c.kv_heads * c.head_size * model.head.weight.element_size()
+    cache = sum(layer.keys.nbytes + layer.values.nbytes for layer in KVCache(model).layers)  # of block_size tokens
+    cache *= statistics.mean(lengths) / c.block_size
     return bandwidth / (weights + cache), (f"{weights / 1e6:.1f} MB of weights and {cache / 1e6:.1f} MB of keys and "
                                            f"values a token, at {bandwidth / 1e9:.1f} GB/s")
 
@@ -81,6 +84,7 @@ def main():
 
     torch.set_num_threads(args.threads)
     model = load_model(args.checkpoint)[0] if args.checkpoint else BardGPT().eval()
+    model = model.to(pick_dtype("cpu"))  # as terminal_demo.py does
     c = model.config
     runs = {
         "ours": partial(ours, model),

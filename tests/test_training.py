@@ -22,7 +22,7 @@ from training.checkpoint import load_model
 from training.evaluate import estimate_loss
 from training.loop import Progress, fit
 from training.optim import Muon, lr_factor, make_optimizers
-from training.run import build_model
+from training.run import model_config
 from training.run import train as run
 from training.settings import ModelSettings, OptimSettings, Settings, TrainingSettings
 from utils.errors import UserError
@@ -247,7 +247,7 @@ def test_every_yaml_builds(path):
     settings = train.parse([str(path)])
     assert settings.run == path.stem
     with torch.device("meta"):
-        build_model(settings.model, vocab_size=65)
+        ZOO[settings.model.name](**vars(model_config(settings.model, vocab_size=65)))
 
 
 def test_the_command_line_needs_no_torch_before_it_is_understood():

@@ -79,7 +79,7 @@ def fit(model, optimizers, lr_factor, batch, evaluated, s, progress, dtype, scal
             step_loss = torch.zeros((), device=device)
             for x, y in batches:  # means, weighed by their targets, add up to the mean of one large batch
                 with autocast(device.type, dtype):
-                    _, loss = model(x.to(device), y.to(device))
+                    loss = model(x.to(device), y.to(device))[1]  # no name for the logits: they go before backward
                 loss = loss * ((y != -100).sum() / targets).to(device)
                 scaler.scale(loss).backward()
                 step_loss += loss.detach()

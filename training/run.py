@@ -20,6 +20,7 @@ from training.loop import Progress, check_finite, fit
 from training.optim import lr_factor, make_optimizers
 from training.plots import plot_losses
 from training.precision import autocast, pick_device, pick_dtype
+from training.preflight import memory_advice, settle
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -29,12 +30,12 @@ def split(tokens):
     return np.split(tokens, [int(0.9 * len(tokens))])
 
 
-def build_model(s, vocab_size):
-    """The model that ModelSettings describe. Raises UserError."""
+def model_config(s, vocab_size):
+    """The ModelConfig of the model that ModelSettings describe. Raises UserError."""
     if s.name not in ZOO:
         raise UserError(f"there is no model {s.name}: choose one of {', '.join(ZOO)}")
     changes = {name: value for name, value in vars(s).items() if name != "name" and value is not None}
-    return ZOO[s.name](**changes, vocab_size=vocab_size)
+    return dataclasses.replace(ZOO[s.name].config, **changes, vocab_size=vocab_size)
 
 
 def train(settings):
@@ -54,7 +55,10 @@ def train(settings):
     torch.manual_seed(s.seed)
     device = pick_device(s.device)
     dtype = pick_dtype(device, s.dtype)
-    model = build_model(settings.model, tokenizer.vocab_size).to(device)
+    config = model_config(settings.model, tokenizer.vocab_size)
+    s, plan = settle(s, settings.optim.name, config, device, dtype)  # before anything of that size is built
+    settings.training = s
+    model = ZOO[settings.model.name](**vars(config)).to(device)
     if len(val_tokens) <= model.block_size:  # the training split is nine times as long
         raise UserError(f"the text is too short: its last tenth, for validation, has {len(val_tokens)} tokens, and a "
                         f"window takes {model.block_size + 1}. Give more text or a smaller --model.block_size")
@@ -75,8 +79,9 @@ def train(settings):
     windows = RandomWindows(train_tokens, model.block_size, s.batch_size, s.seed)
     record = Record(folder, settings, model, tokenizer, optimizers, scaler, val_tokens, dtype, progress)
     faster = compiled(model, windows.batch(0, 0), s.compile, dtype)
-    fit(faster, optimizers, lambda step: lr_factor(step, settings.optim, s.max_iters), windows.batch, record.evaluated,
-        s, progress, dtype, scaler)
+    with memory_advice(config, plan):
+        fit(faster, optimizers, lambda step: lr_factor(step, settings.optim, s.max_iters), windows.batch,
+            record.evaluated, s, progress, dtype, scaler)
     minutes = progress.seconds / 60
     print(f"{progress.step} steps in {minutes:.1f} minutes, best validation loss {progress.best_loss:.4f}")
     print(f"talk to it: python terminal_demo.py {folder / 'best.pt'}")

@@ -69,8 +69,8 @@ class OptimSettings:
 class TrainingSettings:
     """The loop."""
 
-    batch_size: int = 16
-    """Windows in one micro-batch."""
+    batch_size: int | Literal["auto"] = 16
+    """Windows in one micro-batch; auto: 16 times accumulation windows a step, in as few micro-batches as fit."""
     accumulation: int = 1
     """Micro-batches in one step."""
     max_iters: int = 1000
@@ -93,8 +93,8 @@ class TrainingSettings:
     """Recompute activations instead of keeping them: less memory, a third more time."""
 
     def __post_init__(self):
-        positive = ("batch_size", "accumulation", "max_iters", "eval_interval", "grad_clip", "patience")
-        check_numbers(self, positive, not_negative=("seed",))
+        positive = ("accumulation", "max_iters", "eval_interval", "grad_clip", "patience")
+        check_numbers(self, positive + ("batch_size",) * (self.batch_size != "auto"), not_negative=("seed",))
 
 
 @dataclass

@@ -11,13 +11,13 @@ follows from reading its kernels and has not been measured yet. `torch.compile`,
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from math import prod
+from math import isqrt, prod
 
+from utils.activations import BYTES, Op, Sizes, attention_ops, feed_forward_ops, norm_op
 from utils.errors import UserError, check_numbers
 from utils.parameters import count_parameters, matrices_in_blocks, parameter_table
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # Beyond what tensors take: the code and tables of Python and PyTorch. CPU: the resident memory of a process that has
 # imported torch and matplotlib (0.25 GiB on Linux). CUDA: the context with its kernels, which lies on the card but not
@@ -74,6 +74,8 @@ class Plan:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} cannot be {getattr(self, name)}: give one of {', '.join(known)}")
+        if self.gpus > 1 and self.device != "cuda":
+            raise UserError(f"{self.gpus} GPUs are not a {self.device}: give device cuda, or gpus 1")
 
     @property
     def autocast(self):
@@ -118,121 +120,6 @@ class Ledger:
         self.total -= size
 
 
-@dataclass(frozen=True)
-class Op:
-    """An op of the forward pass and what its gradient takes, in bytes, besides the gradient of its weights."""
-
-    keeps: int = 0
-    """Activations that it keeps for its gradient. What two ops keep together is counted at the earlier one, where the
-    backward pass arrives last."""
-    makes: int = 0
-    """What its gradient allocates while all that it keeps is still there."""
-    passes: int = 0
-    """Gradients under way when it is done, besides the one along the residual path."""
-    weights: int = 0
-    """Weights that it has, without biases: how many numbers."""
-    casts: bool = False
-    """Autocast multiplies in half precision here, and the gradient needs the copy of the weights."""
-
-
-class Sizes:
-    """Bytes of the tensors of a step."""
-
-    def __init__(self, c, p):
-        self.c, self.p = c, p
-        a, M = BYTES[p.dtype], p.batch_size * c.block_size
-        K = c.kv_heads * c.head_size
-        self.stream = 4 * M * c.n_embd  # (B, T, C) of the residual path, which autocast leaves in float32
-        self.wide = a * M * c.n_embd  # (B, T, C) as it is multiplied
-        self.keys = a * M * K  # keys or values, (B, nkv, T, hs)
-        self.shared_keys = self.wide if c.num_heads > c.kv_heads else self.keys  # repeated for each head of queries
-        self.hidden = a * M * c.hidden_size  # (B, T, H)
-        self.scores = a * p.batch_size * c.num_heads * c.block_size**2  # (B, nh, T, T)
-        self.per_head = 4 * M * c.num_heads  # one float32 number per query
-        self.per_token = 4 * M
-        self.logits = 4 * M * c.vocab_size  # (B, T, V) in float32
-        self.half_logits = a * M * c.vocab_size
-        # The gradient at the input of a linear layer: autocast makes it in half precision, then the cast to float32 has
-        # both for a moment, and float32 stays.
-        self.input_grad = self.wide + (self.stream if p.autocast else 0)
-        # Each cast of an activation makes a copy of its own: under autocast query, key and value keep three of the same
-        # input. In float32 they keep the one that is there.
-        self.extra_input = self.wide if p.autocast else 0
-        native = p.device == "cuda"
-        self.mask = M * c.n_embd * (1 if native else a)  # CUDA keeps dropout's mask as booleans, the CPU as factors
-        self.embedding_mask = M * c.n_embd * (1 if native else 4)
-
-
-def norm_op(c, s, p):
-    """LayerNorm and RMSNorm keep their input. On a CPU, RMSNorm is made of small ops and keeps its result before the
-    weight as well; the gradients of its square and its mean then stand beside one another."""
-    if c.norm == "layer":
-        return Op(keeps=s.stream + 2 * s.per_token, makes=s.stream, weights=2 * c.n_embd)
-    if p.device == "cuda":
-        return Op(keeps=s.stream + s.per_token, makes=s.stream, weights=c.n_embd)
-    return Op(keeps=2 * s.stream + s.per_token, makes=2 * s.stream, weights=c.n_embd)
-
-
-def join_op(c, s, p):
-    """Where a branch ends: dropout keeps its mask, and the gradient of the residual path enters the branch, under
-    autocast as a copy in half precision."""
-    dropped = c.dropout > 0
-    makes = (s.wide if p.autocast else 0) + (s.wide if dropped else 0)
-    return Op(keeps=s.mask if dropped else 0, makes=makes, passes=s.wide if p.autocast or dropped else 0)
-
-
-def attention_ops(c, s, p):
-    """The ops of attention in the order of the forward pass, norm and residual path included."""
-    K, C = c.kv_heads * c.head_size, c.n_embd
-    qkv = s.wide + 2 * s.keys  # gradients of queries, keys and values
-    ops = [
-        norm_op(c, s, p),
-        Op(keeps=s.wide, makes=s.input_grad, passes=s.stream, weights=C * C, casts=True),  # queries
-        Op(keeps=s.extra_input, makes=s.input_grad, passes=s.wide + s.stream, weights=K * C, casts=True),  # keys
-        Op(keeps=s.extra_input, makes=s.input_grad, passes=s.wide + s.keys + s.stream, weights=K * C, casts=True),
-    ]
-    if c.qk_norm:  # kept in float32, which is a copy under autocast; makes five tensors of which one is passed on
-        kept = 4 * p.batch_size * c.block_size * (C + K)
-        makes = s.stream if p.device == "cuda" else 4 * s.stream
-        ops.append(Op(keeps=kept + s.per_head, makes=makes, passes=qkv))
-    if c.position == "rotary":  # keeps cos and sin only, which the model has; halves of the gradient meet again
-        ops.append(Op(makes=2 * s.wide, passes=qkv))
-    if p.device == "cpu" and p.dtype == "bfloat16":  # textbook_attention
-        # keeps queries and keys, the softmax its result, and the product with the values keeps those
-        ops.append(Op(keeps=s.wide + s.shared_keys, makes=s.wide + s.shared_keys, passes=qkv))
-        ops.append(Op(keeps=s.scores, makes=s.scores, passes=s.scores + s.shared_keys))
-        ops.append(Op(keeps=s.shared_keys, makes=s.shared_keys + s.scores, passes=s.scores + s.shared_keys))
-        own_layout = True
-    else:  # fused: keeps queries, keys, values, its result and the logarithm of each query's sum, never (T, T)
-        makes = s.wide + 2 * s.shared_keys + s.per_head
-        if p.device == "cuda" and p.autocast:  # FlashAttention-2 adds up the queries' gradient in float32
-            makes += s.stream
-        ops.append(Op(keeps=2 * s.wide + 2 * s.shared_keys + s.per_head, makes=makes, passes=qkv))
-        own_layout = c.qk_norm or c.position == "rotary"  # its result lies as the queries do, which these lay anew
-    # The projection keeps the heads' results side by side: a copy where they lie otherwise.
-    ops.append(Op(keeps=s.wide if own_layout else 0, makes=s.wide, passes=s.wide, weights=C * C, casts=True))
-    return [*ops, join_op(c, s, p)]
-
-
-def feed_forward_ops(c, s, p):
-    """The ops of the feed-forward in the order of the forward pass, norm and residual path included."""
-    h, weights = s.hidden, c.hidden_size * c.n_embd
-    up = Op(keeps=s.wide, makes=s.input_grad, passes=s.stream, weights=weights, casts=True)
-    inside = {
-        "relu": [up, Op(keeps=h, makes=h, passes=h)],  # ReLU keeps its result, which the way down keeps as well
-        "gelu": [up, Op(keeps=h, makes=h, passes=h)],  # GELU keeps its input
-        "relu2": [up, Op(keeps=h, makes=h, passes=h), Op(makes=2 * h, passes=h)],  # x x: a gradient for either factor
-        "swiglu": [
-            up,  # the gate
-            Op(keeps=h, makes=h, passes=h + s.stream),  # SiLU keeps its input
-            Op(keeps=s.extra_input, makes=s.input_grad, passes=h + s.stream, weights=weights, casts=True),
-            Op(keeps=2 * h, makes=2 * h, passes=2 * h),  # a product keeps both factors
-        ],
-    }[c.feed_forward]
-    down = Op(keeps=0 if c.feed_forward == "relu" else h, makes=h, passes=h, weights=weights, casts=True)
-    return [norm_op(c, s, p), *inside, down, join_op(c, s, p)]
-
-
 def muon_buffers(c, p):
     """What Muon's step allocates for the largest matrix, of w numbers on its shorter side r.
 
@@ -255,114 +142,134 @@ def shared_by_gpus(c, p):
     return 4 * n if p.strategy == "ddp" else 4 * (3 * in_blocks // c.n_blocks + n - in_blocks)
 
 
-def training_memory(c, plan):
-    """The `Memory` that training takes at its peak, per GPU, for a model of configuration c by a `Plan`."""
-    p, s, ledger = plan, Sizes(c, plan), Ledger()
-    n, shards = count_parameters(c), plan.gpus if plan.strategy == "fsdp" else 1
-    half = 2 if p.autocast else 0  # bytes of an autocast copy
-    in_blocks = c.n_blocks * sum(map(prod, matrices_in_blocks(c)))
-    head = c.vocab_size * c.n_embd
-    block = [*attention_ops(c, s, p), *feed_forward_ops(c, s, p)]
-    biases = sum(row.count for row in parameter_table(c) if row.blocks) // c.n_blocks - sum(op.weights for op in block)
-    block_keeps, block_copies = (sum(sizes) for sizes in zip(*(
-        (op.keeps, half * op.weights if op.casts else 0) for op in block), strict=True))
+class Step(Ledger):
+    """A training step by a `Plan`, from the second on, when all is there that stays from step to step."""
 
-    def gradient(count):
-        """The gradient of so many weights, in float32; the earlier micro-batches' are there when a later one's come."""
-        ledger.add("gradients", 4 * count // shards)
+    def __init__(self, c, p):
+        super().__init__()
+        self.c, self.p, self.s = c, p, Sizes(c, p)
+        self.block = attention_ops(c, self.s, p) + feed_forward_ops(c, self.s, p)
+        self.block_keeps = sum(op.keeps for op in self.block)
+        self.n, self.shards = count_parameters(c), p.gpus if p.strategy == "fsdp" else 1
+        self.in_matrices = c.n_blocks * sum(map(prod, matrices_in_blocks(c)))
+        self.in_head = c.vocab_size * c.n_embd
+        self.half = 2 if p.autocast else 0  # bytes of an autocast copy
+
+    def standing(self):
+        """What stays from step to step, and in every step from its start to its end."""
+        c, p = self.c, self.p
+        self.phase = "forward"
+        # Rotary positions keep a table of cos and sin in each block.
+        tables = 4 * c.n_blocks * c.block_size * c.head_size if c.position == "rotary" else 0
+        self.add("weights", 4 * self.n // self.shards + tables)
+        muon = self.in_matrices if p.optimizer == "muon" else 0
+        self.add("optimizer state", (4 * muon + 8 * (self.n - muon)) // self.shards)  # momentum; AdamW's two averages
+        if p.gpus > 1:
+            self.add("other GPUs", shared_by_gpus(c, p))
+        if p.device == "cuda":
+            self.add("workspaces", 2 * p.workspace)  # the threads of the forward and the backward pass have one each
         if p.accumulation > 1:
-            ledger.drop("gradients", 4 * count // shards)
+            self.add("gradients", 4 * self.n // self.shards)  # of the micro-batches before
 
-    def backward(op, under_way):
-        """Play the gradient of an op; `under_way` are the bytes of gradients that reach it."""
-        ledger.add("backward buffers", op.makes)
-        grad_of_weights = BYTES[p.dtype] * op.weights if op.casts and p.autocast else 0
-        ledger.add("backward buffers", grad_of_weights)
-        if not grad_of_weights:
-            gradient(op.weights)
-        ledger.drop("activations", op.keeps)
-        ledger.drop("backward buffers", under_way + op.makes - op.passes)
-        if op.casts:
-            ledger.drop("autocast copies", half * op.weights)
-        if grad_of_weights:  # in half precision until here
-            gradient(op.weights)
-            ledger.drop("backward buffers", grad_of_weights)
+    def forward(self):
+        c, p, s = self.c, self.p, self.s
+        self.add("activations", s.ids + (s.embedding_mask if c.dropout else 0))
+        self.add("activations", c.n_blocks * (s.stream if p.activation_checkpointing else self.block_keeps))
+        self.add("autocast copies", self.half * (self.in_matrices + self.in_head))  # alive until autocast ends
+        self.add("activations", norm_op(c, s, p).keeps + s.wide)  # the head keeps its input, too
+        if p.autocast:
+            self.add("logits and loss", s.half_logits)
+        self.add("logits and loss", s.logits)
+        if p.autocast:
+            self.drop("logits and loss", s.half_logits)
+        self.add("logits and loss", s.logits)  # log_softmax keeps its result, and the loss the same
+        self.drop("logits and loss", s.logits)  # the loop gives the logits themselves no name
+        if p.activation_checkpointing:  # nothing keeps the blocks' copies
+            self.drop("autocast copies", self.half * self.in_matrices)
+
+    def gradient(self, count):
+        """The gradient of so many weights, in float32; after the first micro-batch it is added to those before."""
+        self.add("gradients", 4 * count // self.shards)
+        if self.p.accumulation > 1:
+            self.drop("gradients", 4 * count // self.shards)
+
+    def backward_of(self, op, under_way):
+        """Play the gradient of an op that `under_way` bytes of gradients reach; return those that it passes on."""
+        halves = BYTES[self.p.dtype] * op.weights if op.casts and self.p.autocast else 0
+        self.add("backward buffers", op.makes + halves)
+        if not halves:
+            self.gradient(op.weights)
+        self.drop("activations", op.keeps)
+        self.drop("backward buffers", under_way + op.makes - op.passes)
+        if halves:  # the copy of the weights goes, and their gradient is cast to float32
+            self.drop("autocast copies", self.half * op.weights)
+            self.gradient(op.weights)
+            self.drop("backward buffers", halves)
         return op.passes
 
-    # What stays from step to step. Rotary positions keep a table of cos and sin in each block.
-    tables = 4 * c.n_blocks * c.block_size * c.head_size if c.position == "rotary" else 0
-    muon = in_blocks if p.optimizer == "muon" else 0
-    ledger.phase = "forward"
-    ledger.add("weights", 4 * n // shards + tables)
-    ledger.add("optimizer state", (4 * muon + 8 * (n - muon)) // shards)  # Muon: momentum; AdamW: two averages
-    if p.gpus > 1:
-        ledger.add("other GPUs", shared_by_gpus(c, p))
-    if p.device == "cuda":
-        ledger.add("workspaces", 2 * p.workspace)  # the threads of the forward and the backward pass have one each
-    if p.accumulation > 1:
-        ledger.add("gradients", 4 * n // shards)
+    def backward(self):
+        c, p, s = self.c, self.p, self.s
+        self.phase = "backward"
+        # Through the loss and through log_softmax: a tensor of logits each, then what log_softmax kept can go.
+        self.add("logits and loss", 2 * s.logits)
+        self.drop("logits and loss", 2 * s.logits)
+        if p.autocast:
+            self.add("logits and loss", s.half_logits)
+            self.drop("logits and loss", s.logits)
+        head = Op(keeps=s.wide, makes=s.input_grad, passes=s.stream, weights=self.in_head, casts=True)
+        under_way = self.backward_of(head, 0)
+        self.drop("logits and loss", s.half_logits)
+        self.gradient(c.vocab_size if c.head_bias else 0)
+        if c.tied and p.accumulation > 1:  # waits for the embedding's, beside the sum of the micro-batches before
+            self.add("gradients", 4 * self.in_head // self.shards)
 
-    # Forward. The logits of the micro-batch before are alive until those of this one are there to take their name.
-    ledger.add("logits and loss", s.logits)
-    ids = 8 * p.batch_size * c.block_size * (1 if p.device == "cpu" else 3)  # x and y on the GPU; y in one row
-    ledger.add("activations", ids + (s.embedding_mask if c.dropout else 0))
-    ledger.add("activations", c.n_blocks * (s.stream if p.activation_checkpointing else block_keeps))
-    ledger.add("autocast copies", half * (in_blocks + head))  # each made once, and alive until the forward pass ends
-    final_norm = norm_op(c, s, p)
-    ledger.add("activations", final_norm.keeps + s.wide)  # the head keeps its input, too
-    ledger.add("logits and loss", s.half_logits if p.autocast else 0)
-    ledger.add("logits and loss", s.logits)
-    ledger.drop("logits and loss", s.half_logits if p.autocast else 0)
-    ledger.add("logits and loss", s.logits)  # log_softmax keeps its result; so does the loss, the same
-    ledger.drop("logits and loss", s.logits)  # of the micro-batch before
-    if p.activation_checkpointing:  # the blocks' copies end with autocast: nothing kept them
-        ledger.drop("autocast copies", half * in_blocks)
+        norm = norm_op(c, s, p)  # what it passes on is from now on the gradient along the residual path
+        beside = s.stream if c.norm == "rms" and p.device == "cpu" else 0  # in a block that is added to what is there
+        self.backward_of(replace(norm, makes=norm.makes + beside, passes=s.stream), under_way)
+        others = sum(row.count for row in parameter_table(c) if row.blocks) // c.n_blocks
+        others -= sum(op.weights for op in self.block)  # biases
+        for _ in range(c.n_blocks):
+            if p.activation_checkpointing:
+                self.add("activations", self.block_keeps - s.stream)
+                self.add("autocast copies", self.half * self.in_matrices // c.n_blocks)
+            under_way = 0
+            for op in reversed(self.block):
+                under_way = self.backward_of(op, under_way)
+            self.gradient(others)
 
-    # Backward: first through the loss and log_softmax, a tensor of logits each, then the cast, then the head.
-    ledger.phase = "backward"
-    ledger.add("logits and loss", 2 * s.logits)
-    ledger.drop("logits and loss", 2 * s.logits)
-    if p.autocast:
-        ledger.add("logits and loss", s.half_logits)
-        ledger.drop("logits and loss", s.logits)
-    under_way = backward(Op(keeps=s.wide, makes=s.input_grad, passes=s.stream, weights=head, casts=True), 0)
-    ledger.drop("logits and loss", s.half_logits)
-    gradient(c.vocab_size if c.head_bias else 0)
-    if c.tied and p.accumulation > 1:  # waits for the embedding's gradient, beside that of earlier micro-batches
-        ledger.add("gradients", 4 * head // shards)
-    backward(replace(final_norm, makes=final_norm.makes + (s.stream if c.norm == "rms" and p.device == "cpu" else 0),
-                     passes=s.stream), under_way)  # what is passed on is from now on the residual path's
-    for _ in range(c.n_blocks):
-        if p.activation_checkpointing:
-            ledger.add("activations", block_keeps - s.stream)
-            ledger.add("autocast copies", block_copies)
-        under_way = 0
-        for op in reversed(block):
-            under_way = backward(op, under_way)
-        gradient(biases)
-    if c.dropout:
-        ledger.add("backward buffers", s.stream)
-        ledger.drop("backward buffers", s.stream)
-        ledger.drop("activations", s.embedding_mask)
-    if c.position == "learned":
-        gradient(c.block_size * c.n_embd)
-    if c.tied:  # the sum with the head's gradient, in place only where that came from a cast
-        ledger.add("backward buffers", 4 * head * (1 if p.autocast else 2))
-        ledger.drop("backward buffers", 4 * head * (1 if p.autocast else 2))
-        if p.accumulation > 1:
-            ledger.drop("gradients", 4 * head // shards)
-    else:
-        gradient(head)
-    ledger.drop("backward buffers", s.stream)
-    ledger.drop("activations", ids)
+        if c.dropout:
+            self.add("backward buffers", s.stream)
+            self.drop("backward buffers", s.stream)
+            self.drop("activations", s.embedding_mask)
+        if c.position == "learned":
+            self.gradient(c.block_size * c.n_embd)
+        if c.tied:  # the embedding's, and its sum with the head's, which is in place only where that came from a cast
+            made = 4 * self.in_head * (1 if p.autocast else 2)
+            self.add("backward buffers", made)
+            self.drop("backward buffers", made)
+            if p.accumulation > 1:
+                self.drop("gradients", 4 * self.in_head // self.shards)
+        else:
+            self.gradient(self.in_head)
+        self.drop("backward buffers", s.stream)
+        self.drop("activations", s.ids)
 
-    ledger.phase = "optimizer step"
-    if p.optimizer == "muon":
-        ledger.add("backward buffers", muon_buffers(c, p))
-    allocated = sum(ledger.parts.values())
-    slack = int(CUDA_SLACK * allocated) if p.device == "cuda" else 0
-    parts = {**ledger.parts, "context and allocator": CONTEXT[p.device] + slack}
-    return Memory({part: parts[part] for part in PARTS if parts.get(part)}, dict(ledger.phases))
+    def update(self):
+        """The optimizers: AdamW works in place, Muon does not."""
+        self.phase = "optimizer step"
+        self.add("backward buffers", muon_buffers(self.c, self.p) if self.p.optimizer == "muon" else 0)
+
+
+def training_memory(c, plan):
+    """The `Memory` that training takes at its peak, per GPU, for a model of configuration c by a `Plan`."""
+    step = Step(c, plan)
+    step.standing()
+    step.forward()
+    step.backward()
+    step.update()
+    slack = int(CUDA_SLACK * step.peak) if plan.device == "cuda" else 0
+    parts = step.parts | {"context and allocator": CONTEXT[plan.device] + slack}
+    return Memory({part: parts[part] for part in PARTS if parts.get(part)}, dict(step.phases))
 
 
 def largest_batch(c, plan, memory):
@@ -386,11 +293,11 @@ def largest_batch(c, plan, memory):
 def fitting_plan(c, plan, memory):
     """The plan that fits in so many bytes with the same windows in a step, in the fewest micro-batches; else None."""
     windows = plan.batch_size * plan.accumulation
-    for batch_size in range(windows, 0, -1):
-        if windows % batch_size == 0:
-            smaller = replace(plan, batch_size=batch_size, accumulation=windows // batch_size)
-            if training_memory(c, smaller).total <= memory:
-                return smaller
+    divisors = [n for n in range(1, isqrt(windows) + 1) if windows % n == 0]
+    for accumulation in [*divisors, *(windows // n for n in reversed(divisors))]:
+        smaller = replace(plan, batch_size=windows // accumulation, accumulation=accumulation)
+        if training_memory(c, smaller).total <= memory:
+            return smaller
     return None
 
 
@@ -418,11 +325,11 @@ def cache_bytes(c, tokens, dtype, batch_size=1):
     return 2 * c.n_blocks * batch_size * tokens * c.kv_heads * c.head_size * BYTES[dtype]
 
 
-def inference_memory(c, prompt_tokens, dtype="float32", device="cpu"):
+def inference_memory(c, prompt_tokens, dtype="float32", device="cpu", workspace=Plan.workspace):
     """The `Memory` that writing takes at its peak, one text at a time: when it has just read so many tokens at once.
 
     As models/generate.py does it. The cache is allocated whole, for block_size tokens. With int8 weights all else is
-    bfloat16.
+    bfloat16. `workspace` is that of `Plan`.
     """
     weights, dtype = weight_bytes(c, dtype), "bfloat16" if dtype == "int8" else dtype
     a, S = BYTES[dtype], min(prompt_tokens, c.block_size)
@@ -441,7 +348,7 @@ def inference_memory(c, prompt_tokens, dtype="float32", device="cpu"):
         "weights": weights + tables,
         "KV cache": cache_bytes(c, c.block_size, dtype),
         "activations": max(attention, feed_forward),
-        "workspaces": cublas_workspace(8) if device == "cuda" else 0,
+        "workspaces": workspace if device == "cuda" else 0,
         "context and allocator": CONTEXT[device],
     }
     return Memory({part: size for part, size in parts.items() if size}, {})

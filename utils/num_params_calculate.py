@@ -196,17 +196,23 @@ def plot(c, plan, memory, path):
 
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UserError(f"cannot draw {path}: give a name that ends in .png, .svg or .pdf")
+    def growing(start, grown):
+        """Numbers up to twice `start`, or to where the memory is exceeded, with the parts that `grown(number)` has."""
+        end = 2 * start
+        while memory and training_memory(*grown(end)).total < memory:
+            end *= 2
+        numbers = sorted({round(end * i / 32) or 1 for i in range(33)})
+        return numbers, [training_memory(*grown(number)).parts for number in numbers]
+
     figure = Figure(figsize=(11, 5.5), layout="constrained")
-    batches = sorted({round(2 * plan.batch_size * i / 24) or 1 for i in range(25)})
-    contexts = sorted({round(2 * c.block_size * i / 24) or 1 for i in range(25)})
-    plans = [(c, dataclasses.replace(plan, batch_size=n)) for n in batches]
-    longer = [(dataclasses.replace(c, block_size=n), plan) for n in contexts]
+    sides = (
+        (f"windows at once (context {c.block_size:,})", plan.batch_size,
+         growing(plan.batch_size, lambda n: (c, dataclasses.replace(plan, batch_size=n)))),
+        (f"context (batch size {plan.batch_size:,})", c.block_size,
+         growing(c.block_size, lambda n: (dataclasses.replace(c, block_size=n), plan))),
+    )
     colors = matplotlib.colormaps["tab10"]
-    for axes, xs, cases, label, now in zip(
-            figure.subplots(1, 2, sharey=True), (batches, contexts), (plans, longer),
-            (f"windows at once (context {c.block_size})", f"context (batch size {plan.batch_size})"),
-            (plan.batch_size, c.block_size), strict=True):
-        found = [training_memory(*case).parts for case in cases]
+    for axes, (label, now, (xs, found)) in zip(figure.subplots(1, 2, sharey=True), sides, strict=True):
         parts = [part for part in PARTS if any(part in taken for taken in found)]
         axes.stackplot(xs, [[taken.get(part, 0) / GIB for taken in found] for part in parts], labels=parts,
                        colors=[colors(PARTS.index(part)) for part in parts])
