@@ -18,9 +18,11 @@ def plot_losses(metrics, path, title):
     axes.plot(*zip(*trained, strict=True) if trained else ([], []), color="tab:orange", marker=".", label="training")
     axes.plot(steps, validation, color="tab:blue", marker=".", label="validation")
     best = min(metrics, key=lambda line: line["val_loss"])
-    axes.annotate(f"best {best['val_loss']:.4f}", (best["step"], best["val_loss"]), xytext=(0, -18), ha="right",
+    axes.annotate(f"best {best['val_loss']:.4f}", (best["step"], best["val_loss"]), xytext=(0, 10), ha="right",
                   textcoords="offset points", color="tab:blue")
     axes.set(xlabel="steps", ylabel="loss (nats per token)", title=title)
+    if len(metrics) > 3:  # the first loss, a blind guess, would press all others together
+        axes.set_ylim(top=1.05 * max(max(line["val_loss"], line["train_loss"]) for line in metrics[1:]))
     axes.grid(alpha=0.3)
     axes.legend()
     per_step = max((line["tokens"] / line["step"] for line in metrics if line["step"]), default=1)

@@ -196,6 +196,7 @@ def plot(c, plan, memory, path):
 
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UserError(f"cannot draw {path}: give a name that ends in .png, .svg or .pdf")
+
     def growing(start, grown):
         """Numbers up to twice `start`, or to where the memory is exceeded, with the parts that `grown(number)` has."""
         end = 2 * start
