@@ -9,11 +9,11 @@ import math
 
 import numpy as np
 
-from data.corpora import DEFAULT_PATH, name_of, read_text
+from data.corpora import DEFAULT_PATH
+from data.prepare import open_tokens
 from training.checkpoint import SHIPPED, load_model
 from training.evaluate import estimate_loss
 from training.precision import autocast, pick_device, pick_dtype
-from training.run import split
 from utils.errors import UserError, command
 
 # What others have measured, on the validation split of tiny Shakespeare. Losses on different texts don't compare.
@@ -29,7 +29,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", default=SHIPPED,
                         help="a .pt file of train.py or transformer_4d.py (%(default)s)")
-    parser.add_argument("--data", default=DEFAULT_PATH, help="a UTF-8 text (%(default)s)")
+    parser.add_argument("--data", default=DEFAULT_PATH,
+                        help="a text, or what else data.path of train.py takes (%(default)s)")
+    parser.add_argument("--column", help="the column that holds the text, where there are columns")
     parser.add_argument("--split", choices=("val", "train", "all"), default="val",
                         help="its last tenth, the nine tenths before, or all of it (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, help="windows at once (%(default)s)")
@@ -40,15 +42,14 @@ def main():
 
     device = pick_device(args.device)
     model, tokenizer = load_model(args.checkpoint, device)
-    text = read_text(args.data)
-    tokens = np.array(tokenizer.encode(text))
-    tokens = {"train": split(tokens)[0], "val": split(tokens)[1], "all": tokens}[args.split]
+    text = open_tokens(args.data, args.column, tokenizer)
+    tokens = np.concatenate((text.train, text.val)) if args.split == "all" else getattr(text, args.split)
     if len(tokens) < 2:
         raise UserError(f"{args.data} is too short: its {args.split} split has {len(tokens)} tokens. Give more text")
     with autocast(device, pick_dtype(device)):
         loss = estimate_loss(model, tokens, args.batch_size)
 
-    name, n_params = name_of(text), sum(weight.numel() for weight in model.parameters())
+    name, n_params = text.title, sum(weight.numel() for weight in model.parameters())
     bits = loss * (len(tokens) - 1) / len(tokenizer.decode(tokens[1:])) / math.log(2)
     print(f"{args.checkpoint}: {type(model).__name__}, {n_params:,} parameters")
     print(f"{args.data} ({name}), split {args.split}: {len(tokens):,} tokens\n")

@@ -83,5 +83,6 @@ def generate_text(model, tokenizer, prompt, max_new_tokens, sampling, stop_token
         if ready:
             yield held[:ready]
             held = held[ready:]
+    held += complete()
     if held:
         yield held

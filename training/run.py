@@ -4,14 +4,13 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
 from tqdm import tqdm
 
-from data.corpora import name_of, read_text
-from data.tokenizer import CharTokenizer, tokenizer_from_dict
-from data.windows import RandomWindows
+from data.prepare import open_tokens
+from data.tokenizer import tokenizer_from_dict
+from data.windows import RandomWindows, ShuffledWindows, SlidingWindows
 from models.generate import generate_text
 from models.zoo import ZOO
 from training.checkpoint import load_weights, read_checkpoint, save_checkpoint
@@ -23,11 +22,6 @@ from training.precision import autocast, pick_device, pick_dtype
 from training.preflight import memory_advice, settle
 from utils.errors import UserError
 from utils.files import replacing
-
-
-def split(tokens):
-    """The training and the validation tokens: the first nine tenths, and the rest."""
-    return np.split(tokens, [int(0.9 * len(tokens))])
 
 
 def model_config(s, vocab_size):
@@ -47,10 +41,12 @@ def train(settings):
     elif last_path.exists():
         raise UserError(f"{folder} holds a run already: --resume goes on with it, --run NAME names another")
 
-    text = read_text(settings.data.path)
-    print(f"text: {settings.data.path} ({name_of(text)}), {len(text):,} characters, {len(set(text))} different")
-    tokenizer = tokenizer_from_dict(saved["tokenizer"]) if settings.resume else CharTokenizer.of_text(text)
-    train_tokens, val_tokens = split(np.array(tokenizer.encode(text), dtype=np.uint16))
+    d = settings.data
+    wanted = tokenizer_from_dict(saved["tokenizer"]) if settings.resume else d.tokenizer
+    text = open_tokens(d.path, d.column, wanted, d.vocab_size)
+    tokenizer, val_tokens = text.tokenizer, text.val
+    print(f"text: {d.path} ({text.title}), {len(text.train):,} tokens for training and {len(val_tokens):,} for "
+          f"validation, of {tokenizer.vocab_size:,} different ones")
 
     torch.manual_seed(s.seed)
     device = pick_device(s.device)
@@ -76,7 +72,11 @@ def train(settings):
         scaler.load_state_dict(saved["scaler"])
         progress = Progress(**saved["progress"])
         print(f"going on from step {progress.step}")
-    windows = RandomWindows(train_tokens, model.block_size, s.batch_size, s.seed)
+    if d.windows == "random":
+        windows = RandomWindows(text.train, model.block_size, s.batch_size, s.seed)
+    else:
+        sliding = SlidingWindows(text.train, model.block_size, d.stride)
+        windows = ShuffledWindows(sliding, s.batch_size, s.accumulation, s.seed)
     record = Record(folder, settings, model, tokenizer, optimizers, scaler, val_tokens, dtype, progress)
     faster = compiled(model, windows.batch(0, 0), s.compile, dtype)
     with memory_advice(config, plan):

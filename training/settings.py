@@ -9,10 +9,24 @@ from utils.errors import check_numbers
 
 @dataclass
 class DataSettings:
-    """The text."""
+    """The text, and how it becomes tokens."""
 
-    path: str = "data/input.txt"
-    """A UTF-8 text; the default is fetched if it is not there (tiny Shakespeare)."""
+    path: str | list[str] = "data/input.txt"
+    """A text, several, or a folder (.txt, .jsonl, .csv, .parquet); hf:NAME or hf:NAME:CONFIG of Hugging Face; or a
+    folder with train.bin and val.bin. The default is fetched if it is not there (tiny Shakespeare)."""
+    column: str | None = None
+    """The column that holds the text, where there are columns; None: text, or the only one there is."""
+    tokenizer: str = "char"
+    """char: the characters of the text; bpe: a BPE trained on it; gpt2: GPT-2's; or a tokenizer.json."""
+    vocab_size: int = 20_000
+    """Tokens of a BPE that is trained."""
+    windows: Literal["random", "sliding"] = "random"
+    """random: they start anywhere; sliding: every `stride` tokens, each once in an epoch, for small texts."""
+    stride: int = 128
+    """Tokens from one sliding window to the next."""
+
+    def __post_init__(self):
+        check_numbers(self, positive=("vocab_size", "stride"))
 
 
 @dataclass

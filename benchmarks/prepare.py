@@ -1,0 +1,65 @@
+"""Speed of preparing: data/prepare.py against the `tokenizers` library alone, in turns, on the same text.
+
+    python benchmarks/prepare.py TEXT [TEXT ...]
+
+The texts are joined and repeated to the size wanted. Ours is all that a run waits for: read, check the encoding, cut,
+encode, write train.bin and val.bin. The library encodes the same pieces, already in memory, and nothing is done with
+what it gives. Both use all cores.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from itertools import cycle
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ["TQDM_DISABLE"] = "1"  # a line per turn is enough
+
+from side_by_side import in_turns  # noqa: E402
+
+from data.corpora import open_corpus, read_text  # noqa: E402
+from data.prepare import batches, fetch_gpt2_tokenizer, prepare  # noqa: E402
+from data.tokenizer import BPETokenizer  # noqa: E402
+from utils.errors import command  # noqa: E402
+
+
+@command
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("texts", type=Path, nargs="+", help="texts to join and repeat")
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json, or a folder with GPT-2's files (GPT-2's)")
+    parser.add_argument("--megabytes", type=int, default=100, help="size of the text (%(default)s)")
+    parser.add_argument("--turns", type=int, default=3, help="of each; the median counts (%(default)s)")
+    args = parser.parse_args()
+
+    tokenizer = BPETokenizer.load(args.tokenizer or fetch_gpt2_tokenizer())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "text.txt"
+        with open(path, "wb") as file:
+            for text in cycle([read_text(text).encode() for text in args.texts]):
+                file.write(text)
+                if file.tell() >= args.megabytes * 1_000_000:
+                    break
+
+        def ours():
+            shutil.rmtree(path.parent / "prepared", ignore_errors=True)
+            return prepare(open_corpus(path), tokenizer)
+
+        prepared = ours()
+        n_tokens = len(prepared.train) + len(prepared.val)
+        print(f"{path.stat().st_size / 1e6:.0f} MB, {n_tokens:,} tokens, {os.cpu_count()} cores\n")
+        texts = [[piece.text for piece in batch] for batch in batches(open_corpus(path).pieces())]
+
+        def library():
+            for batch in texts:
+                tokenizer.library.encode_batch_fast(batch, add_special_tokens=False)
+
+        speed = in_turns({"ours": ours, "tokenizers": library}, n_tokens, args.turns)
+    print(f"\nours takes {speed['tokenizers'] / speed['ours']:.3f} times as long as the library alone")
+
+
+if __name__ == "__main__":
+    main()

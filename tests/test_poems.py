@@ -1,0 +1,258 @@
+"""Poems: what cleaning keeps and leaves out, and the examples that are made of them."""
+
+import doctest
+import json
+import os
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data.poems
+from data.poems import GENERAL_REQUESTS, clean, parse_poem, poem_examples, poem_texts, read_poems, request_ids
+from data.tokenizer import BPETokenizer, CharTokenizer
+from utils.errors import UserError
+
+SONG = Path(__file__).parents[2] / "shared" / "data" / "poems" / "song_ci.json"
+
+FILE = "title:偶然\ndate:1926\n\n我是天空里的一片云，\n偶尔投影在你的波心——\n\n你我相逢在黑夜的海上，\n"
+POEM = {"title": "偶然", "author": "徐志摩",
+        "para": ["我是天空里的一片云，", "偶尔投影在你的波心——", "", "你我相逢在黑夜的海上，"]}
+POEMS = [{"title": f"诗{i:03}", "para": [f"第{i:03}首", "", "月亮"], "author": f"作者{i % 7}"} for i in range(100)]
+TOKENIZER = BPETokenizer.train(poem_texts(POEMS), 400)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with one good poem, and a function that puts a file of some bytes beside it."""
+    author = tmp_path / "poems" / "徐志摩_xuzhimo"
+    author.mkdir(parents=True)
+    (author / "偶然.pt").write_text(FILE, encoding="utf-8", newline="")
+    return author
+
+
+def test_the_examples_in_the_docstrings():
+    assert doctest.testmod(data.poems).failed == 0
+
+
+# ---- Cleaning --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [
+    FILE.encode(), FILE.encode("utf-8-sig"), FILE.encode("gb18030"), FILE.encode("utf-16"),
+    FILE.replace("\n", "\r\n").encode(), FILE.replace("\n", "\r").encode(), FILE.rstrip("\n").encode(),
+    FILE.replace("date:1926\n", "").encode(), FILE.replace("1926", "").encode(),
+    FILE.replace(":", "：").encode(), FILE.replace(":", ": ").encode(),
+    FILE.replace("\n\n你", "\n \n\u3000\n\n\t\n你").encode(), ("\n\n" + FILE + "\n \n").encode(),
+    FILE.replace("\n我", "\n\n\u3000\u3000我").replace("，\n", "， \t\n").encode(),
+    FILE.replace("\n\n我", "\n我").encode(),
+])  # fmt: skip
+def test_a_poem_is_read_however_it_is_written(folder, content):
+    (folder / "偶然.pt").write_bytes(content)
+    assert clean(folder.parent) == ([POEM], [])
+
+
+@pytest.mark.parametrize("name, author", [
+    ("徐志摩_xuzhimo", "徐志摩"), ("向明_1_xiangming1", "向明"), ("佚名", "佚名"),
+])  # fmt: skip
+def test_the_author_is_what_stands_before_the_pinyin(folder, name, author):
+    folder.rename(folder.with_name(name))
+    [poem], _ = clean(folder.parent)
+    assert poem["author"] == author
+
+
+def test_poems_come_in_the_order_of_their_names_and_other_files_are_left_alone(folder):
+    other = folder.with_name("艾青_aiqing")
+    other.mkdir()
+    for name in ("b.pt", "a.pt", "README.md", "c.pt.bak"):
+        (other / name).write_text(f"title:{name}\ndate:\n\n诗\n", encoding="utf-8")
+    (folder.parent / "top.pt").write_text(FILE, encoding="utf-8")
+    (other / "folder.pt").mkdir()
+    poems, broken = clean(folder.parent)
+    assert [poem["title"] for poem in poems] == ["偶然", "a.pt", "b.pt"] and broken == []
+
+
+BROKEN = {
+    "no_title.pt": (FILE.split("\n", 1)[1].encode(), "title"),
+    "title_only_a_mark.pt": (b"title:\ndate:\n\n" + "诗".encode(), "title"),
+    "text_first.pt": ("诗\n".encode() + FILE.encode(), "title"),
+    "tensors.pt": (b"PK\x03\x04\x00\x00\x08\x08archive/data.pkl\x80\x02}q\x00." + bytes(range(256)), ""),
+    "no_encoding.pt": (FILE.encode() + b"\xff\xfe\xff", "0xff"),
+    "cut_character.pt": (FILE.encode()[:-3], ""),
+}
+EMPTY = {
+    "no_bytes.pt": (b"", "the file is empty"),
+    "blank.pt": (" \r\n\n\u3000".encode(), "the file is empty"),
+    "no_text.pt": ("title:无\ndate:\n\n \n\n".encode(), "no text"),
+    "title_alone.pt": ("title:无".encode(), "no text"),
+}
+
+
+def test_broken_and_empty_poems_are_left_out_with_the_reason(folder):
+    for name, (content, _) in (BROKEN | EMPTY).items():
+        (folder / name).write_bytes(content)
+    poems, broken = clean(folder.parent)
+    assert poems == [POEM]
+    reasons = {path.name: reason for path, reason in broken}
+    assert reasons.keys() == (BROKEN | EMPTY).keys()
+    for name, (_, quoted) in (BROKEN | EMPTY).items():
+        assert quoted in str(reasons[name]) and isinstance(reasons[name], data.poems.EmptyPoem) == (name in EMPTY)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs links that anybody may make")
+def test_a_link_to_nothing_is_broken(folder):
+    (folder / "link.pt").symlink_to(folder / "nothing")
+    _, [(path, reason)] = clean(folder.parent)
+    assert path.name == "link.pt" and "cannot read" in str(reason)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
+def test_a_folder_whose_name_is_no_text_is_broken(folder):
+    os.rename(folder, os.path.join(os.fsencode(folder.parent), "徐志摩_xuzhimo".encode("gb18030")))
+    poems, [(_, reason)] = clean(folder.parent)
+    assert poems == [] and "not UTF-8" in str(reason)
+
+
+@settings(deadline=None, database=None, max_examples=50)
+@given(st.lists(st.lists(st.text("床前明月光，a ", min_size=1).filter(str.strip), min_size=1), min_size=1))
+def test_stanzas_are_kept_whatever_they_are(stanzas):
+    stanzas = [[line.strip() for line in stanza] for stanza in stanzas]
+    text = "title:诗\ndate:\n\n" + "\n\n".join("\n".join(stanza) for stanza in stanzas)
+    _, lines = parse_poem(text)
+    assert "\n".join(lines).split("\n\n") == ["\n".join(stanza) for stanza in stanzas]
+
+
+# ---- The command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["poems", *map(str, arguments)])
+        data.poems.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_command_writes_all_poems_and_names_what_it_left_out(folder, command, tmp_path):
+    for name, (content, _) in (BROKEN | EMPTY).items():
+        (folder / name).write_bytes(content)
+    lines = command("clean", folder.parent, "--out", tmp_path / "new" / "all_poems.json").splitlines()
+    assert json.loads((tmp_path / "new" / "all_poems.json").read_text(encoding="utf-8")) == [POEM]
+    assert read_poems(tmp_path / "new" / "all_poems.json") == [POEM]
+    assert lines[-2:] == ["1 poems of 1 authors; left out: 6 broken, 4 empty", f"written to {lines[-1].split()[-1]}"]
+    for kind, names in (("broken", BROKEN), ("empty", EMPTY)):
+        named = [line for line in lines if line.startswith(f"{kind}: ")]
+        assert {Path(line.split(": ")[1]).name for line in named} == set(names) and len(named) == len(names)
+
+
+@pytest.mark.parametrize("change, quoted", [
+    (lambda folder: (folder / "偶然.pt").unlink(), "no folders that hold .pt files"),
+    (lambda folder: (folder / "偶然.pt").write_bytes(b""), "gave no poem"),
+    (lambda folder: folder.rename(folder.parents[1] / "elsewhere"), "no folders that hold .pt files"),
+])  # fmt: skip
+def test_without_a_poem_it_writes_nothing_and_says_so(folder, command, capsys, tmp_path, change, quoted):
+    (tmp_path / "all.json").write_text("before")
+    change(folder)
+    with pytest.raises(SystemExit) as end:
+        command("clean", folder.parent, "--out", tmp_path / "all.json")
+    assert end.value.code == 2 and (tmp_path / "all.json").read_text() == "before"
+    assert re.fullmatch(r"error: .*\n", err := capsys.readouterr().err) and quoted in err
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_poem_in_a_file_is_left_out_and_told(tmp_path, capsys):
+    found = [POEM, {}, POEM | {"para": []}, POEM | {"para": ["", " "]}, POEM | {"title": " "},
+             POEM | {"author": None}, POEM | {"para": "text"}, POEM | {"para": [1]}, "poem", None,
+             POEM | {"author": ""}, POEM | {"date": "1926"}]
+    (tmp_path / "all.json").write_text(json.dumps(found))
+    assert read_poems(tmp_path / "all.json") == [found[0], found[10], found[11]]
+    told = "9 of 12 poems are broken or empty and left out: number 2, 3, 4, 5, 6, 7, 8, 9, 10\n"
+    assert capsys.readouterr().out.endswith(told)
+
+
+@pytest.mark.parametrize("content, quoted", [
+    (b"", "not JSON"), (b"[{]", "not JSON"), (b"[" * 100_000, "not JSON"), (b"{}", "no list of poems"),
+    (b"[]", "no list of poems"), (b"[1]", "no list of poems"), (b"\xff\xff\xff", "all.json"),
+])  # fmt: skip
+def test_a_file_without_poems_is_one_line(tmp_path, content, quoted):
+    (tmp_path / "all.json").write_bytes(content)
+    with pytest.raises(UserError, match=quoted) as error:
+        read_poems(tmp_path / "all.json")
+    assert "all.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match="none.json"):
+        read_poems(tmp_path / "none.json")
+
+
+@pytest.mark.skipif(not SONG.is_file(), reason=f"the poems are not in {SONG}")
+def test_song_lyrics_are_poems():
+    poems = read_poems(SONG)
+    assert len(poems) == 21050 and poems[0]["title"] == "导引"
+
+
+# ---- Examples --------------------------------------------------------------------------------------------------------
+
+
+def messages(ids):
+    """The text of the two messages that the ids of an example must be."""
+    start, end = TOKENIZER.message_start, TOKENIZER.message_end
+    first_end = ids.index(end)
+    assert ids[0] == start and ids[first_end + 1] == start and ids[-2:] == [end, TOKENIZER.end_of_text]
+    request, poem = ids[1:first_end], ids[first_end + 2 : -2]
+    assert not {start, end, TOKENIZER.end_of_text, TOKENIZER.padding} & {*request, *poem}
+    return TOKENIZER.decode(request), TOKENIZER.decode(poem)
+
+
+def test_of_ten_requests_six_are_titles_three_name_the_author_and_one_is_general():
+    by_text = {"\n".join(poem["para"]): poem for poem in POEMS}
+    examples = [messages(ids) for ids in poem_examples(POEMS, TOKENIZER, seed=1)]
+    assert sorted(text for _, text in examples) == sorted(by_text)  # each poem once, its stanzas kept
+    kinds = Counter()
+    for request, text in examples:
+        poem = by_text[text]
+        expected = {poem["title"]: "title", f"{poem['author']}《{poem['title']}》": "author"}
+        kinds[expected.get(request, request)] += 1
+    assert kinds["title"] == 60 and kinds["author"] == 30
+    assert sum(kinds[request] for request in GENERAL_REQUESTS) == 10
+
+
+def test_the_seed_decides_order_and_requests():
+    first, again, other = ([*poem_examples(POEMS, TOKENIZER, seed)] for seed in (1, 1, 2))
+    assert first == again != other
+    examples = [[messages(ids) for ids in examples] for examples in (first, other)]
+    assert [text for _, text in examples[0]] != [text for _, text in examples[1]]  # another order
+    assert sorted(examples[0]) != sorted(examples[1])  # and other requests for the same poems
+
+
+def test_a_poem_without_an_author_is_asked_for_by_its_title():
+    poems = [poem | {"author": ""} for poem in POEMS]
+    requests = [messages(ids)[0] for ids in poem_examples(poems, TOKENIZER, seed=1)]
+    assert sum(request.startswith("诗") and len(request) == 4 for request in requests) == 90
+
+
+def test_a_poem_cannot_end_its_own_message():
+    poem = {"title": "<|im_end|>", "para": ["<|im_end|>", "<|endoftext|>"], "author": "<|im_start|>"}
+    for seed in range(5):
+        [ids] = poem_examples([poem], TOKENIZER, seed)
+        assert messages(ids)[1] == "<|im_end|>\n<|endoftext|>"
+
+
+def test_an_example_begins_as_a_request_does():
+    for ids in poem_examples(POEMS, TOKENIZER, seed=3):
+        beginning = request_ids(messages(ids)[0], TOKENIZER)
+        assert ids[: len(beginning)] == beginning
+
+
+def test_a_tokenizer_without_message_markers_is_refused():
+    with pytest.raises(UserError, match="start and the end of a message"):
+        next(poem_examples(POEMS, CharTokenizer.of_text("诗"), seed=1))

@@ -1,0 +1,465 @@
+"""Tokenizers: what they cut, that every text comes back, and what is said of files that are none."""
+
+import doctest
+import json
+import re
+import sys
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tiktoken.load
+import tokenizers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tiktoken_ext.openai_public import r50k_pat_str
+
+import data.tokenizer
+from data.tokenizer import BPETokenizer, CharTokenizer, sample, tokenizer_from_dict
+from utils.errors import UserError
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+GPT2 = SHARED / "gpt2-bpe"
+needs_gpt2 = pytest.mark.skipif(not GPT2.is_dir(), reason=f"GPT-2's files are not in {GPT2}")
+
+TEXTS = [f"The {a} saw {b}: {c}\r\n" for a in ("fox", "小猫", "owl") for b in ("the sea", "月亮", "a star", "🌊🌊")
+         for c in ("it isn't far.", "床前明月光，疑是地上霜。", "naïve café", "12 345 678", "\tyes  \n  no")]
+VOCAB_SIZE = 350
+TOKENIZER = BPETokenizer.train(TEXTS, VOCAB_SIZE)
+SPECIAL = {"padding": "<|pad|>", "message_start": "<|im_start|>", "message_end": "<|im_end|>",
+           "end_of_text": "<|endoftext|>"}
+
+# Text of any characters, and of those that are easily broken.
+CHARACTERS = ["a", " ", "  ", "\n", "\r\n", "\r", "\t", "\0", "\u0301", "e\u0301", "é", "\u200d", "👩‍👩‍👧", "🇨🇳", "月",
+              "明月光", "\ufeff", "\ufffd", "\uffff", "\U0010ffff", "𠮷", "ﬁ", "Å", "\u3000", "\xad", "'s", "12", "Ġ",
+              *SPECIAL.values()]
+any_text = st.text() | st.lists(st.sampled_from(CHARACTERS)).map("".join)
+any_ids = st.lists(st.integers(0, TOKENIZER.vocab_size - 1))
+quietly = settings(deadline=None, database=None, max_examples=150)
+
+
+def pieces(tokenizer, text):
+    return [tokenizer.tokens[i] for i in tokenizer.encode(text)]
+
+
+def description(tokenizer=TOKENIZER):
+    return json.loads(tokenizer.to_dict()["tokenizer.json"])
+
+
+def learnt(tokenizer):
+    """The merges, the first one first, as two pieces of text each."""
+    merges = description(tokenizer)["model"]["merges"]
+    return [tuple(data.tokenizer.bytes_of(token).decode() for token in merge) for merge in merges]
+
+
+def test_the_examples_in_the_docstrings():
+    assert doctest.testmod(data.tokenizer).failed == 0
+
+
+# ---- Learning --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_merges, cut", [
+    (1, "aa a b d aa a b a c"), (2, "aa ab d aa ab a c"), (3, "aaab d aaab a c"),
+])  # fmt: skip
+def test_the_example_of_wikipedia(n_merges, cut):
+    """https://en.wikipedia.org/wiki/Byte-pair_encoding: Z = aa, then Y = ab, then X = ZY."""
+    tokenizer = BPETokenizer.train(["aaabdaaabac"], vocab_size=4 + 256 + n_merges)
+    assert pieces(tokenizer, "aaabdaaabac") == cut.encode().split()
+
+
+def test_the_example_of_the_paper():
+    """Sennrich et al. 2016, figure 1: from these words, r ·, l o, lo w and er · are learnt; `lower` is low and er.
+
+    Here no mark · ends a word, so that r · is not learnt and er · is e r.
+    """
+    tokenizer = BPETokenizer.train(["low", "lowest", "newer", "wider"], vocab_size=4 + 256 + 3)
+    assert sorted(learnt(tokenizer)) == [("e", "r"), ("l", "o"), ("lo", "w")]
+    assert pieces(tokenizer, "lower") == [b"low", b"er"]
+
+
+def test_each_merge_joins_a_pair_that_no_other_exceeds():
+    text = " ".join(f"{a}{b}{c}{a}" for a in "abc" for b in ("a", "ab", "bca") for c in ("c", "ca", "bb", "")) * 2
+    tokenizer = BPETokenizer.train([text], vocab_size=4 + 256 + 40)
+    words = [list(word) for word in re.findall(" ?[a-c]+", text)]
+    merges = learnt(tokenizer)
+    assert len(merges) == 40
+    for merge in merges:
+        pairs = Counter(pair for word in words for pair in zip(word, word[1:], strict=False))
+        assert pairs[merge] == max(pairs.values()) >= 2
+        for word in words:
+            i = 0
+            while i < len(word) - 1:
+                if (word[i], word[i + 1]) == merge:
+                    word[i : i + 2] = ["".join(merge)]
+                i += 1
+    assert pieces(tokenizer, text) == [token.encode() for word in words for token in word]
+
+
+def test_the_vocabulary_is_as_large_as_asked_unless_there_is_nothing_more_to_merge():
+    assert TOKENIZER.vocab_size == VOCAB_SIZE
+    assert BPETokenizer.train(["abcd"]).vocab_size == 260
+
+
+def test_the_same_texts_give_the_same_tokenizer():
+    assert BPETokenizer.train(iter(TEXTS), VOCAB_SIZE).to_dict() == TOKENIZER.to_dict()
+
+
+def test_special_tokens_in_the_texts_are_learnt_as_text():
+    tokenizer = BPETokenizer.train(["<|im_end|>\n"] * 9, vocab_size=300)
+    assert pieces(tokenizer, "<|im_end|>") == [b"<|", b"im", b"_", b"end", b"|>"]
+
+
+def test_of_texts_that_are_too_many_a_sample_is_taken_evenly():
+    texts = [f"{i:04}" + "x" * (i % 7) for i in range(3000)]
+    kept = [piece.decode() for piece in sample(iter(texts), 6000)]
+    assert 6000 - 10 < sum(map(len, kept)) <= 6000 and set(kept) <= set(texts) and len(set(kept)) == len(kept)
+    share = len(kept) / 3000
+    for part in (range(1000), range(1000, 2000), range(2000, 3000), range(0, 3000, 2), range(0, 3000, 7)):
+        n = sum(int(text[:4]) in part for text in kept)
+        assert abs(n - share * len(part)) < 4 * (share * len(part)) ** 0.5  # four standard deviations
+    assert sorted(kept) == sorted(piece.decode() for piece in sample(iter(texts), 6000))
+
+
+def test_texts_that_are_not_too_many_are_taken_whole():
+    texts = ["é" * 10, "", "b"]
+    assert sorted(sample(texts, 21)) == [b"b", ("é" * 10).encode()]
+    long = "".join(chr(0x4E00 + i % 20000) for i in range(300_000))
+    assert sum(map(len, sample([long], 900_000))) == 900_000 and 700_000 < sum(map(len, sample([long], 899_999)))
+
+
+def test_memory_does_not_grow_with_the_texts():
+    def peak(n):
+        tracemalloc.start()
+        sample((f"{i:08}" * 500 for i in range(n)), 1_000_000)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return peak
+
+    assert peak(2000) < 1_200_000 and peak(8000) < 1_200_000  # 8 MB of text, and 32 MB
+
+
+# ---- There and back --------------------------------------------------------------------------------------------------
+
+
+@quietly
+@given(any_text)
+@example("".join(map(chr, [*range(0xD800), *range(0xE000, 0x10000)])))
+@example("e\u0301 é \u0301\r\n\0 👩‍👩‍👧 𠮷")
+def test_every_text_comes_back(text):
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+
+@quietly
+@given(any_ids)
+def test_any_ids_decode_to_what_the_library_makes_of_them(ids):
+    assert TOKENIZER.decode(ids) == TOKENIZER.library.decode(ids, skip_special_tokens=False)
+
+
+@quietly
+@given(any_ids)
+def test_a_stream_gives_what_decode_gives(ids):
+    complete = TOKENIZER.stream()
+    assert "".join(map(complete, ids)) + complete() == TOKENIZER.decode(ids)
+
+
+@quietly
+@given(any_text.map(lambda text: text.replace("\ufffd", "")))
+def test_a_stream_gives_whole_characters_as_soon_as_they_are_whole(text):
+    complete, shown, received = TOKENIZER.stream(), "", b""
+    for i in TOKENIZER.encode(text):
+        shown += complete(i)
+        received += TOKENIZER.tokens[i]
+        assert shown == received.decode(errors="ignore")  # which leaves out the bytes at the end
+    assert complete() == "" and shown == text
+
+
+def test_half_a_character_at_the_end_is_not_lost():
+    ids = TOKENIZER.encode("a🜁")
+    complete = TOKENIZER.stream()
+    assert [complete(i) for i in ids[:3]] == ["a", "", ""] and complete() == "\ufffd"
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, CharTokenizer.of_text("".join(TEXTS))])
+def test_a_batch_gives_what_each_text_gives(tokenizer):
+    assert tokenizer.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
+    assert tokenizer.encode_batch([]) == [] and tokenizer.encode("") == []
+
+
+def test_characters_stream_as_they_decode():
+    tokenizer = CharTokenizer.of_text("héllo\n")
+    complete = tokenizer.stream()
+    assert [complete(i) for i in tokenizer.encode("héo")] == ["h", "é", "o"] and complete() == ""
+
+
+# ---- Special tokens --------------------------------------------------------------------------------------------------
+
+
+def test_the_special_tokens_have_ids_of_their_own():
+    ids = {name: getattr(TOKENIZER, name) for name in SPECIAL}
+    assert len(set(ids.values())) == 4
+    for name, token in SPECIAL.items():
+        assert TOKENIZER.decode([ids[name]]) == token
+    assert TOKENIZER.start_id == TOKENIZER.end_of_text
+
+
+@quietly
+@given(st.lists(st.sampled_from([*SPECIAL.values(), "<|", "|>", "im_start", "a", " ", "\n"])).map("".join))
+def test_no_text_gives_a_special_token(text):
+    assert not set(TOKENIZER.encode(text)) & {getattr(TOKENIZER, name) for name in SPECIAL}
+
+
+def test_a_tokenizer_without_special_tokens_has_none():
+    characters = CharTokenizer("\nab")
+    assert [getattr(characters, name) for name in SPECIAL] == [None] * 4 and characters.start_id == 0
+
+
+# ---- GPT-2 -----------------------------------------------------------------------------------------------------------
+
+
+def mixed_lines():
+    """1,000 lines: prose, verse, Chinese, dialogue, code, and what is seldom met."""
+    code = Path(data.tokenizer.__file__).read_text(encoding="utf-8").splitlines(keepends=True)
+    odd = ["I'll can't WE'VE it's'd 's", "1234567890 ٣٤ Ⅷ ½", "a\u0301e\u0308\u0301\u0301", "🙂👩‍👩‍👧🇨🇳 ©", "",
+           "\r\n \r\r\n\t\t x  ", "\0\x01\x7f\xad\u200b\ufeff\ufffd", "Здравствуйте, мир! ", "  leading, trailing  ",
+           "<|endoftext|>", "𠮷野家 𝔘𝔫𝔦", "שלום עולם مرحبا", "नमस्ते ไทย", "\u3000\u2003\xa0x\u2028y\x85z",
+           "foo_bar=BAZ[3]->qux();//!?", "a" * 500]
+    files = {"english/wikipedia_1MB.txt": 300, "tinyshakespeare/input.txt": 200, "poems/song_ci.json": 200,
+             "dialogues/chitchat.txt": 150}
+    lines = odd + code[: 150 - len(odd)]
+    for name, n in files.items():
+        found = re.findall(r".{1,200}\n?", (SHARED / name).read_text(encoding="utf-8"))
+        lines += found[:: len(found) // n][:n]
+    return lines
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return BPETokenizer.load(GPT2)
+
+
+@needs_gpt2
+def test_gpt2_encodes_as_tiktoken_does(gpt2, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
+    ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(str(GPT2 / "vocab.bpe"), str(GPT2 / "encoder.json"))
+    reference = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks,
+                                  special_tokens={"<|endoftext|>": 50256})
+    lines = mixed_lines()
+    assert len(lines) == 1000 and len(set(lines)) > 900
+    assert gpt2.encode_batch(lines) == [reference.encode_ordinary(line) for line in lines]
+    assert gpt2.tokens == [reference.decode_single_token_bytes(i) for i in range(50257)]
+    assert gpt2.decode(gpt2.encode("".join(lines))) == "".join(lines)
+
+
+@needs_gpt2
+def test_gpt2_has_one_special_token(gpt2):
+    assert [getattr(gpt2, name) for name in SPECIAL] == [None, None, None, 50256] and gpt2.start_id == 50256
+    assert gpt2.decode([15496, 995, 50256]) == "Hello world<|endoftext|>" and gpt2.vocab_size == 50257
+
+
+@needs_gpt2
+def test_gpt2_of_two_files_is_gpt2_of_a_tokenizer_json(gpt2, tmp_path):
+    gpt2.save(tmp_path / "tokenizer.json")
+    assert BPETokenizer.load(tmp_path / "tokenizer.json").to_dict() == gpt2.to_dict()
+
+
+def test_a_folder_with_an_encoder_and_merges_is_read(tmp_path):
+    vocab = [*data.tokenizer.BYTE_OF, "Ġa", "aa", "<|endoftext|>"]
+    (tmp_path / "encoder.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}), encoding="utf-8")
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\nĠ a\na a\n", encoding="utf-8")
+    tokenizer = BPETokenizer.load(tmp_path)
+    assert pieces(tokenizer, "aaa a<|endoftext|>")[:3] == [b"aa", b"a", b" a"] and tokenizer.end_of_text == 258
+
+
+# ---- Files -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_saved_is_loaded(tmp_path):
+    TOKENIZER.save(tmp_path / "tokenizer.json")
+    loaded = BPETokenizer.load(tmp_path / "tokenizer.json")
+    assert loaded.to_dict() == TOKENIZER.to_dict() and loaded.tokens == TOKENIZER.tokens
+    assert loaded.encode_batch([*TEXTS, "<|im_end|>"]) == TOKENIZER.encode_batch([*TEXTS, "<|im_end|>"])
+    assert [getattr(loaded, name) for name in SPECIAL] == [getattr(TOKENIZER, name) for name in SPECIAL]
+
+
+def test_what_was_saved_is_a_file_of_the_library(tmp_path):
+    TOKENIZER.save(tmp_path / "tokenizer.json")
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert [library.encode(text).ids for text in TEXTS] == TOKENIZER.encode_batch(TEXTS)
+    assert library.encode("a<|im_end|>").ids[-1] == TOKENIZER.message_end  # who uses the library gets what it does
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, CharTokenizer("\nab")])
+def test_a_checkpoint_carries_its_tokenizer(tmp_path, tokenizer):
+    from small_models import small_model
+
+    from training.checkpoint import load_model, save_checkpoint
+
+    save_checkpoint(tmp_path / "model.pt", small_model("GPT2", vocab_size=tokenizer.vocab_size), tokenizer)
+    _, loaded = load_model(tmp_path / "model.pt")
+    assert type(loaded) is type(tokenizer) and loaded.to_dict() == tokenizer.to_dict()
+    assert loaded.encode("ab\na") == tokenizer.encode("ab\na")
+
+
+def test_a_file_that_cuts_and_pads_does_so_no_more():
+    library = tokenizers.Tokenizer.from_str(json.dumps(description()))
+    library.enable_truncation(3)
+    library.enable_padding(length=5)
+    texts = ["a", "a b c d e f"]
+    assert BPETokenizer(library.to_str()).encode_batch(texts) == TOKENIZER.encode_batch(texts)
+
+
+def test_what_a_file_adds_as_a_word_to_be_found_is_special():
+    changed = description()
+    for token in changed["added_tokens"]:
+        token["special"] = False
+    changed["added_tokens"].append(changed["added_tokens"][0] | {"id": VOCAB_SIZE, "content": "<é>"})
+    tokenizer = BPETokenizer(json.dumps(changed))
+    assert max(tokenizer.encode("<|im_end|> <é>")) < VOCAB_SIZE and tokenizer.decode([VOCAB_SIZE]) == "<é>"
+    assert tokenizer.message_end not in tokenizer.encode("<|im_end|>")
+
+
+# ---- The command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tokenizer", *map(str, arguments)])
+        data.tokenizer.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_show_prints_how_a_text_is_cut(command, tmp_path):
+    BPETokenizer.train(["the low moon the low moon", "月月"], vocab_size=276).save(tmp_path / "tokenizer.json")
+    lines = command("show", tmp_path / "tokenizer.json", "the low\n月🜁<|pad|>").splitlines()
+    cut = [line.split(maxsplit=1)[1] for line in lines[:-1]]
+    assert cut == ["'the'", "' low'", r"'\n'", "'月'", "f0", "9f", "9c", "81", *map(repr, "<|pad|>")]
+    assert lines[-1] == "17 characters in 15 tokens"
+
+
+def test_train_makes_the_tokenizer_of_files(command, tmp_path):
+    files = [tmp_path / "some.jsonl", tmp_path / "more.jsonl"]
+    for file, texts in zip(files, (TEXTS[:30], TEXTS[30:]), strict=True):
+        file.write_text("".join(json.dumps({"poem": text, "id": 7}) + "\n" for text in texts))
+    out = command("train", *files, "--column", "poem", "--vocab_size", 300, "--out", tmp_path / "own.json")
+    assert out == f"{tmp_path / 'own.json'}: 300 tokens\n"
+    assert BPETokenizer.load(tmp_path / "own.json").to_dict() == BPETokenizer.train(TEXTS, 300).to_dict()
+
+
+# ---- Bad input -------------------------------------------------------------------------------------------------------
+
+
+def error_of(function, *arguments):
+    with pytest.raises(UserError) as error:
+        function(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("text, place", [("a\ud83d", 1), ("\udc00", 0), ("\ud83d\ud83d b", 0)])
+def test_half_a_surrogate_pair_is_named(text, place):
+    for function, argument in ((TOKENIZER.encode, text), (TOKENIZER.encode_batch, ["a", text]),
+                               (BPETokenizer.train, ["a", text])):
+        assert f"{text[place]!r} at character {place}" in error_of(function, argument)
+    assert TOKENIZER.unknown(text) == [text[place]] and TOKENIZER.unknown("a🙂\0") == []
+
+
+@pytest.mark.parametrize("vocab_size", [-1, 0, 256, 259])
+def test_a_vocabulary_smaller_than_the_alphabet_is_refused(vocab_size):
+    line = error_of(BPETokenizer.train, TEXTS, vocab_size)
+    assert f"vocab_size cannot be {vocab_size}" in line and "260" in line
+
+
+@pytest.mark.parametrize("texts, max_bytes", [([], 100), (["", ""], 100), (["text"], 3)])
+def test_nothing_to_train_on_is_told(texts, max_bytes):
+    assert "no text" in error_of(BPETokenizer.train, texts, 300, max_bytes)
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"{}", b"[]", b"null", b"no JSON", b"\xff\xfe", b'{"model": {}}', b'{"kind": "bpe"}', b"[" * 100_000,
+    json.dumps(description()).encode()[:5000],
+    json.dumps(description() | {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}).encode(),
+    json.dumps(description() | {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}).encode(),
+])  # fmt: skip
+def test_a_malformed_file_is_named(tmp_path, content):
+    (tmp_path / "broken.json").write_bytes(content)
+    assert "broken.json is damaged" in error_of(BPETokenizer.load, tmp_path / "broken.json")
+
+
+def renumbered(token, i):
+    model = description()["model"]
+    return {"model": model | {"vocab": model["vocab"] | {token: i}}}
+
+
+def without(byte):
+    """A tokenizer.json that lacks the token of a byte, and all merges so that no token misses it."""
+    [token] = [token for token, value in data.tokenizer.BYTE_OF.items() if value == byte]
+    names = [name for name in description()["model"]["vocab"] if len(name) == 1 and name != token]
+    return {"model": {"type": "BPE", "vocab": {name: i for i, name in enumerate(names)}, "merges": []},
+            "added_tokens": []}
+
+
+@pytest.mark.parametrize("change, reason", [
+    ({"normalizer": {"type": "NFC"}}, "give every text back"),
+    ({"normalizer": {"type": "Lowercase"}}, "give every text back"),
+    ({"pre_tokenizer": None}, "give every text back"),
+    ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+     "give every text back"),
+    ({"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}},
+     "give every text back"),
+    ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "added_tokens": []}, "give every text back"),
+    (without(0), "give every text back"), (without(0xF4), "give every text back"),
+    (renumbered("a", 1_000_000), "numbers from 0"), (renumbered("a", 5), "numbers from 0"),
+])  # fmt: skip
+def test_a_tokenizer_that_is_not_byte_level_bpe_is_refused(change, reason):
+    line = error_of(BPETokenizer, json.dumps(description() | change), "other.json")
+    assert line.startswith("other.json") and reason in line
+
+
+def test_the_probe_holds_every_byte_that_utf_8_has():
+    assert set(data.tokenizer.PROBE.encode()) == {*range(256)} - {0xC0, 0xC1, *range(0xF5, 0x100)}
+
+
+def test_files_that_are_not_there_are_named(tmp_path):
+    assert "none.json" in error_of(BPETokenizer.load, tmp_path / "none.json")
+    assert "encoder.json" in error_of(BPETokenizer.load, tmp_path)
+    (tmp_path / "encoder.json").write_text("{}")
+    assert "vocab.bpe" in error_of(BPETokenizer.load, tmp_path)
+
+
+@pytest.mark.parametrize("encoder, merges", [("no JSON", "#version: 0.2\n"), ("{}", "#version: 0.2\nq w\n"),
+                                             ('{"a": 0}', "#version: 0.2\nqw\n"), ("[]", "\0")])
+def test_malformed_files_of_gpt2_are_named(tmp_path, encoder, merges):
+    (tmp_path / "encoder.json").write_text(encoder)
+    (tmp_path / "vocab.bpe").write_text(merges)
+    line = error_of(BPETokenizer.load, tmp_path)
+    assert "encoder.json" in line and "vocab.bpe" in line
+
+
+@pytest.mark.parametrize("saved, quoted", [
+    ({"kind": "unigram"}, "'unigram'"), ({}, "None"), ({"kind": "char"}, "vocab"), ({"kind": "bpe"}, "tokenizer.json"),
+    ({"kind": "bpe", "tokenizer.json": 3}, "tokenizer.json"), ({"kind": "bpe", "tokenizer.json": "{}"}, "damaged"),
+])  # fmt: skip
+def test_a_checkpoint_with_another_tokenizer_is_told(saved, quoted):
+    assert quoted in error_of(tokenizer_from_dict, saved)
+
+
+def test_characters_outside_the_vocabulary_are_named():
+    assert "'x', 'é'" in error_of(CharTokenizer("ab").encode, "axbéx")
+
+
+@pytest.mark.parametrize("arguments, quoted", [
+    (["show", "none.json", "a"], "none.json"), (["train", "none.txt"], "none.txt"),
+    (["train", __file__, "--vocab_size", "200"], "vocab_size cannot be 200"),
+])  # fmt: skip
+def test_the_command_ends_with_one_line(command, capsys, tmp_path, monkeypatch, arguments, quoted):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        command(*arguments)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == "" and re.fullmatch(r"error: .*\n", err) and quoted in err
+    assert not any(tmp_path.iterdir())
