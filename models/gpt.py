@@ -97,12 +97,12 @@ class LayerCache:
 
 
 class KVCache:
-    """What the attention of all layers needs to remember of the tokens so far: up to block_size of them."""
+    """What the attention of all layers needs to remember of one text's tokens so far: up to block_size of them."""
 
-    def __init__(self, model, batch_size=1, dtype=None):
+    def __init__(self, model):
         config, weight = model.config, model.head.weight
-        shape = (batch_size, config.kv_heads, config.block_size, config.head_size)
-        self.layers = [LayerCache(shape, dtype or weight.dtype, weight.device) for _ in model.blocks]
+        shape = (1, config.kv_heads, config.block_size, config.head_size)
+        self.layers = [LayerCache(shape, weight.dtype, weight.device) for _ in model.blocks]
 
     @property
     def length(self):
