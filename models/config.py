@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
-from utils.errors import UserError
+from utils.errors import UserError, check_numbers
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,8 @@ class ModelConfig:
     """Base of the rotation's wavelengths."""
 
     def __post_init__(self):
-        for name in ("n_embd", "block_size", "n_blocks", "num_heads", "vocab_size", "num_kv_heads", "n_hidden",
-                     "norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"{name} cannot be {value}: give a number above zero")
+        check_numbers(self, positive=("n_embd", "block_size", "n_blocks", "num_heads", "vocab_size", "num_kv_heads",
+                                      "n_hidden", "norm_eps", "rope_theta"))
         for field in fields(self):
             value, choices = getattr(self, field.name), get_args(field.type)
             if get_origin(field.type) is Literal and value not in choices:

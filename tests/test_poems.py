@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -130,13 +131,8 @@ def test_stanzas_are_kept_whatever_they_are(stanzas):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["poems", *map(str, arguments)])
-        data.poems.main()
-        return capsys.readouterr().out
-
-    return run
+def command(run_main):
+    return partial(run_main, data.poems.main)
 
 
 def test_the_command_writes_all_poems_and_names_what_it_left_out(folder, command, tmp_path):

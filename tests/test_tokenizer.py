@@ -3,9 +3,9 @@
 import doctest
 import json
 import re
-import sys
 import tracemalloc
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -324,13 +324,8 @@ def test_what_a_file_adds_as_a_word_to_be_found_is_special():
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tokenizer", *map(str, arguments)])
-        data.tokenizer.main()
-        return capsys.readouterr().out
-
-    return run
+def command(run_main):
+    return partial(run_main, data.tokenizer.main)
 
 
 def test_show_prints_how_a_text_is_cut(command, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from small_text import TEXT
 
 import train
 import transformer_4d
@@ -28,8 +29,6 @@ from training.settings import ModelSettings, OptimSettings, Settings, TrainingSe
 from utils.errors import UserError
 
 ROOT = Path(train.__file__).parent
-TEXT = "".join(f"The {a} asks the {b}: why {c}?\n" for a in ("fox", "owl", "hen", "bee") for b in ("sea", "oak", "sun")
-               for c in ("so late", "not sing", "that red hat", "again", "me", "us, of all"))  # 1,800 letters or so
 TINY = {"n_embd": 16, "block_size": 12, "n_blocks": 2, "num_heads": 4}
 
 

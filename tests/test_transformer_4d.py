@@ -17,13 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from small_text import TEXT
 
 import transformer_4d
 from transformer_4d import Muon, Settings, TransformerModel, evaluate, orthogonal, train
 
 SCRIPT = Path(transformer_4d.__file__)
-TEXT = "".join(f"The {a} asks the {b}: why {c}?\n" for a in ("fox", "owl", "hen", "bee") for b in ("sea", "oak", "sun")
-               for c in ("so late", "not sing", "that red hat", "again", "me", "us, of all"))  # 1,800 letters or so
 TINY = {"n_embd": 16, "block_size": 12, "n_blocks": 2, "num_heads": 4, "dropout": 0.0, "batch_size": 4,
         "max_iters": 6, "eval_interval": 3, "max_new_chars": 20, "device": "cpu"}
 

@@ -101,8 +101,9 @@ def fit(model, optimizers, lr_factor, batch, evaluated, s, progress, dtype, scal
 
 
 def check_finite(loss, step):
-    """The loss as a number. Raises UserError if it is none."""
+    """The loss, a float or a tensor of one number, as a float. Raises UserError if it is not finite."""
+    loss = float(loss)
     if not math.isfinite(loss):
-        raise UserError(f"the loss is {loss.item()} at step {step}, so training stops; what was saved is as it was. "
+        raise UserError(f"the loss is {loss} at step {step}, so training stops; what was saved is as it was. "
                         "Try lower learning rates or a longer warm-up")
-    return loss.item()
+    return loss

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from data.prepare import open_tokens
 from data.tokenizer import tokenizer_from_dict
-from data.windows import RandomWindows, ShuffledWindows, SlidingWindows
+from data.windows import RandomWindows, ShuffledWindows, SlidingWindows, check_length
 from models.generate import generate_text
 from models.zoo import ZOO
 from training.checkpoint import load_weights, read_checkpoint, save_checkpoint
@@ -22,6 +22,7 @@ from training.precision import autocast, pick_device, pick_dtype
 from training.preflight import memory_advice, settle
 from utils.errors import UserError
 from utils.files import replacing
+from utils.parameters import count_parameters
 
 
 def model_config(s, vocab_size):
@@ -55,12 +56,10 @@ def train(settings):
     s, plan = settle(s, settings.optim.name, config, device, dtype)  # before anything of that size is built
     settings.training = s
     model = ZOO[settings.model.name](**vars(config)).to(device)
-    if len(val_tokens) <= model.block_size:  # the training split is nine times as long
-        raise UserError(f"the text is too short: its last tenth, for validation, has {len(val_tokens)} tokens, and a "
-                        f"window takes {model.block_size + 1}. Give more text or a smaller --model.block_size")
+    check_length(val_tokens, model.block_size, "the validation split")
     model.activation_checkpointing = s.activation_checkpointing
-    n_params = sum(weight.numel() for weight in model.parameters())
-    print(f"model: {settings.model.name}, {n_params:,} parameters, on {device} in {str(dtype).removeprefix('torch.')}")
+    print(f"model: {settings.model.name}, {count_parameters(config):,} parameters, on {device} in "
+          f"{str(dtype).removeprefix('torch.')}")
 
     optimizers = make_optimizers(model, settings.optim, dtype)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
@@ -125,7 +124,7 @@ class Record:
         device = next(self.model.parameters()).device.type
         with autocast(device, self.dtype):
             val_loss = estimate_loss(self.model, self.val_tokens, s.batch_size)
-        check_finite(torch.tensor(val_loss), progress.step)
+        check_finite(val_loss, progress.step)
         best = val_loss < progress.best_loss
         progress.best_loss = min(val_loss, progress.best_loss)
         progress.evaluations_since_best = 0 if best else progress.evaluations_since_best + 1

@@ -195,14 +195,14 @@ class Step(Ledger):
 
     def backward_of(self, op, under_way):
         """Play the gradient of an op that `under_way` bytes of gradients reach; return those that it passes on."""
-        halves = BYTES[self.p.dtype] * op.weights if op.casts and self.p.autocast else 0
+        halves = self.half * op.weights if op.casts else 0
         self.add("backward buffers", op.makes + halves)
         if not halves:
             self.gradient(op.weights)
         self.drop("activations", op.keeps)
         self.drop("backward buffers", under_way + op.makes - op.passes)
         if halves:  # the copy of the weights goes, and their gradient is cast to float32
-            self.drop("autocast copies", self.half * op.weights)
+            self.drop("autocast copies", halves)
             self.gradient(op.weights)
             self.drop("backward buffers", halves)
         return op.passes
