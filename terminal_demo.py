@@ -18,7 +18,7 @@ import time
 from models.config import SamplingConfig
 from models.generate import generate_text
 from training.checkpoint import SHIPPED, load_model
-from training.precision import pick_device
+from training.precision import pick_device, writing_dtype
 from utils.errors import UserError, command
 from utils.parameters import count_parameters
 
@@ -73,8 +73,8 @@ class Demo:
 
     def load(self, path):
         """Take the model of a checkpoint. Raises UserError, and then the one before stays."""
-        self.model, self.tokenizer = load_model(path, self.device)
-        self.path = path
+        model, self.tokenizer = load_model(path, self.device)
+        self.model, self.path = model.to(writing_dtype(self.device)), path
 
     def describe(self):
         n_params = count_parameters(self.model.config)

@@ -26,6 +26,7 @@ from models.generate import generate, window_start  # noqa: E402
 from models.gpt import KVCache  # noqa: E402
 from models.zoo import BardGPT  # noqa: E402
 from training.checkpoint import SHIPPED, load_model  # noqa: E402
+from training.precision import writing_dtype  # noqa: E402
 from utils.errors import UserError, command  # noqa: E402
 
 PROMPT = [1, 2, 3, 4, 5, 6]
@@ -83,6 +84,7 @@ def main():
 
     torch.set_num_threads(args.threads)
     model = load_model(args.checkpoint)[0] if args.checkpoint else BardGPT().eval()
+    model = model.to(writing_dtype("cpu"))
     c = model.config
     runs = {
         "ours": partial(ours, model),

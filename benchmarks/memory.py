@@ -116,11 +116,12 @@ def main():
 
     print(f"{'':17}{'context':8}{'batch':6}{'dtype':10}{'by':7}{'':25} predicted  measured    error")
     errors = []
-    for name in WRITING:  # first, while only the forward pass has a workspace
+    for name, dtype in itertools.product(WRITING, HALF):  # first, while only the forward pass has a workspace
         c = ZOO[name].config
-        measured = peak_bytes(lambda n=name: ZOO[n]().to(device), lambda m, T=c.block_size: write(m, T), device)
-        errors.append(show(inference_memory(c, c.block_size, device=device, **card).allocated, measured, name,
-                           c.block_size, 1, "float32", "", "writing"))
+        measured = peak_bytes(lambda n=name, t=dtype: ZOO[n]().to(device, getattr(torch, t)),
+                              lambda m, T=c.block_size: write(m, T), device)
+        errors.append(show(inference_memory(c, c.block_size, dtype, device, **card).allocated, measured, name,
+                           c.block_size, 1, dtype, "", "writing"))
     print(f"\n{len(errors)} rows of writing, worst error {max(errors, key=abs):.2%}\n")
 
     errors = []

@@ -1,5 +1,7 @@
 """The only sampling loop."""
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 
@@ -20,12 +22,24 @@ def window_start(n, block_size):
     return max(0, -(-(n - block_size) // step) * step)
 
 
-@torch.no_grad()
-def generate(model, ids, max_new_tokens, sampling, stop_tokens=()):
+@contextlib.contextmanager
+def onednn(enabled):
+    """Whether oneDNN may multiply. A single token in bfloat16 takes it three times as long as PyTorch's own loops."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = enabled
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
+
+
+@torch.inference_mode()
+def generate(model, ids, max_new_tokens, sampling, stop_tokens=(), vocab_size=None):
     """Yield token ids, one by one, that continue the list `ids`, which is not empty.
 
     It ends after `max_new_tokens`, or before the first of `stop_tokens`. `sampling` is a SamplingConfig. The window
-    moves as `window_start` says. The model should be in evaluation mode.
+    moves as `window_start` says. The model should be in evaluation mode; where it has room for more tokens than there
+    are, `vocab_size` says how many there are.
     """
     device = model.head.weight.device
     generator = torch.Generator(device)
@@ -37,8 +51,9 @@ def generate(model, ids, max_new_tokens, sampling, stop_tokens=()):
             start = window_start(len(ids), model.block_size)
             cache.clear()
             new = ids[start:]
-        logits = model.head(model.features(torch.tensor([new], device=device), cache)[0, -1]).float()  # (V)
-        next_id = draw(logits, ids[start:], sampling, generator)
+        with onednn(enabled=len(new) > 1):
+            logits = model.head(model.features(torch.tensor([new], device=device), cache)[0, -1]).float()  # (V)
+        next_id = draw(logits[:vocab_size], ids[start:], sampling, generator)
         if next_id in stop_tokens:
             return
         ids.append(next_id)
@@ -72,7 +87,7 @@ def generate_text(model, tokenizer, prompt, max_new_tokens, sampling, stop_token
     """
     ids = tokenizer.encode(prompt) or [tokenizer.start_id]
     complete, held = tokenizer.stream(), ""
-    for token in generate(model, ids, max_new_tokens, sampling, stop_tokens):
+    for token in generate(model, ids, max_new_tokens, sampling, stop_tokens, tokenizer.vocab_size):
         held += complete(token)
         ends = [held.index(stop) for stop in stop_strings if stop in held]
         if ends:

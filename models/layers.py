@@ -1,6 +1,7 @@
 """The parts of a block. In the shapes, B is batch, T time, C n_embd, nh heads, hs head size (C / nh)."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -24,10 +25,10 @@ class NoPosition(nn.Module):
 
 
 class NoRotation(nn.Module):
-    """Leaves queries and keys as they are, where the positions are in the embeddings."""
+    """Nothing for `rotate` to turn by, where the positions are in the embeddings."""
 
-    def forward(self, x, positions):
-        return x
+    def forward(self, positions):
+        return None
 
 
 class Rotary(nn.Module):
@@ -42,13 +43,21 @@ class Rotary(nn.Module):
         hs = config.head_size
         speed = config.rope_theta ** (-torch.arange(0, hs, 2) / hs)  # (hs / 2)
         angles = torch.outer(torch.arange(config.block_size), speed)  # (block_size, hs / 2)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        cos, sin = angles.cos(), angles.sin()
+        self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)
+        self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)
 
-    def forward(self, x, positions):
-        cos, sin = self.cos[positions].to(x.dtype), self.sin[positions].to(x.dtype)  # (T, hs / 2)
-        a, b = x.chunk(2, dim=-1)  # (B, nh, T, hs / 2) each
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)  # (B, nh, T, hs)
+    def forward(self, positions):
+        """What `rotate` turns by at positions (T): cosines and sines, (T, 1, hs) each."""
+        return self.cos[positions, None], self.sin[positions, None]
+
+
+def rotate(x, rotation):
+    """Queries or keys x (B, T, nh, hs), turned by what Rotary or NoRotation gave."""
+    if rotation is None:
+        return x
+    cos, sin = (table.to(x.dtype) for table in rotation)  # (T, 1, hs) each
+    return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin  # the roll swaps the two halves
 
 
 # ---- Attention -------------------------------------------------------------------------------------------------------
@@ -77,24 +86,24 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.num_heads * hs, C, bias=config.bias)
         norm = nn.RMSNorm(hs, eps=config.norm_eps, elementwise_affine=False)
         self.qk_norm = norm if config.qk_norm else nn.Identity()
-        self.rotary = Rotary(config) if config.position == "rotary" else NoRotation()
 
-    def forward(self, x, positions, cache=None):
-        """(B, T, C) in and out. `positions` (T); with a `cache`, x continues what is in there."""
+    def forward(self, x, rotation, cache=None):
+        """(B, T, C) in and out. `rotation` is that of the positions; with a `cache`, x continues what is in there."""
         B, T, C = x.shape
-        q = self.query(x).view(B, T, self.num_heads, -1).transpose(1, 2)  # (B, T, nh, hs) -> (B, nh, T, hs)
-        k = self.key(x).view(B, T, self.kv_heads, -1).transpose(1, 2)  # (B, nkv, T, hs)
-        v = self.value(x).view(B, T, self.kv_heads, -1).transpose(1, 2)  # (B, nkv, T, hs)
-        q, k = self.rotary(self.qk_norm(q), positions), self.rotary(self.qk_norm(k), positions)
+        q = self.query(x).view(B, T, self.num_heads, -1)  # (B, T, nh, hs)
+        k = self.key(x).view(B, T, self.kv_heads, -1)  # (B, T, nkv, hs)
+        v = self.value(x).view(B, T, self.kv_heads, -1)
+        q, k = rotate(self.qk_norm(q), rotation), rotate(self.qk_norm(k), rotation)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh, T, hs), (B, nkv, T, hs) twice
         if cache is not None:
             k, v = cache.append(k, v)  # (B, nkv, S, hs), S = all tokens so far
         groups = self.num_heads // self.kv_heads
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (B, nh, S, hs)
-        if T == k.size(2) > 1 and q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        if T > 1 and k.dtype == torch.bfloat16 and k.device.type == "cpu":
             y = textbook_attention(q, k, v)  # there the fast way takes twice as long
         else:  # a single token may look at everything; more than one start with an empty cache
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)  # (B, nh, T, hs)
+            y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, is_causal=T > 1).to(q.dtype)  # (B, nh, T, hs)
         return self.out(y.transpose(1, 2).reshape(B, T, C))  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
 
 
@@ -125,19 +134,17 @@ class GatedFeedForward(FeedForward):
         return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
-class SquaredReLU(nn.Module):
+def squared_relu(x):
     """ReLU, squared (So et al., 2021)."""
-
-    def forward(self, x):
-        x = F.relu(x)
-        return x * x
+    x = F.relu(x)
+    return x * x
 
 
 def make_feed_forward(config):
     """The feed-forward that the configuration names."""
     if config.feed_forward == "swiglu":
-        return GatedFeedForward(config, nn.SiLU())
-    activations = {"relu": nn.ReLU(), "relu2": SquaredReLU(), "gelu": nn.GELU(approximate="tanh")}
+        return GatedFeedForward(config, F.silu)
+    activations = {"relu": F.relu, "relu2": squared_relu, "gelu": partial(F.gelu, approximate="tanh")}
     return FeedForward(config, activations[config.feed_forward])
 
 
@@ -152,6 +159,6 @@ class Block(nn.Module):
         self.feed_forward = make_feed_forward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, positions, cache=None):
-        x = x + self.dropout(self.attention(self.attention_norm(x), positions, cache))
+    def forward(self, x, rotation, cache=None):
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, cache))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # (B, T, C)

@@ -70,6 +70,33 @@ def test_tokens_are_drawn_from_the_logits_that_the_model_gives_to_the_window(nam
         torch.testing.assert_close(logits, window_logits(model, ids[:n]))
 
 
+@pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])
+def test_in_bfloat16_the_logits_are_those_of_float32_but_for_rounding(name, monkeypatch):
+    model, half, seen = small_model(name, block_size=7), small_model(name, block_size=7).bfloat16(), []
+    monkeypatch.setattr(models.generate, "draw", lambda logits, *rest: seen.append(logits) or draw(logits, *rest))
+    ids = [3, *generate(half, [3], 40, SamplingConfig(temperature=1.0, seed=0))]
+    for n, logits in enumerate(seen, start=1):
+        expected = window_logits(model, ids[:n])
+        assert (logits - expected).abs().max() < 0.2 * expected.std()
+
+
+def test_what_pytorch_multiplies_with_is_as_before_between_two_tokens_and_after_an_error(monkeypatch):
+    model = small_model("BardGPT")
+    for _ in generate(model, [3], 3, GREEDY):
+        assert torch.backends.mkldnn.enabled
+    monkeypatch.setattr(model, "features", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(generate(model, [3], 3, GREEDY))
+    assert torch.backends.mkldnn.enabled
+
+
+def test_tokens_that_there_are_not_are_never_drawn():
+    model, sampling = small_model("BardGPT", vocab_size=64), SamplingConfig(temperature=5.0, seed=0)
+    assert max(generate(model, [3], 100, sampling)) > 5 >= max(generate(model, [3], 100, sampling, vocab_size=6))
+    text = "".join(generate_text(model, CharTokenizer("abcdef"), "ab", 100, sampling))
+    assert len(text) == 100 and set(text) <= set("abcdef")
+
+
 def test_tokens_are_read_one_by_one_but_where_the_window_moves(monkeypatch):
     model, lengths = small_model("BardGPT", block_size=8), []
     features = model.features

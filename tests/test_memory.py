@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.config import ModelConfig
-from models.layers import Block
+from models.layers import Block, Rotary
 from models.zoo import ZOO
 from utils import num_params_calculate
 from utils.activations import Sizes, attention_ops, feed_forward_ops
@@ -227,7 +227,8 @@ def test_a_block_keeps_what_autograd_saves(kind, dtype):
     predicted = sum(op.keeps + (2 * op.weights if op.casts and plan.autocast else 0) for op in ops)
 
     block, saved = Block(c), {}
-    known = {tensor.untyped_storage().data_ptr() for tensor in [*block.parameters(), *block.buffers()]}
+    rotation = Rotary(c)(torch.arange(c.block_size)) if c.position == "rotary" else None
+    known = {tensor.untyped_storage().data_ptr() for tensor in [*block.parameters(), *(rotation or ())]}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
@@ -238,8 +239,7 @@ def test_a_block_keeps_what_autograd_saves(kind, dtype):
     x = torch.randn(4, c.block_size, c.n_embd, requires_grad=True)
     with saved_tensors_hooks(keep, lambda tensor: tensor), \
             torch.autocast("cpu", getattr(torch, dtype), enabled=plan.autocast):
-        block(x, torch.arange(c.block_size))
-    # cos and sin of each position, which rotary keeps for a layer, are not counted
+        block(x, rotation)
     assert sum(storage.nbytes() for storage in saved.values()) == pytest.approx(predicted, rel=0.01)
 
 
@@ -315,15 +315,25 @@ def test_weights_and_cache_for_writing_by_hand():
     assert weight_bytes(TINY, "int8") == (N - vectors) + 4 * rows + 4 * vectors
     c = ZOO["EasyGPT"].config
     assert cache_bytes(c, 1000, "bfloat16") == 2 * 24 * 4 * 64 * 1000 * 2  # 4 of 16 heads have keys and values
-    assert inference_memory(c, 10).parts["KV cache"] == cache_bytes(c, 1024, "float32")
+    assert inference_memory(c, 10, "bfloat16").parts["KV cache"] == cache_bytes(c, 1024, "float32")
+    assert inference_memory(c, 10, "bfloat16", "cuda").parts["KV cache"] == cache_bytes(c, 1024, "bfloat16")
 
 
 @every_kind
-@pytest.mark.parametrize("prompt", [1, 64])
-def test_the_peak_of_writing_is_what_the_allocator_hands_out(kind, prompt, benchmark):
+@pytest.mark.parametrize("prompt, dtype", [(1, "float32"), (64, "float32"), (1, "bfloat16")])
+def test_the_peak_of_writing_is_what_the_allocator_hands_out(kind, prompt, dtype, benchmark):
     c = small_config(**kind)
-    measured = benchmark.peak_bytes(lambda: build(c), lambda model: benchmark.write(model, prompt), "cpu")
-    assert inference_memory(c, prompt).allocated == pytest.approx(measured, rel=0.03)
+    measured = benchmark.peak_bytes(lambda: build(c).to(getattr(torch, dtype)),
+                                    lambda model: benchmark.write(model, prompt), "cpu")
+    assert inference_memory(c, prompt, dtype).allocated == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "PoemGPT"])  # real ones: oneDNN's scratch is nothing beside
+def test_the_peak_of_writing_in_bfloat16_is_what_the_allocator_hands_out(name, benchmark):
+    c = ZOO[name].config
+    measured = benchmark.peak_bytes(lambda: ZOO[name]().bfloat16(),
+                                    lambda model: benchmark.write(model, c.block_size), "cpu")
+    assert inference_memory(c, c.block_size, "bfloat16").allocated == pytest.approx(measured, rel=0.01)
 
 
 # ---- The command -----------------------------------------------------------------------------------------------------

@@ -31,6 +31,12 @@ def pick_dtype(device, name="auto"):
     return torch.bfloat16 if half_seconds < 0.7 * full_seconds else torch.float32
 
 
+def writing_dtype(device):
+    """What to keep a model in that writes. A token needs all weights and multiplies each once: what counts is how
+    small they are, on a CPU even on one that is slow in bfloat16."""
+    return torch.bfloat16 if device == "cpu" else pick_dtype(device)
+
+
 def autocast(device, dtype):
     """The context in which a model multiplies its matrices in `dtype`."""
     return torch.autocast(device, dtype, enabled=dtype != torch.float32)

@@ -93,15 +93,15 @@ def attention_ops(c, s, p):
         ops.append(Op(keeps=s.wide + s.shared_keys, makes=s.wide + s.shared_keys, passes=qkv))
         ops.append(Op(keeps=s.scores, makes=s.scores, passes=s.scores + s.shared_keys))
         ops.append(Op(keeps=s.shared_keys, makes=s.shared_keys + s.scores, passes=s.scores + s.shared_keys))
-        own_layout = True
+        # and the projection keeps the heads' results side by side, a copy
+        side_by_side = s.wide
     else:  # fused: keeps queries, keys, values, its result and the logarithm of each query's sum, never (T, T)
         makes = s.wide + 2 * s.shared_keys + s.per_head
         if p.device == "cuda" and p.autocast:  # FlashAttention-2 adds up the queries' gradient in float32
             makes += s.stream
         ops.append(Op(keeps=2 * s.wide + 2 * s.shared_keys + s.per_head, makes=makes, passes=qkv))
-        own_layout = c.qk_norm or c.position == "rotary"  # its result lies as the queries do, which these lay anew
-    # The projection keeps the heads' results side by side: a copy where they lie otherwise.
-    ops.append(Op(keeps=s.wide if own_layout else 0, makes=s.wide, passes=s.wide, weights=C * C, casts=True))
+        side_by_side = 0  # as its result is already
+    ops.append(Op(keeps=side_by_side, makes=s.wide, passes=s.wide, weights=C * C, casts=True))  # the projection
     return [*ops, join_op(c, s, p)]
 
 

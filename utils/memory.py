@@ -159,9 +159,7 @@ class Step(Ledger):
         """What stays from step to step, and in every step from its start to its end."""
         c, p = self.c, self.p
         self.phase = "forward"
-        # Rotary positions keep a table of cos and sin in each block.
-        tables = 4 * c.n_blocks * c.block_size * c.head_size if c.position == "rotary" else 0
-        self.add("weights", 4 * self.n // self.shards + tables)
+        self.add("weights", 4 * self.n // self.shards + rotation_bytes(c))
         muon = self.in_matrices if p.optimizer == "muon" else 0
         self.add("optimizer state", (4 * muon + 8 * (self.n - muon)) // self.shards)  # momentum; AdamW's two averages
         if p.gpus > 1:
@@ -325,6 +323,16 @@ def cache_bytes(c, tokens, dtype, batch_size=1):
     return 2 * c.n_blocks * batch_size * tokens * c.kv_heads * c.head_size * BYTES[dtype]
 
 
+def cache_dtype(dtype, device):
+    """What keys and values are kept in, for a model in `dtype`."""
+    return "float32" if device == "cpu" else dtype
+
+
+def rotation_bytes(c, dtype="float32"):
+    """The cosines and sines of rotary positions: a table of each for the model."""
+    return 2 * BYTES[dtype] * c.block_size * c.head_size if c.position == "rotary" else 0
+
+
 def inference_memory(c, prompt_tokens, dtype="float32", device="cpu", workspace=Plan.workspace):
     """The `Memory` that writing takes at its peak, one text at a time: when it has just read so many tokens at once.
 
@@ -332,22 +340,26 @@ def inference_memory(c, prompt_tokens, dtype="float32", device="cpu", workspace=
     bfloat16. `workspace` is that of `Plan`.
     """
     weights, dtype = weight_bytes(c, dtype), "bfloat16" if dtype == "int8" else dtype
+    attends_in = cache_dtype(dtype, device)
     a, S = BYTES[dtype], min(prompt_tokens, c.block_size)
     wide, keys, hidden = (a * S * width for width in (c.n_embd, c.kv_heads * c.head_size, c.hidden_size))
-    shared_keys = 2 * wide if c.num_heads > c.kv_heads else 0
     # At the feed-forward: what came into the block, the same after attention, its norm; and the way up with what the
-    # activation makes of it, since Python keeps an argument until the call is over.
-    feed_forward = 3 * wide + {"relu": 2, "gelu": 2, "relu2": 3, "swiglu": 3}[c.feed_forward] * hidden
-    attention = 5 * wide + shared_keys  # what came in, its norm, queries, the heads' results, and these side by side
-    if device == "cpu" and dtype == "bfloat16" and S > 1:
-        attention += wide + 2 * a * c.num_heads * S * S  # scaled queries; scores and softmax
-    if c.qk_norm or c.position == "rotary":  # queries and keys before and after, and what is made on the way
-        attention = max(attention, 7 * wide + 2 * keys)
-    tables = 4 * c.n_blocks * c.block_size * c.head_size if c.position == "rotary" else 0
+    # activation makes of it.
+    feed_forward = 3 * wide + (3 if c.feed_forward == "swiglu" else 2) * hidden
+    # At the attention: what came in, its norm, queries and the heads' results; these side by side or, where it attends
+    # in another dtype, queries and results in both.
+    other = BYTES[attends_in] * S * c.n_embd
+    attention = 4 * wide + (2 * other if attends_in != dtype else wide)
+    if c.num_heads > c.kv_heads:  # keys and values, repeated
+        attention += 2 * other
+    made = (3 if c.position == "rotary" else 1) + c.qk_norm  # on the way to the new queries or keys, them included
+    if c.qk_norm or c.position == "rotary":  # the new queries, or these and the new keys; the old ones are still there
+        attention = max(attention, (3 + made) * wide + 2 * keys, 4 * wide + (2 + made) * keys)
+    gathered = rotation_bytes(c, dtype) * S // c.block_size
     parts = {
-        "weights": weights + tables,
-        "KV cache": cache_bytes(c, c.block_size, dtype),
-        "activations": max(attention, feed_forward),
+        "weights": weights + rotation_bytes(c, dtype),
+        "KV cache": cache_bytes(c, c.block_size, attends_in),
+        "activations": max(attention, feed_forward) + gathered,
         "workspaces": workspace if device == "cuda" else 0,
         "context and allocator": CONTEXT[device],
     }

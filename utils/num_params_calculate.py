@@ -32,6 +32,7 @@ from utils.memory import (  # noqa: E402
     Plan,
     advice,
     cache_bytes,
+    cache_dtype,
     inference_memory,
     largest_batch,
     readable,
@@ -163,8 +164,9 @@ def show_inference(c, device):
     for dtype in ("float32", "bfloat16", "int8"):
         memory = inference_memory(c, T, dtype, device)
         print(f"  {dtype:9} weights {readable(weight_bytes(c, dtype)):>11}   peak {readable(memory.total):>11}")
-    print("  keys and values in bfloat16, allocated for the whole context at once, fill up: " + ", ".join(
-        f"{readable(cache_bytes(c, n, 'bfloat16'))} after {n:,}" for n in dict.fromkeys((1, max(1, T // 4), T))))
+    kept_in = cache_dtype("bfloat16", device)
+    print(f"  keys and values in {kept_in}, allocated for the whole context at once, fill up: " + ", ".join(
+        f"{readable(cache_bytes(c, n, kept_in))} after {n:,}" for n in dict.fromkeys((1, max(1, T // 4), T))))
 
 
 def show_fit(c, plan, memory):
