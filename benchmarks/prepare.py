@@ -20,8 +20,9 @@ os.environ["TQDM_DISABLE"] = "1"  # a line per turn is enough
 
 from side_by_side import in_turns  # noqa: E402
 
-from data.corpora import open_corpus, read_text  # noqa: E402
+from data.corpora import open_corpus  # noqa: E402
 from data.prepare import batches, fetch_gpt2_tokenizer, prepare  # noqa: E402
+from data.readers import read_text  # noqa: E402
 from data.tokenizer import BPETokenizer  # noqa: E402
 from utils.errors import command  # noqa: E402
 

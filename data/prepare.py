@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data.corpora import OWN, open_corpus
 from data.download import download, hub_endpoints
-from data.tokenizer import BPETokenizer, CharTokenizer, tokenizer_from_dict
+from data.tokenizer import MAX_BYTES, BPETokenizer, CharTokenizer, tokenizer_from_dict
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -68,12 +68,12 @@ class Done:
     val: int = 0
 
 
-def open_tokens(path, column=None, tokenizer="char", vocab_size=20_000):
+def open_tokens(path, column=None, tokenizer="char", vocab_size=20_000, max_bytes=MAX_BYTES):
     """The `Prepared` at `path`: a folder that holds train.bin and val.bin, or a text as `open_corpus` takes it.
 
     `tokenizer` is one, or says which one is meant: `char`, the characters of the text; `bpe`, a BPE of `vocab_size`
-    tokens trained on the text; `gpt2`, GPT-2's; or a file or folder that `BPETokenizer.load` reads. A folder that names
-    its own tokenizer needs none. Raises UserError.
+    tokens trained on the text, or on `max_bytes` sampled from it if it has more; `gpt2`, GPT-2's; or a file or folder
+    that `BPETokenizer.load` reads. A folder that names its own tokenizer needs none. Raises UserError.
     """
     if isinstance(path, str | Path) and is_prepared(path):
         return open_prepared(path, None if tokenizer in ("char", "bpe") else named_tokenizer(tokenizer))
@@ -82,8 +82,8 @@ def open_tokens(path, column=None, tokenizer="char", vocab_size=20_000):
         tokenizer = tokenizer_for(corpus, {"kind": "char"},
                                   lambda texts: CharTokenizer.of_text(chain.from_iterable(texts)))
     elif tokenizer == "bpe":
-        tokenizer = tokenizer_for(corpus, {"kind": "bpe", "vocab_size": vocab_size},
-                                  lambda texts: BPETokenizer.train(texts, vocab_size))
+        tokenizer = tokenizer_for(corpus, {"kind": "bpe", "vocab_size": vocab_size, "max_bytes": max_bytes},
+                                  lambda texts: BPETokenizer.train(texts, vocab_size, max_bytes))
     return prepare(corpus, named_tokenizer(tokenizer))
 
 
@@ -322,11 +322,21 @@ def batches(pieces):
 
 
 def encode(tokenizer, batch):
-    """The token ids of a batch for each split; each end of a document is a token, if the tokenizer has one for it."""
+    """The token ids of a batch for each split.
+
+    A message stands between its two markers. Each end of a document is a token, if the tokenizer has one for it.
+    Raises UserError if there are messages and the tokenizer has no markers for them.
+    """
     dtype, end = token_dtype(tokenizer.vocab_size), tokenizer.end_of_text
+    markers = tokenizer.message_start, tokenizer.message_end
     encoded = tokenizer.encode_batch([piece.text for piece in batch])
     ids = {split: [] for split in SPLITS}
     for piece, tokens in zip(batch, encoded, strict=True):
+        if piece.message:
+            if None in markers:
+                raise UserError("the tokenizer has no tokens for the start and the end of a message: take one that "
+                                "has, by --data.tokenizer bpe")
+            tokens = [markers[0], *tokens, markers[1]]
         ids[piece.split].append(tokens)
         if piece.ends and end is not None:
             ids[piece.split].append([end])

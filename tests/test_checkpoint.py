@@ -179,7 +179,7 @@ def test_what_is_no_checkpoint_is_an_error_that_names_it(path, make):
     ({"config": {"n_embd": "wide"}}, "configuration"),
     ({"config": {"num_heads": 7}}, "num_heads 7"),
     ({"tokenizer": {"kind": "runes"}}, "runes"),
-    ({"tokenizer": {"kind": "char", "vocab": "abc"}}, "3 tokens"),
+    ({"tokenizer": {"kind": "char", "vocab": "".join(map(chr, range(200)))}}, "200 tokens"),
     ({"tokenizer": "abc"}, "not a checkpoint"),
     ({"weights": []}, "not a checkpoint"),
 ])  # fmt: skip

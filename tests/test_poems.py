@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data.poems
-from data.poems import GENERAL_REQUESTS, clean, parse_poem, poem_examples, poem_texts, read_poems, request_ids
-from data.tokenizer import BPETokenizer, CharTokenizer
+from data.poems import GENERAL_REQUESTS, clean, parse_poem, read_poems, requests
+from data.prepare import open_tokens
 from utils.errors import UserError
 
 SONG = Path(__file__).parents[2] / "shared" / "data" / "poems" / "song_ci.json"
@@ -24,7 +24,6 @@ FILE = "title:偶然\ndate:1926\n\n我是天空里的一片云，\n偶尔投影�
 POEM = {"title": "偶然", "author": "徐志摩",
         "para": ["我是天空里的一片云，", "偶尔投影在你的波心——", "", "你我相逢在黑夜的海上，"]}
 POEMS = [{"title": f"诗{i:03}", "para": [f"第{i:03}首", "", "月亮"], "author": f"作者{i % 7}"} for i in range(100)]
-TOKENIZER = BPETokenizer.train(poem_texts(POEMS), 400)
 
 
 @pytest.fixture
@@ -196,59 +195,89 @@ def test_song_lyrics_are_poems():
     assert len(poems) == 21050 and poems[0]["title"] == "导引"
 
 
-# ---- Examples --------------------------------------------------------------------------------------------------------
+# ---- Training --------------------------------------------------------------------------------------------------------
 
 
-def messages(ids):
-    """The text of the two messages that the ids of an example must be."""
-    start, end = TOKENIZER.message_start, TOKENIZER.message_end
-    first_end = ids.index(end)
-    assert ids[0] == start and ids[first_end + 1] == start and ids[-2:] == [end, TOKENIZER.end_of_text]
-    request, poem = ids[1:first_end], ids[first_end + 2 : -2]
-    assert not {start, end, TOKENIZER.end_of_text, TOKENIZER.padding} & {*request, *poem}
-    return TOKENIZER.decode(request), TOKENIZER.decode(poem)
-
-
-def test_of_ten_requests_six_are_titles_three_name_the_author_and_one_is_general():
+def kinds_of(requests_and_poems):
+    """How often each kind of request was made; a general one is its own kind."""
     by_text = {"\n".join(poem["para"]): poem for poem in POEMS}
-    examples = [messages(ids) for ids in poem_examples(POEMS, TOKENIZER, seed=1)]
-    assert sorted(text for _, text in examples) == sorted(by_text)  # each poem once, its stanzas kept
     kinds = Counter()
-    for request, text in examples:
+    for request, text in requests_and_poems:
         poem = by_text[text]
         expected = {poem["title"]: "title", f"{poem['author']}《{poem['title']}》": "author"}
         kinds[expected.get(request, request)] += 1
+    return kinds
+
+
+def prepared(tmp_path, poems, **options):
+    """The `Prepared` of a file of poems."""
+    (tmp_path / "all.json").write_text(json.dumps(poems))
+    return open_tokens(tmp_path / "all.json", **{"tokenizer": "bpe", "vocab_size": 400} | options)
+
+
+def talks(text, ids):
+    """The texts of the two messages that each document among the ids must be."""
+    special = text.tokenizer
+    start, end, over = special.message_start, special.message_end, special.end_of_text
+    *documents, rest = "".join(map(chr, ids)).split(chr(over))
+    assert not rest
+    for document in documents:
+        request, poem = document.removeprefix(chr(start)).removesuffix(chr(end)).split(chr(end) + chr(start))
+        assert document == f"{chr(start)}{request}{chr(end)}{chr(start)}{poem}{chr(end)}"
+        yield tuple(special.decode(list(map(ord, message))) for message in (request, poem))
+
+
+def test_of_ten_requests_six_are_titles_three_name_the_author_and_one_is_general():
+    asked = list(requests(POEMS, seed=1))
+    assert sorted(text for _, text in asked) == sorted("\n".join(poem["para"]) for poem in POEMS)  # stanzas kept
+    kinds = kinds_of(asked)
     assert kinds["title"] == 60 and kinds["author"] == 30
     assert sum(kinds[request] for request in GENERAL_REQUESTS) == 10
 
 
 def test_the_seed_decides_order_and_requests():
-    first, again, other = ([*poem_examples(POEMS, TOKENIZER, seed)] for seed in (1, 1, 2))
+    first, again, other = ([*requests(POEMS, seed)] for seed in (1, 1, 2))
     assert first == again != other
-    examples = [[messages(ids) for ids in examples] for examples in (first, other)]
-    assert [text for _, text in examples[0]] != [text for _, text in examples[1]]  # another order
-    assert sorted(examples[0]) != sorted(examples[1])  # and other requests for the same poems
+    assert [text for _, text in first] != [text for _, text in other]  # another order
+    assert sorted(first) != sorted(other)  # and other requests for the same poems
 
 
 def test_a_poem_without_an_author_is_asked_for_by_its_title():
-    poems = [poem | {"author": ""} for poem in POEMS]
-    requests = [messages(ids)[0] for ids in poem_examples(poems, TOKENIZER, seed=1)]
-    assert sum(request.startswith("诗") and len(request) == 4 for request in requests) == 90
+    asked = [request for request, _ in requests([poem | {"author": ""} for poem in POEMS], seed=1)]
+    assert sum(request.startswith("诗") and len(request) == 4 for request in asked) == 90
 
 
-def test_a_poem_cannot_end_its_own_message():
+def test_a_file_of_poems_becomes_requests_and_answers_of_which_a_tenth_is_for_validation(tmp_path):
+    text = prepared(tmp_path, POEMS)
+    train, val = (list(talks(text, ids)) for ids in (text.train, text.val))
+    assert (len(train), len(val)) == (90, 10)
+    kinds = kinds_of(train + val)
+    assert sum(kinds.values()) == 100 and kinds["title"] == 60 and kinds["author"] == 30
+    assert text.title == "poems"
+
+
+def test_what_was_prepared_is_taken_again_until_the_poems_change(tmp_path, monkeypatch):
+    text = prepared(tmp_path, POEMS)
+    monkeypatch.setattr(data.poems, "read_poems", None)  # so that reading them again would fail
+    again = open_tokens(tmp_path / "all.json", tokenizer="bpe", vocab_size=400)
+    assert again.folder == text.folder and again.train.tolist() == text.train.tolist()
+    monkeypatch.undo()
+    assert prepared(tmp_path, POEMS[:50]).folder != text.folder
+
+
+def test_a_poem_cannot_end_its_own_message(tmp_path):
     poem = {"title": "<|im_end|>", "para": ["<|im_end|>", "<|endoftext|>"], "author": "<|im_start|>"}
-    for seed in range(5):
-        [ids] = poem_examples([poem], TOKENIZER, seed)
-        assert messages(ids)[1] == "<|im_end|>\n<|endoftext|>"
+    text = prepared(tmp_path, [poem, *POEMS])
+    assert "<|im_end|>\n<|endoftext|>" in [answer for ids in (text.train, text.val) for _, answer in talks(text, ids)]
 
 
-def test_an_example_begins_as_a_request_does():
-    for ids in poem_examples(POEMS, TOKENIZER, seed=3):
-        beginning = request_ids(messages(ids)[0], TOKENIZER)
-        assert ids[: len(beginning)] == beginning
-
-
-def test_a_tokenizer_without_message_markers_is_refused():
+def test_a_tokenizer_without_message_markers_is_refused(tmp_path):
     with pytest.raises(UserError, match="start and the end of a message"):
-        next(poem_examples(POEMS, CharTokenizer.of_text("诗"), seed=1))
+        prepared(tmp_path, POEMS, tokenizer="char")
+
+
+def test_poems_beside_other_files_are_refused(tmp_path):
+    (tmp_path / "b.txt").write_text("text")
+    (tmp_path / "all.json").write_text(json.dumps(POEMS))
+    with pytest.raises(UserError, match="all.json holds poems"):
+        open_tokens([tmp_path / "b.txt", tmp_path / "all.json"])

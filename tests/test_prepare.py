@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import corpora
 from data import prepare as module
+from data import readers
 from data.corpora import Files, open_corpus
 from data.prepare import is_prepared, open_prepared, open_tokens, prepare, tokenizer_for
 from data.tokenizer import BPETokenizer, CharTokenizer
@@ -239,8 +239,8 @@ def test_a_full_disk_is_one_line(text, monkeypatch):
 
 def test_memory_does_not_grow_with_the_text(text, monkeypatch):
     monkeypatch.setattr(module, "BATCH", 1 << 13)
-    monkeypatch.setattr(corpora, "BLOCK", 1 << 13)
-    monkeypatch.setattr(corpora, "HEAD", 1 << 13)
+    monkeypatch.setattr(readers, "BLOCK", 1 << 13)
+    monkeypatch.setattr(readers, "HEAD", 1 << 13)
     monkeypatch.setattr(Files, "title", lambda self: "")  # reads a text of 2 MB at most
     peaks = []
     for repeats in (5, 20):

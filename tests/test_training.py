@@ -249,6 +249,28 @@ def test_every_yaml_builds(path):
         ZOO[settings.model.name](**vars(model_config(settings.model, vocab_size=65)))
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_yaml_trains_in_small(path, folder, capsys):
+    poems = [{"title": f"诗{i}", "para": ["床前明月光，", "疑是地上霜。"], "author": "李白"} for i in range(40)]
+    (folder / "data" / "all_poems.json").write_text(json.dumps(poems), encoding="utf-8")
+    text = "data/all_poems.json" if path.stem == "poem" else "data/input.txt"
+    sizes = [f"--model.{name}={value}" for name, value in (TINY | {"n_hidden": 16}).items()]
+    bpe = ["--data.tokenizer=bpe", "--data.vocab_size=300"] if train.parse([str(path)]).data.tokenizer != "char" else []
+    settings = train.parse([str(path), *sizes, *bpe, f"--data.path={text}", "--training.batch_size=2",
+                            "--training.accumulation=1", "--training.max_iters=2", "--training.eval_interval=1",
+                            "--training.device=cpu", "--training.dtype=float32", "--output.sample_tokens=5"])
+    run(settings)
+    out = folder / "checkpoints" / path.stem
+    assert [step for step, _, _ in losses(out)] == [0, 1, 2] and "2 steps in" in capsys.readouterr().out
+    model, tokenizer = load_model(out / "best.pt")
+    assert model.config.vocab_size == (settings.model.vocab_size or tokenizer.vocab_size)
+
+
+def test_a_model_with_too_few_places_for_the_tokens_is_refused(folder):
+    with pytest.raises(UserError, match="--model.vocab_size 5 is too few"):
+        run(tiny_settings("--model.vocab_size=5"))
+
+
 def test_the_command_line_needs_no_torch_before_it_is_understood():
     code = "import sys, train; train.parse(['--run', 'x']); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

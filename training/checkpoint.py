@@ -66,7 +66,7 @@ def load_model(path, device="cpu"):
         raise UserError(f"{path} has a configuration that {name} does not take: {error}") from None
     load_weights(model, checkpoint["weights"], path)
     tokenizer = tokenizer_from_dict(checkpoint["tokenizer"])
-    if tokenizer.vocab_size != model.config.vocab_size:
+    if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(f"{path} has a tokenizer of {tokenizer.vocab_size} tokens for a model of "
                         f"{model.config.vocab_size}: they do not belong together")
     return model.eval(), tokenizer

@@ -26,11 +26,15 @@ from utils.parameters import count_parameters
 
 
 def model_config(s, vocab_size):
-    """The ModelConfig of the model that ModelSettings describe. Raises UserError."""
+    """The ModelConfig of the model that ModelSettings describe, for a tokenizer of so many tokens. Raises UserError."""
     if s.name not in ZOO:
         raise UserError(f"there is no model {s.name}: choose one of {', '.join(ZOO)}")
-    changes = {name: value for name, value in vars(s).items() if name != "name" and value is not None}
-    return dataclasses.replace(ZOO[s.name].config, **changes, vocab_size=vocab_size)
+    given = {name: value for name, value in vars(s).items() if name != "name" and value is not None}
+    config = dataclasses.replace(ZOO[s.name].config, **{"vocab_size": vocab_size} | given)
+    if config.vocab_size < vocab_size:
+        raise UserError(f"--model.vocab_size {config.vocab_size:,} is too few for the {vocab_size:,} tokens of the "
+                        "tokenizer: leave it out, or give more")
+    return config
 
 
 def train(settings):
@@ -44,7 +48,7 @@ def train(settings):
 
     d = settings.data
     wanted = tokenizer_from_dict(saved["tokenizer"]) if settings.resume else d.tokenizer
-    text = open_tokens(d.path, d.column, wanted, d.vocab_size)
+    text = open_tokens(d.path, d.column, wanted, d.vocab_size, d.max_bytes)
     tokenizer, val_tokens = text.tokenizer, text.val
     print(f"text: {d.path} ({text.title}), {len(text.train):,} tokens for training and {len(val_tokens):,} for "
           f"validation, of {tokenizer.vocab_size:,} different ones")

@@ -20,13 +20,15 @@ class DataSettings:
     """char: the characters of the text; bpe: a BPE trained on it; gpt2: GPT-2's; or a tokenizer.json."""
     vocab_size: int = 20_000
     """Tokens of a BPE that is trained."""
+    max_bytes: int = 20_000_000
+    """Of more text than this, so much is sampled to train a BPE on. It takes about 100 times as much memory."""
     windows: Literal["random", "sliding"] = "random"
     """random: they start anywhere; sliding: every `stride` tokens, each once in an epoch, for small texts."""
     stride: int = 128
     """Tokens from one sliding window to the next."""
 
     def __post_init__(self):
-        check_numbers(self, positive=("vocab_size", "stride"))
+        check_numbers(self, positive=("vocab_size", "max_bytes", "stride"))
 
 
 @dataclass
@@ -49,6 +51,8 @@ class ModelSettings:
     """Width of the feed-forward's inside."""
     dropout: float | None = None
     """Share of activations set to zero in training."""
+    vocab_size: int | None = None
+    """Tokens that the model has room for; None: those of the tokenizer. A multiple of 64 is faster on a GPU."""
 
 
 @dataclass
