@@ -89,13 +89,13 @@ class Demo:
 
     def write(self, prompt, max_tokens):
         """Print what the model adds to a prompt, as it is made, and then how fast that was; so too after a Ctrl-C."""
-        text, start = "", time.perf_counter()
+        n_tokens, start = 0, time.perf_counter()
         try:
             for piece in generate_text(self.model, self.tokenizer, prompt, max_tokens, self.config):
                 print(piece, end="", flush=True)
-                text += piece
+                n_tokens = min(n_tokens + 1, max_tokens)  # the last piece may be half a character that was left
         finally:
-            seconds, n_tokens = time.perf_counter() - start, len(self.tokenizer.encode(text))
+            seconds = time.perf_counter() - start
             print(flush=True)
             ansi = sys.stderr.isatty() and os.name != "nt"  # an older Windows console would show the codes
             dim, plain = ("\033[2m", "\033[0m") if ansi else ("", "")

@@ -81,9 +81,10 @@ def draw(logits, context, sampling, generator=None):
 
 
 def generate_text(model, tokenizer, prompt, max_new_tokens, sampling, stop_tokens=(), stop_strings=()):
-    """Yield pieces of text that continue `prompt`, as they are made, and never half a character.
+    """Yield with each token the text that it completes, continuing `prompt`: none for half a character.
 
-    It ends before the first of `stop_strings`; what may be the start of one is held back until that is clear.
+    It ends before the first of `stop_strings`; what may be the start of one is held back until that is clear. What is
+    left at the end comes then.
     """
     ids = tokenizer.encode(prompt) or [tokenizer.start_id]
     complete, held = tokenizer.stream(), ""
@@ -95,9 +96,8 @@ def generate_text(model, tokenizer, prompt, max_new_tokens, sampling, stop_token
             return
         starts = [i for stop in stop_strings for i in range(1, len(stop)) if held.endswith(stop[:i])]
         ready = len(held) - max(starts, default=0)
-        if ready:
-            yield held[:ready]
-            held = held[ready:]
+        yield held[:ready]
+        held = held[ready:]
     held += complete()
     if held:
         yield held

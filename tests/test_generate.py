@@ -207,7 +207,9 @@ def alphabet_model():
 
 
 def pieces(prompt, n, vocab="abcdefgh", **stops):
-    return list(generate_text(alphabet_model(), CharTokenizer(vocab), prompt, n, GREEDY, **stops))
+    """What is written, without the tokens that completed nothing."""
+    written = generate_text(alphabet_model(), CharTokenizer(vocab), prompt, n, GREEDY, **stops)
+    return [piece for piece in written if piece]
 
 
 def test_text_continues_the_prompt_for_as_many_tokens_as_are_asked_for():
@@ -223,6 +225,11 @@ def test_an_empty_prompt_is_the_start_of_a_line():
 def test_text_comes_as_it_is_made():
     endless = generate_text(alphabet_model(), CharTokenizer("abcdefgh"), "a", 10**9, GREEDY)
     assert "".join(itertools.islice(endless, 10)) == "bcdefghabc"
+
+
+def test_there_is_a_piece_for_each_token_also_where_it_completes_nothing():
+    written = generate_text(alphabet_model(), CharTokenizer("abcdefgh"), "a", 6, GREEDY, stop_strings=("cdx",))
+    assert list(written) == ["b", "", "", "cde", "f", "g"]
 
 
 def test_a_stop_token_ends_the_text_and_is_not_part_of_it():
