@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -269,6 +270,30 @@ def test_every_yaml_trains_in_small(path, folder, capsys):
 def test_a_model_with_too_few_places_for_the_tokens_is_refused(folder):
     with pytest.raises(UserError, match="--model.vocab_size 5 is too few"):
         run(tiny_settings("--model.vocab_size=5"))
+
+
+def test_tensorboard_gets_the_losses_of_metrics_jsonl(folder):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(tiny_settings("--output.tensorboard=true"))
+    out = folder / "checkpoints" / "tiny"
+    events = reader.EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    for place, name in enumerate(("training", "validation"), start=1):
+        expected = [(line[0], pytest.approx(line[place])) for line in losses(out) if line[place] is not None]
+        assert [(event.step, event.value) for event in events.Scalars(f"loss/{name}")] == expected
+
+
+def test_where_torch_compile_cannot_be_had_one_line_says_so_and_training_goes_on(folder):
+    tiny = [f"--model.{name}={value}" for name, value in TINY.items()]
+    arguments = [*tiny, "--training.max_iters=2", "--training.eval_interval=1", "--training.device=cpu",
+                 "--training.batch_size=4", "--output.sample_tokens=0"]
+    for name, compile in (("plain", "no"), ("tried", "yes")):
+        done = command("train.py", *arguments, f"--run={name}", f"--training.compile={compile}", cwd=folder,
+                       env=os.environ | {"CXX": str(folder / "none"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")})
+        assert done.returncode == 0, done.stderr
+        assert sum("torch.compile is not to be had here" in line for line in done.stdout.splitlines()) == (
+            compile == "yes")
+    assert losses(folder / "checkpoints" / "plain") == losses(folder / "checkpoints" / "tried")
 
 
 def test_the_command_line_needs_no_torch_before_it_is_understood():
