@@ -73,8 +73,8 @@ class Demo:
 
     def load(self, path):
         """Take the model of a checkpoint. Raises UserError, and then the one before stays."""
-        model, self.tokenizer = load_model(path, self.device)
-        self.model, self.path = model.to(writing_dtype(self.device)), path
+        model, tokenizer = load_model(path, self.device)
+        self.model, self.tokenizer, self.path = model.to(writing_dtype(self.device)), tokenizer, path
 
     def describe(self):
         n_params = count_parameters(self.model.config)

@@ -26,6 +26,7 @@ from data.readers import (
     jsonl_rows,
     parquet_rows,
     read_text,
+    stamp,
     text_blocks,
     text_in,
 )
@@ -130,10 +131,8 @@ class Files:
         self.inspected = {}
 
     def identity(self):
-        """What changes when the text may have changed: paths, sizes and times of change."""
-        stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
-                 for file in self.texts + self.tables]
-        return {"files": stats, "column": self.column}
+        """What changes when the text may have changed: the stamps of its files, and the column."""
+        return {"files": [stamp(file) for file in self.texts + self.tables], "column": self.column}
 
     def title(self):
         """What the text is called, if it is known here."""

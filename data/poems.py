@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.pieces import message_pieces
-from data.readers import read_text
+from data.readers import read_text, stamp
 from utils.errors import UserError, command
 from utils.files import replacing
 
@@ -140,7 +140,7 @@ class Poems:
 
     def identity(self):
         """What changes when the text may have changed."""
-        return {"poems": [str(self.path.resolve()), self.size, self.path.stat().st_mtime_ns]}
+        return {"poems": stamp(self.path)}
 
     def title(self):
         return "poems"

@@ -146,19 +146,13 @@ class NumbersAndText(pickle.Unpickler):
 
 
 def read_tokenizer(path):
-    """The tokenizer in a file that `write_tokenizer` made, or in a tokenizer.json of the `tokenizers` library."""
+    """The tokenizer in a file that its `save` made, or in a tokenizer.json of the `tokenizers` library."""
     try:
         content = path.read_text(encoding="utf-8")
         saved = json.loads(content)
         return tokenizer_from_dict(saved) if "kind" in saved else BPETokenizer(content, path)
     except (ValueError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: remove it, and it is made again") from None
-
-
-def write_tokenizer(path, tokenizer):
-    saved = tokenizer.to_dict()
-    with replacing(path) as file:  # where the library has a file format of its own, it is that
-        file.write(saved.get("tokenizer.json", json.dumps(saved)).encode())
 
 
 def read_tokens(path, vocab_size):
@@ -204,7 +198,7 @@ def tokenizer_for(corpus, description, build):
             if not path.exists():
                 with progress_bar(corpus, "reading the text") as bar:
                     tokenizer = build(piece.text for piece in followed(corpus.pieces(), bar))
-                write_tokenizer(path, tokenizer)
+                tokenizer.save(path)
     return read_tokenizer(path)
 
 
@@ -248,7 +242,7 @@ def make(corpus, tokenizer, folder):
     try:
         partial.mkdir(exist_ok=True)
         done = write_tokens(corpus, tokenizer, partial)
-        write_tokenizer(partial / "tokenizer.json", tokenizer)
+        tokenizer.save(partial / "tokenizer.json")
         os.replace(partial, folder)
     except OSError as error:
         raise UserError(f"cannot write {partial}: {error.strerror}. Make room, and it goes on where it was") from None
@@ -328,15 +322,15 @@ def encode(tokenizer, batch):
     Raises UserError if there are messages and the tokenizer has no markers for them.
     """
     dtype, end = token_dtype(tokenizer.vocab_size), tokenizer.end_of_text
-    markers = tokenizer.message_start, tokenizer.message_end
+    before, after = tokenizer.message_start, tokenizer.message_end
+    if None in (before, after) and any(piece.message for piece in batch):
+        raise UserError("the tokenizer has no tokens for the start and the end of a message: take one that has, by "
+                        "--data.tokenizer bpe")
     encoded = tokenizer.encode_batch([piece.text for piece in batch])
     ids = {split: [] for split in SPLITS}
     for piece, tokens in zip(batch, encoded, strict=True):
         if piece.message:
-            if None in markers:
-                raise UserError("the tokenizer has no tokens for the start and the end of a message: take one that "
-                                "has, by --data.tokenizer bpe")
-            tokens = [markers[0], *tokens, markers[1]]
+            tokens = [before, *tokens, after]
         ids[piece.split].append(tokens)
         if piece.ends and end is not None:
             ids[piece.split].append([end])

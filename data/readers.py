@@ -17,6 +17,12 @@ BOMS = {codecs.BOM_UTF8: UTF_8, codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_
 # ---- Text files ------------------------------------------------------------------------------------------------------
 
 
+def stamp(path):
+    """What changes when a file may have changed: its path, size and time of change."""
+    stat = path.stat()
+    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
+
+
 def read_text(path):
     """The text of one file, whole. Raises UserError."""
     return "".join(text for text, _ in text_blocks(path, encoding_and_length(path)[0]))

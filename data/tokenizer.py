@@ -8,6 +8,7 @@
 import argparse
 import codecs
 import heapq
+import json
 import random
 import re
 import sys
@@ -94,6 +95,11 @@ class CharTokenizer:
 
     def to_dict(self):
         return {"kind": "char", "vocab": self.vocab}
+
+    def save(self, path):
+        """Write what `to_dict` gives as JSON. Raises UserError."""
+        with replacing(Path(path)) as file:
+            file.write(json.dumps(self.to_dict()).encode())
 
 
 class BPETokenizer:

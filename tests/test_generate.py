@@ -60,11 +60,17 @@ def test_greedy_with_the_cache_is_greedy_without_also_past_the_context(name, blo
     assert penalty == 1 or len(set(ids[n_prompt:])) >= min(block_size, 3)
 
 
+def text_and_logits(model, monkeypatch):
+    """The ids of a text that the model writes, and the logits from which each but the first was drawn."""
+    seen = []
+    monkeypatch.setattr(models.generate, "draw", lambda logits, *rest: seen.append(logits) or draw(logits, *rest))
+    return [3, *generate(model, [3], 40, SamplingConfig(temperature=1.0, seed=0))], seen
+
+
 @pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])
 def test_tokens_are_drawn_from_the_logits_that_the_model_gives_to_the_window(name, monkeypatch):
-    model, seen = small_model(name, block_size=7), []
-    monkeypatch.setattr(models.generate, "draw", lambda logits, *rest: seen.append(logits) or draw(logits, *rest))
-    ids = [3, *generate(model, [3], 40, SamplingConfig(temperature=1.0, seed=0))]
+    model = small_model(name, block_size=7)
+    ids, seen = text_and_logits(model, monkeypatch)
     assert len(set(ids)) > 8
     for n, logits in enumerate(seen, start=1):
         torch.testing.assert_close(logits, window_logits(model, ids[:n]))
@@ -72,9 +78,8 @@ def test_tokens_are_drawn_from_the_logits_that_the_model_gives_to_the_window(nam
 
 @pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])
 def test_in_bfloat16_the_logits_are_those_of_float32_but_for_rounding(name, monkeypatch):
-    model, half, seen = small_model(name, block_size=7), small_model(name, block_size=7).bfloat16(), []
-    monkeypatch.setattr(models.generate, "draw", lambda logits, *rest: seen.append(logits) or draw(logits, *rest))
-    ids = [3, *generate(half, [3], 40, SamplingConfig(temperature=1.0, seed=0))]
+    model = small_model(name, block_size=7)
+    ids, seen = text_and_logits(small_model(name, block_size=7).bfloat16(), monkeypatch)
     for n, logits in enumerate(seen, start=1):
         expected = window_logits(model, ids[:n])
         assert (logits - expected).abs().max() < 0.2 * expected.std()

@@ -242,7 +242,10 @@ def test_an_interrupted_run_goes_on_bit_for_bit(folder, unbroken, how):
 # ---- Commands --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.stem)
+every_yaml = pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.stem)
+
+
+@every_yaml
 def test_every_yaml_builds(path):
     settings = train.parse([str(path)])
     assert settings.run == path.stem
@@ -250,7 +253,7 @@ def test_every_yaml_builds(path):
         ZOO[settings.model.name](**vars(model_config(settings.model, vocab_size=65)))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.stem)
+@every_yaml
 def test_every_yaml_trains_in_small(path, folder, capsys):
     poems = [{"title": f"诗{i}", "para": ["床前明月光，", "疑是地上霜。"], "author": "李白"} for i in range(40)]
     (folder / "data" / "all_poems.json").write_text(json.dumps(poems), encoding="utf-8")

@@ -86,7 +86,7 @@ def attention_ops(c, s, p):
         kept = 4 * p.batch_size * c.block_size * (C + K)
         makes = s.stream if p.device == "cuda" else 4 * s.stream
         ops.append(Op(keeps=kept + s.per_head, makes=makes, passes=qkv))
-    if c.position == "rotary":  # keeps cos and sin only, which the model has; halves of the gradient meet again
+    if c.position == "rotary":  # keeps cos and sin only, which the model has; the gradients of two products meet
         ops.append(Op(makes=2 * s.wide, passes=qkv))
     if p.device == "cpu" and p.dtype == "bfloat16":  # textbook_attention
         # keeps queries and keys, the softmax its result, and the product with the values keeps those
