@@ -34,7 +34,7 @@ class ModelConfig:
     feed_forward: Literal["relu", "relu2", "gelu", "swiglu"] = "relu"
     """ReLU, squared ReLU (So et al., 2021), GELU in its tanh form, or SwiGLU (Shazeer, 2020)."""
     qk_norm: bool = False
-    """Queries and keys brought to length sqrt(hs) before they meet (Henry et al., 2020)."""
+    """Queries and keys brought to length sqrt(hs) before they meet, by the same norm (Dehghani et al., 2023)."""
     bias: bool = False
     """Biases in attention and feed-forward."""
     head_bias: bool = False

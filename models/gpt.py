@@ -31,7 +31,7 @@ class GPT(nn.Module):
         self.rotary = NoRotation() if learned else Rotary(config)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
-        self.final_norm = make_norm(config)
+        self.final_norm = make_norm(config, config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         self.reset_parameters()
         if config.tied:

@@ -8,10 +8,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 
-def make_norm(config):
-    """The norm over C that the configuration names."""
+def make_norm(config, size, learned=True):
+    """The norm that the configuration names, over so many channels; `learned`: with weights of its own."""
     norms = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
-    return norms[config.norm](config.n_embd, eps=config.norm_eps)
+    return norms[config.norm](size, eps=config.norm_eps, elementwise_affine=learned)
 
 
 # ---- Positions -------------------------------------------------------------------------------------------------------
@@ -84,8 +84,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(C, config.kv_heads * hs, bias=config.bias)
         self.value = nn.Linear(C, config.kv_heads * hs, bias=config.bias)
         self.out = nn.Linear(config.num_heads * hs, C, bias=config.bias)
-        norm = nn.RMSNorm(hs, eps=config.norm_eps, elementwise_affine=False)
-        self.qk_norm = norm if config.qk_norm else nn.Identity()
+        self.qk_norm = make_norm(config, hs, learned=False) if config.qk_norm else nn.Identity()
 
     def forward(self, x, rotation, cache=None):
         """(B, T, C) in and out. `rotation` is that of the positions; with a `cache`, x continues what is in there."""
@@ -153,9 +152,9 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.attention_norm = make_norm(config)
+        self.attention_norm = make_norm(config, config.n_embd)
         self.attention = Attention(config)
-        self.feed_forward_norm = make_norm(config)
+        self.feed_forward_norm = make_norm(config, config.n_embd)
         self.feed_forward = make_feed_forward(config)
         self.dropout = nn.Dropout(config.dropout)
 

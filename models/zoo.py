@@ -41,11 +41,11 @@ class HugeModel(GPT):
 
 
 class BardGPT(GPT):
-    """Our best of about 10.8 M parameters for characters: rotary positions, RMSNorm, normalised queries and keys,
-    squared ReLU."""
+    """Our best of about 10.8 M parameters for characters: rotary positions, normalised queries and keys, squared
+    ReLU."""
 
     config = ModelConfig(n_embd=384, block_size=256, n_blocks=6, num_heads=6, dropout=0.2,
-                         norm="rms", position="rotary", qk_norm=True, feed_forward="relu2")
+                         position="rotary", qk_norm=True, feed_forward="relu2")
 
 
 class GPT2(GPT):

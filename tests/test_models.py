@@ -42,7 +42,7 @@ def gpt2(C, T, L, V):
     ("DevModel", 10_775_105, classic(384, 256, 6)),
     ("UltimateModel", 10_873_409, classic(384, 512, 6)),
     ("HugeModel", 42_783_809, classic(768, 256, 6)),
-    ("BardGPT", 10_671_744, 65 * 384 + 6 * (12 * 384**2 + 2 * 384) + 384 + 384 * 65),
+    ("BardGPT", 10_676_736, 65 * 384 + 6 * (12 * 384**2 + 2 * 2 * 384) + 2 * 384 + 384 * 65),
     ("GPT2", 124_439_808, gpt2(768, 1024, 12, 50257)),
     ("GPT2Medium", 354_823_168, gpt2(1024, 1024, 24, 50257)),
     ("GPT2Large", 774_030_080, gpt2(1280, 1024, 36, 50257)),
@@ -229,6 +229,17 @@ def test_queries_and_keys_are_normalised_as_in_qwen3():
     qwen3 = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**llama_settings(model.config)))
     unscaled = {f"model.layers.{i}.self_attn.{x}_norm.weight": torch.ones(4) for i in range(2) for x in "qk"}
     assert_same_logits(model, qwen3, as_llama(model) | unscaled)
+
+
+def test_queries_and_keys_are_normalised_as_in_stablelm_where_the_norm_is_layer_norm():
+    model = small_model("EasyGPT", block_size=64, norm="layer", qk_norm=True, tied=False)
+    settings = llama_settings(model.config)
+    settings["rope_parameters"]["partial_rotary_factor"] = 1.0
+    stablelm = transformers.StableLmForCausalLM(transformers.StableLmConfig(
+        **settings | {"layer_norm_eps": model.config.norm_eps, "qk_layernorm": True, "tie_word_embeddings": False}))
+    unscaled = {f"model.layers.{i}.self_attn.{x}_layernorm.norms.{head}.weight": torch.ones(4)
+                for i in range(2) for x, heads in (("q", 8), ("k", 4)) for head in range(heads)}
+    assert_same_logits(model, stablelm, as_llama(model) | unscaled)
 
 
 @pytest.mark.parametrize("ours, theirs", [("gelu", "gelu_new"), ("relu", "relu"), ("relu2", "relu2")])

@@ -82,7 +82,9 @@ def attention_ops(c, s, p):
         Op(keeps=s.extra_input, makes=s.input_grad, passes=s.wide + s.stream, weights=K * C, casts=True),  # keys
         Op(keeps=s.extra_input, makes=s.input_grad, passes=s.wide + s.keys + s.stream, weights=K * C, casts=True),
     ]
-    if c.qk_norm:  # kept in float32, which is a copy under autocast; makes five tensors of which one is passed on
+    if c.qk_norm and c.norm == "layer" and p.device == "cpu":  # keeps what it gets, and a mean and a spread per head
+        ops.append(Op(keeps=s.wide + s.keys + 2 * s.per_head, makes=s.wide, passes=qkv))
+    elif c.qk_norm:  # kept in float32, which is a copy under autocast; RMSNorm on a CPU makes five, passing on one
         kept = 4 * p.batch_size * c.block_size * (C + K)
         makes = s.stream if p.device == "cuda" else 4 * s.stream
         ops.append(Op(keeps=kept + s.per_head, makes=makes, passes=qkv))
