@@ -11,13 +11,15 @@ import numpy as np
 
 from data.corpora import DEFAULT_PATH
 from data.prepare import open_tokens
+from data.tokenizer import CharTokenizer
 from training.checkpoint import SHIPPED, load_model
 from training.evaluate import estimate_loss
 from training.precision import autocast, pick_device, pick_dtype
 from utils.errors import UserError, command
 from utils.parameters import count_parameters
 
-# What others have measured, on the validation split of tiny Shakespeare. Losses on different texts don't compare.
+# What others have measured, on the validation split of tiny Shakespeare, per character. Losses on different texts, or
+# per token of another kind, don't compare.
 REFERENCES = {"tiny Shakespeare": [
     (1.4697, "nanoGPT, 10.65 M parameters, as published"),
     (1.4697, "BardGPT, 10.67 M: the model that ships"),
@@ -51,13 +53,14 @@ def main():
         loss = estimate_loss(model, tokens, args.batch_size)
 
     name = text.title
-    bits = loss * (len(tokens) - 1) / len(tokenizer.decode(tokens[1:])) / math.log(2)
+    written = tokens[1:][~np.isin(tokens[1:], [*tokenizer.special_ids])]  # the names of markers are no text
+    bits = loss * (len(tokens) - 1) / max(1, len(tokenizer.decode(written))) / math.log(2)
     print(f"{args.checkpoint}: {type(model).__name__}, {count_parameters(model.config):,} parameters")
     print(f"{args.data} ({name}), split {args.split}: {len(tokens):,} tokens\n")
     print(f"loss                {loss:.4f}   nats per token")
     print(f"perplexity          {math.exp(loss):.3f}")
     print(f"bits per character  {bits:.4f}")
-    if args.split == "val" and name in REFERENCES:
+    if args.split == "val" and name in REFERENCES and isinstance(tokenizer, CharTokenizer):
         print(f"\nfor comparison, on the same split of {name}:")
         lines = [*REFERENCES[name], (math.log(model.config.vocab_size), "a blind guess"), (loss, "<- this checkpoint")]
         for reference, what in sorted(lines):

@@ -123,8 +123,9 @@ class Demo:
 
     def talk(self):
         """Answer lines until exit or their end. A mistake or a Ctrl-C ends the answer, not the talk."""
-        sys.stdin.reconfigure(errors="replace")  # a byte that is no text becomes a character to be skipped
         person = sys.stdin.isatty()
+        encoding = None if person else "utf-8"  # None: as it is
+        sys.stdin.reconfigure(encoding=encoding, errors="replace")  # what is no text becomes a character to be skipped
         if person:
             with contextlib.suppress(ImportError):  # Windows has none, and its console has a history of its own
                 import readline  # noqa: F401  from now on input() knows arrow keys and history

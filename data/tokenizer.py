@@ -50,6 +50,7 @@ class CharTokenizer:
     """
 
     padding = message_start = message_end = end_of_text = None
+    special_ids = frozenset()
 
     def __init__(self, vocab):
         self.vocab = vocab
@@ -109,9 +110,9 @@ class BPETokenizer:
     join them, the earliest learnt first. No character is unknown, and every text comes back as it was.
 
     `padding`, `message_start`, `message_end` and `end_of_text` are the ids of the special tokens; None: the vocabulary
-    has no such one. Put them into a list of ids where they belong. `encode` never gives them: their names in a text,
-    such as "<|im_end|>", are encoded as the characters they consist of. Were it otherwise, whoever writes a text that
-    is encoded could end a message and begin one that seems to be another's.
+    has no such one. `special_ids` are those of all there are. Put them into a list of ids where they belong. `encode`
+    never gives them: their names in a text, such as "<|im_end|>", are encoded as the characters they consist of. Were
+    it otherwise, whoever writes a text that is encoded could end a message and begin one that seems to be another's.
     """
 
     def __init__(self, description, where="the tokenizer"):
@@ -127,7 +128,7 @@ class BPETokenizer:
         library.encode_special_tokens = True  # which means: as other text
         tokens = {i: bytes_of(token) for token, i in library.get_vocab().items()}
         tokens |= {i: content.encode() for i, content in special.items()}
-        self.library = library
+        self.library, self.special_ids = library, frozenset(special)
         self.tokens = [tokens.get(i) for i in range(len(tokens))]
         if None in self.tokens:
             raise UserError(f"{where} has {len(tokens)} tokens, and their ids are not the numbers from 0 on: train one")

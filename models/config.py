@@ -99,7 +99,7 @@ class SamplingConfig:
             raise UserError(f"top_k cannot be {self.top_k}: give 1 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p cannot be {self.top_p}: give a share above 0, up to 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise UserError(f"repetition_penalty cannot be {self.repetition_penalty}: give a number above zero")
+        if not 1e-3 <= self.repetition_penalty <= 1e3:
+            raise UserError(f"repetition_penalty cannot be {self.repetition_penalty}: give a number from 0.001 to 1000")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise UserError(f"seed cannot be {self.seed}: give a whole number from 0 to below 2^63")

@@ -92,7 +92,8 @@ class Attention(nn.Module):
         q = self.query(x).view(B, T, self.num_heads, -1)  # (B, T, nh, hs)
         k = self.key(x).view(B, T, self.kv_heads, -1)  # (B, T, nkv, hs)
         v = self.value(x).view(B, T, self.kv_heads, -1)
-        q, k = rotate(self.qk_norm(q), rotation), rotate(self.qk_norm(k), rotation)
+        q, k = (self.qk_norm(heads).to(v.dtype) for heads in (q, k))  # autocast on CUDA norms in float32
+        q, k = rotate(q, rotation), rotate(k, rotation)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh, T, hs), (B, nkv, T, hs) twice
         if cache is not None:
             k, v = cache.append(k, v)  # (B, nkv, S, hs), S = all tokens so far

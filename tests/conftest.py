@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from small_text import TEXT
 
 
 @pytest.fixture
@@ -15,3 +16,12 @@ def run_main(monkeypatch, capsys):
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with a text to train on."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "input.txt").write_text(TEXT, encoding="utf-8")
+    return tmp_path

@@ -61,6 +61,19 @@ def test_what_else_is_saved_is_kept(tmp_path):
     assert torch.equal(kept["optimizers"][0][0]["momentum"], torch.ones(2, 3))
 
 
+def test_a_file_that_another_program_holds_for_a_moment_is_written_after_it(path, monkeypatch):
+    replace, refusals = os.replace, [PermissionError, PermissionError]
+
+    def held(*paths):
+        if refusals:
+            raise refusals.pop()
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", held)
+    save_checkpoint(path, small_model("GPT2"), TOKENIZER)
+    assert type(load_model(path)[0]).__name__ == "GPT2" and list(path.parent.iterdir()) == [path]
+
+
 def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(path, monkeypatch):
     def full(file):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -88,6 +101,17 @@ def test_a_checkpoint_with_damaged_contents_is_an_error(path, share):
     start = int(share * len(data))
     path.write_bytes(data[:start] + bytes(100) + data[start + 100 :])
     assert f"{path} is damaged" in error_of(path)
+
+
+def test_a_checkpoint_with_any_byte_of_its_directory_changed_is_an_error_or_still_whole(path):
+    data = path.read_bytes()
+    directory = range(data.index(b"PK\x01\x02"), len(data))  # the end of the archive, which says where its files are
+    for place in directory[:: len(directory) // 150]:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        try:
+            load_model(path)
+        except UserError as error:
+            assert str(path) in str(error)
 
 
 def test_a_missing_weight_is_named(path):

@@ -58,10 +58,18 @@ def greedy(model, prompt, n):
 # ---- The command -----------------------------------------------------------------------------------------------------
 
 
-def command(folder, *arguments, **options):
+def command(folder, *arguments, utf8="1", **options):
     command = [sys.executable, SCRIPT, folder / "model.pt", "--device", "cpu", *arguments]
-    environment = os.environ | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "", "TERM": "xterm"}
+    environment = os.environ | {"PYTHONUTF8": utf8, "PYTHONUNBUFFERED": "", "TERM": "xterm"}
     return subprocess.Popen(command, env=environment, **options)
+
+
+def test_a_pipe_is_read_as_utf_8_wherever_it_is_read(folder, model, monkeypatch):
+    monkeypatch.setenv("LC_ALL", "C")
+    process = command(folder, "--max_tokens", "1", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                      stderr=subprocess.PIPE, utf8="0")
+    _, err = process.communicate("heÉllo中\n".encode())
+    assert "'É', '中'" in err.decode()
 
 
 def test_in_a_pipe_comes_what_generate_gives_and_nothing_else(folder, model):

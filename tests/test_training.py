@@ -4,62 +4,30 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from small_runs import ROOT, TINY, command, losses, tiny_settings
 from small_text import TEXT
 
+import estimate
 import train
 import transformer_4d
+from data.prepare import open_tokens
 from models.zoo import ZOO, DevModel
 from training.checkpoint import load_model
 from training.evaluate import estimate_loss
 from training.loop import Progress, fit
 from training.optim import Muon, lr_factor, make_optimizers
-from training.run import model_config
+from training.run import compiled, model_config
 from training.run import train as run
 from training.settings import ModelSettings, OptimSettings, Settings, TrainingSettings
 from utils.errors import UserError
-
-ROOT = Path(train.__file__).parent
-TINY = {"n_embd": 16, "block_size": 12, "n_blocks": 2, "num_heads": 4}
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A working directory with a text to train on."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "input.txt").write_text(TEXT, encoding="utf-8")
-    return tmp_path
-
-
-def tiny_settings(*more):
-    """Settings of a run of seconds, as the command line gives them."""
-    tiny = [f"--model.{name}={value}" for name, value in TINY.items()]
-    return train.parse([*tiny, "--run=tiny", "--training.max_iters=6", "--training.eval_interval=2",
-                        "--training.device=cpu", "--training.batch_size=4", "--training.dtype=float32",
-                        "--output.sample_tokens=5", *more])
-
-
-def command(script, *arguments, **more):
-    return subprocess.run([sys.executable, ROOT / script, *arguments], capture_output=True, text=True,
-                          encoding="utf-8", **more)
-
-
-def losses(folder):
-    """Step, training and validation loss of each line of metrics.jsonl."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [(line["step"], line["train_loss"], line["val_loss"]) for line in map(json.loads, lines)]
-
 
 # ---- Optimizers and schedules ----------------------------------------------------------------------------------------
 
@@ -135,6 +103,22 @@ def test_micro_batches_give_the_step_of_one_large_batch_however_many_targets_eac
     assert not torch.allclose(equal_weights, whole, atol=1e-4)
 
 
+def test_the_seed_and_the_step_decide_what_dropout_drops():
+    x, y = torch.randint(11, (2, 6, 12))
+
+    def first_loss(seed, step):
+        losses = []
+        model, sgd = tiny_model(), torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
+        model.dropout.p = 0.5
+        s = TrainingSettings(max_iters=step + 1, eval_interval=1000, seed=seed)
+        fit(model, [sgd], lambda step: 1.0, lambda step, i: (x, y), lambda _, loss: losses.append(loss) or False, s,
+            Progress(step=step, best_loss=0.0), torch.float32, torch.amp.GradScaler("cpu", enabled=False))
+        return losses[-1]
+
+    seen = [first_loss(seed, step) for seed, step in ((1, 0), (1, 1), (2, 0), (2**40, 1), (2**40, 2))]
+    assert len(set(seen)) == 5 and first_loss(1, 1) == seen[1]
+
+
 def test_the_loss_of_a_split_is_that_of_its_windows_one_by_one():
     model, tokens = tiny_model().eval(), np.random.default_rng(0).integers(11, size=12 * 3 + 8)
     total = 0.0
@@ -188,55 +172,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_what_was_saved(folder
 
 def test_a_run_does_not_write_over_another(folder):
     run(tiny_settings())
-    with pytest.raises(UserError, match="holds a run already.*--resume"):
+    with pytest.raises(UserError, match="holds a model already.*--resume"):
+        run(tiny_settings())
+    (folder / "checkpoints" / "tiny" / "last.pt").unlink()  # as where a model ships
+    with pytest.raises(UserError, match="holds a model already.*--run NAME"):
         run(tiny_settings())
     with pytest.raises(UserError, match="there is no .*none.*last.pt"):
         run(tiny_settings("--resume", "--run=none"))
-
-
-# ---- Resuming --------------------------------------------------------------------------------------------------------
-
-LONG = [*(f"--model.{name}={value}" for name, value in TINY.items()), "--model.dropout=0.3", "--training.max_iters=60",
-        "--training.eval_interval=5", "--training.batch_size=4", "--training.accumulation=2", "--training.device=cpu",
-        "--output.sample_tokens=5"]
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """The losses of a run that nothing interrupts, and the weights at its end."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    (folder / "data").mkdir()
-    (folder / "data" / "input.txt").write_text(TEXT, encoding="utf-8")
-    done = command("train.py", *LONG, "--run=long", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    out = folder / "checkpoints" / "long"
-    return losses(out), torch.load(out / "last.pt", weights_only=True)
-
-
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
-def test_an_interrupted_run_goes_on_bit_for_bit(folder, unbroken, how):
-    if sys.platform == "win32":
-        pytest.skip("Windows has no such signals")
-    out = folder / "checkpoints" / "long"
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", *LONG, "--run=long"], cwd=folder,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and (not (out / "last.pt").exists() or len(losses(out)) < 3):
-        time.sleep(0.01)
-    process.send_signal(signal.Signals[how])
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == {"SIGKILL": -9, "SIGINT": 0}[how], stderr
-    assert 3 <= len(losses(out)) < 13
-    done = command("train.py", *LONG, "--run=long", "--resume", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    expected, last = unbroken
-    scheduled = [line for line in losses(out) if line[0] % 5 == 0]
-    if how == "SIGINT":  # an evaluation more splits the mean of the training loss
-        assert [(step, loss) for step, _, loss in scheduled] == [(step, loss) for step, _, loss in expected]
-    else:
-        assert scheduled == expected
-    weights = torch.load(out / "last.pt", weights_only=True)["weights"]
-    assert all(torch.equal(weights[name], weight) for name, weight in last["weights"].items())
 
 
 # ---- Commands --------------------------------------------------------------------------------------------------------
@@ -299,9 +241,42 @@ def test_where_torch_compile_cannot_be_had_one_line_says_so_and_training_goes_on
     assert losses(folder / "checkpoints" / "plain") == losses(folder / "checkpoints" / "tried")
 
 
-def test_the_command_line_needs_no_torch_before_it_is_understood():
-    code = "import sys, train; train.parse(['--run', 'x']); assert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+@pytest.mark.parametrize("content, message", [
+    (b"model:\n  n_embd: [\n", "line 3"),
+    ("model:\n  name: 诗词歌赋\n".encode("gb18030"), "not YAML in UTF-8"),
+    (b"PK\x03\x04\xff\xfe", "not YAML in UTF-8"),
+    (b"", "no settings"),
+    (b"just words", "no settings"),
+    (b"model:\n  n_embed: 3\n", "n_embed"),
+])
+def test_a_yaml_that_is_none_is_named_in_one_line(tmp_path, content, message):
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        train.parse([str(tmp_path / "mine.yaml")])
+    assert "\n" not in str(error.value)
+
+
+def test_a_yaml_is_read_as_utf_8_wherever_it_is_read(tmp_path):
+    (tmp_path / "mine.yaml").write_text("# 我的设置\ndata:\n  path: 诗.txt\n", encoding="utf-8-sig")
+    code = "import sys, train; print(ascii(train.parse(sys.argv[1:]).data.path))"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "mine.yaml"], capture_output=True, text=True,
+                          env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"}, cwd=ROOT)
+    assert done.stdout == ascii("诗.txt") + "\n", done.stderr
+
+
+def test_a_model_whose_gradient_cannot_be_compiled_is_trained_as_it_is(capsys, monkeypatch):
+    def no_backward(model):
+        def faster(x, y):
+            logits, loss = model(x, y)
+            loss.register_hook(lambda gradient: (_ for _ in ()).throw(AssertionError()))  # a mistake without a word
+            return logits, loss
+        return faster
+
+    monkeypatch.setattr(torch, "compile", no_backward)
+    model = tiny_model()
+    assert compiled(model, torch.randint(11, (2, 2, 12)), "yes", torch.float32) is model
+    assert "torch.compile is not to be had here (AssertionError)" in capsys.readouterr().out
+    assert all(weight.grad is None for weight in model.parameters())
 
 
 def test_the_command_line_changes_what_the_yaml_says(tmp_path):
@@ -319,7 +294,12 @@ def test_the_command_line_changes_what_the_yaml_says(tmp_path):
     (["--training.max_iters=0"], "max_iters"),
     (["--optim.name=sgd"], "optim.name"),
     (["--training.grad_clip=-1"], "grad_clip"),
+    (["--optim.momentum=1"], "momentum"),
+    (["--optim.betas=[0.9, 1.0]"], "betas"),
+    (["--optim.final_lr=2"], "final_lr"),
+    (["--training.seed=9223372036854775808"], "seed"),
     (["--sampling.temperature=-1"], "temperature"),
+    (["--sampling.repetition_penalty=1e-40"], "repetition_penalty"),
     (["--model.name=GPT5"], "GPT5"),
     (["--model.num_heads=7"], "num_heads"),
     (["--data.path=none.txt"], "none.txt"),
@@ -333,7 +313,7 @@ def test_bad_settings_are_named_in_one_line(folder, capsys, monkeypatch, argumen
         train.main()
     shown = capsys.readouterr()
     assert stop.value.code == 2
-    assert message in shown.err and "Traceback" not in shown.err
+    assert message in shown.err and shown.err.startswith("error: ") and shown.err.count("\n") == 1
     assert list(folder.iterdir()) == [folder / "data"]
 
 
@@ -358,6 +338,20 @@ def test_estimate_tells_the_loss_of_both_halves_checkpoints(folder, monkeypatch)
         assert loss == pytest.approx(expected[name], abs=0.01)  # bfloat16, where that is fast
         assert float(re.search(r"perplexity +([\d.]+)", done.stdout)[1]) == pytest.approx(math.exp(loss), rel=1e-3)
         assert float(re.search(r"character +([\d.]+)", done.stdout)[1]) == pytest.approx(loss / math.log(2), abs=1e-3)
+
+
+def test_estimate_counts_characters_and_compares_with_nothing_where_tokens_are_none(folder, monkeypatch, run_main):
+    poems = [{"title": f"诗{i}", "para": ["床前明月光，", "疑是地上霜。"], "author": "李白"} for i in range(40)]
+    (folder / "data" / "all_poems.json").write_text(json.dumps(poems), encoding="utf-8")
+    run(tiny_settings("--data.path=data/all_poems.json", "--data.tokenizer=bpe", "--data.vocab_size=300"))
+    text = open_tokens("data/all_poems.json", tokenizer=load_model("checkpoints/tiny/best.pt")[1])
+    monkeypatch.setitem(estimate.REFERENCES, text.title, [(1.0, "another model")])
+    out = run_main(estimate.main, "checkpoints/tiny/best.pt", "--data", "data/all_poems.json", "--device", "cpu")
+    out = out.split("split val")[1]  # what training printed came before
+    loss, bits = (float(re.search(rf"{what} +([\d.]+)", out)[1]) for what in ("loss", "character"))
+    characters = len(re.sub(r"<\|\w+\|>", "", text.tokenizer.decode(text.val[1:])))
+    assert bits == pytest.approx(loss * (len(text.val) - 1) / characters / math.log(2), rel=1e-3)
+    assert "another model" not in out
 
 
 def test_estimate_names_the_characters_that_the_checkpoint_lacks(folder):

@@ -43,7 +43,7 @@ def read_checkpoint(path, device="cpu"):
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except pickle.UnpicklingError:
         raise UserError(f"{path} holds more than numbers and text, which could run code: it was not loaded") from None
-    except (zipfile.BadZipFile, RuntimeError):
+    except Exception:  # whatever zipfile and torch make of bytes that are none of theirs
         raise UserError(f"{path} is damaged, or is no checkpoint at all: train again, or fetch it again") from None
     types = {"format_version": int, "model_class": str, "config": dict, "tokenizer": dict, "weights": dict}
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), types[key]) for key in types):
@@ -51,6 +51,14 @@ def read_checkpoint(path, device="cpu"):
     if checkpoint["format_version"] != FORMAT_VERSION:
         raise UserError(f"{path} has format {checkpoint['format_version']}, and {FORMAT_VERSION} is what is read here: "
                         "update the project")
+    return checkpoint
+
+
+def read_run(path):
+    """The dictionary that the last.pt of a run holds. Raises UserError if the run cannot go on from it."""
+    checkpoint = read_checkpoint(path)
+    if not {"progress", "optimizers", "scaler", "metrics", "settled"} <= checkpoint.keys():
+        raise UserError(f"{path} does not hold the state of a run: train.py goes on from a last.pt that it wrote")
     return checkpoint
 
 

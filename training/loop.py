@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -60,7 +61,7 @@ def fit(model, optimizers, lr_factor, batch, evaluated, s, progress, dtype, scal
         for step in range(first, s.max_iters + 1):
             last = ctrl_c.is_set() or step == s.max_iters
             if last or step % s.eval_interval == 0:
-                if step > first or step == 0:  # a run that goes on has been evaluated where it starts
+                if step > first or progress.best_loss == math.inf:  # a run that goes on was evaluated where it starts
                     if ctrl_c.is_set():
                         tqdm.write("Ctrl-C: one last evaluation (a second Ctrl-C leaves at once)")
                     progress.step, progress.seconds = step, time.perf_counter() - started
@@ -70,7 +71,7 @@ def fit(model, optimizers, lr_factor, batch, evaluated, s, progress, dtype, scal
                 if last:
                     return
 
-            torch.manual_seed((s.seed << 32) + step)
+            torch.manual_seed(int(np.random.SeedSequence((s.seed, step)).generate_state(1)[0]))
             for optimizer, lrs in zip(optimizers, peaks, strict=True):
                 for group, peak in zip(optimizer.param_groups, lrs, strict=True):
                     group["lr"] = peak * lr_factor(step)

@@ -9,6 +9,8 @@ import torch
 from utils.errors import UserError
 from utils.memory import CONTEXT, Plan, advice, cublas_workspace, fitting_plan, readable, training_memory
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA and MPS; Linux; Windows
+
 
 def free_memory():
     """Bytes of the machine's memory that a program can still have without swapping."""
@@ -47,7 +49,7 @@ def memory_advice(c, plan):
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         less = int(0.8 * training_memory(c, plan).total)
         raise UserError(f"memory ran out, though this should have fitted: {advice(c, plan, less)}") from None

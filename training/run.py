@@ -13,7 +13,7 @@ from data.tokenizer import tokenizer_from_dict
 from data.windows import RandomWindows, ShuffledWindows, SlidingWindows, check_length
 from models.generate import generate_text
 from models.zoo import ZOO
-from training.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from training.checkpoint import load_weights, read_run, save_checkpoint
 from training.evaluate import estimate_loss
 from training.loop import Progress, check_finite, fit
 from training.optim import lr_factor, make_optimizers
@@ -41,13 +41,12 @@ def train(settings):
     """Do a run by `Settings`. Raises UserError."""
     s, folder = settings.training, Path(settings.output.folder) / settings.run
     last_path = folder / "last.pt"
-    if settings.resume:
-        saved = read_checkpoint(last_path)
-    elif last_path.exists():
-        raise UserError(f"{folder} holds a run already: --resume goes on with it, --run NAME names another")
+    saved = read_run(last_path) if settings.resume else None
+    if not saved and any((folder / name).exists() for name in ("best.pt", "last.pt")):
+        raise UserError(f"{folder} holds a model already: --resume goes on with its run, --run NAME names another")
 
     d = settings.data
-    wanted = tokenizer_from_dict(saved["tokenizer"]) if settings.resume else d.tokenizer
+    wanted = tokenizer_from_dict(saved["tokenizer"]) if saved else d.tokenizer
     text = open_tokens(d.path, d.column, wanted, d.vocab_size, d.max_bytes)
     tokenizer, val_tokens = text.tokenizer, text.val
     print(f"text: {d.path} ({text.title}), {len(text.train):,} tokens for training and {len(val_tokens):,} for "
@@ -55,8 +54,11 @@ def train(settings):
 
     torch.manual_seed(s.seed)
     device = pick_device(s.device)
-    dtype = pick_dtype(device, s.dtype)
     config = model_config(settings.model, tokenizer.vocab_size)
+    if saved:
+        check_same(saved, config, settings, last_path)
+        s = as_begun(s, saved["settled"], device)
+    dtype = pick_dtype(device, s.dtype)
     s, plan = settle(s, settings.optim.name, config, device, dtype)  # before anything of that size is built
     settings.training = s
     model = ZOO[settings.model.name](**vars(config)).to(device)
@@ -67,20 +69,22 @@ def train(settings):
 
     optimizers = make_optimizers(model, settings.optim, dtype)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-    progress = Progress()
-    if settings.resume:
+    progress, metrics = Progress(), []
+    if saved:
         load_weights(model, saved["weights"], last_path)
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state})  # its settings are those of today
-        scaler.load_state_dict(saved["scaler"])
-        progress = Progress(**saved["progress"])
+        if saved["scaler"]:  # empty, where the run was in another precision until now
+            scaler.load_state_dict(saved["scaler"])
+        progress, metrics = Progress(**saved["progress"]), saved["metrics"]
         print(f"going on from step {progress.step}")
+    del saved  # as large as the model and its optimizers
     if d.windows == "random":
         windows = RandomWindows(text.train, model.block_size, s.batch_size, s.seed)
     else:
         sliding = SlidingWindows(text.train, model.block_size, d.stride)
         windows = ShuffledWindows(sliding, s.batch_size, s.accumulation, s.seed)
-    record = Record(folder, settings, model, tokenizer, optimizers, scaler, val_tokens, dtype, progress)
+    record = Record(folder, settings, model, tokenizer, optimizers, scaler, val_tokens, dtype, metrics)
     faster = compiled(model, windows.batch(0, 0), s.compile, dtype)
     with memory_advice(config, plan):
         fit(faster, optimizers, lambda step: lr_factor(step, settings.optim, s.max_iters), windows.batch,
@@ -90,6 +94,25 @@ def train(settings):
     print(f"talk to it: python terminal_demo.py {folder / 'best.pt'}")
 
 
+def check_same(saved, config, settings, path):
+    """Raise UserError unless the run in the file `path` has this model and this optimizer; dropout may change."""
+    now = {"model": settings.model.name, **vars(config), "optimizer": settings.optim.name}
+    begun = {"model": saved["model_class"], **saved["config"], "optimizer": saved["settled"]["optimizer"]}
+    for name, value in now.items():
+        if name != "dropout" and value != begun.get(name):
+            raise UserError(f"{path} was begun with {name} {begun.get(name)}, not {value}: give that again, or begin a "
+                            "new run with --run NAME")
+
+
+def as_begun(s, settled, device):
+    """TrainingSettings where `auto` is what the run found when it began, so that it goes on with the same numbers."""
+    if s.batch_size == "auto":
+        s = dataclasses.replace(s, batch_size=settled["batch_size"], accumulation=settled["accumulation"])
+    if s.dtype == "auto" and device == settled["device"]:
+        s = dataclasses.replace(s, dtype=settled["dtype"])
+    return s
+
+
 def compiled(model, batch, wish, dtype):
     """The model by torch.compile, where that is wished for and can be had; else the model."""
     device = next(model.parameters()).device
@@ -97,26 +120,29 @@ def compiled(model, batch, wish, dtype):
         return model
     try:
         faster = torch.compile(model)
-        with autocast(device.type, dtype), torch.no_grad():
-            faster(*(ids.to(device) for ids in batch))
+        with autocast(device.type, dtype):
+            loss = faster(*(ids.to(device) for ids in batch))[1]
+        loss.backward()
         return faster
     except Exception as error:  # no compiler, no Triton: whatever it is, the model works as it is
-        print(f"torch.compile is not to be had here ({str(error).splitlines()[0]}): training goes on without it")
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"torch.compile is not to be had here ({why}): training goes on without it")
         return model
+    finally:
+        model.zero_grad()
 
 
 class Record:
     """What a run leaves behind: best.pt, last.pt, metrics.jsonl, loss.png and settings.yaml in its folder."""
 
-    def __init__(self, folder, settings, model, tokenizer, optimizers, scaler, val_tokens, dtype, progress):
+    def __init__(self, folder, settings, model, tokenizer, optimizers, scaler, val_tokens, dtype, metrics):
         self.folder, self.settings, self.model, self.tokenizer = folder, settings, model, tokenizer
         self.optimizers, self.scaler, self.val_tokens, self.dtype = optimizers, scaler, val_tokens, dtype
-        self.metrics = []
-        if settings.resume:  # what was written after the last save is measured again
-            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            self.metrics = [line for line in map(json.loads, lines) if line["step"] <= progress.step]
-        self.write("settings.yaml", yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, allow_unicode=True))
+        self.metrics = metrics
         self.board = make_board(folder) if settings.output.tensorboard else None
+        again = dataclasses.asdict(settings)
+        del again["resume"]  # the file is for a new run
+        self.write("settings.yaml", yaml.safe_dump(again, sort_keys=False, allow_unicode=True))
 
     def write(self, name, text):
         with replacing(self.folder / name) as file:
@@ -131,7 +157,8 @@ class Record:
         check_finite(val_loss, progress.step)
         best = val_loss < progress.best_loss
         progress.best_loss = min(val_loss, progress.best_loss)
-        progress.evaluations_since_best = 0 if best else progress.evaluations_since_best + 1
+        scheduled = progress.step % s.eval_interval == 0  # a Ctrl-C takes nothing from the patience
+        progress.evaluations_since_best = 0 if best else progress.evaluations_since_best + scheduled
         tokens = progress.step * s.batch_size * s.accumulation * self.model.block_size
         self.metrics.append({"step": progress.step, "tokens": tokens, "train_loss": train_loss, "val_loss": val_loss,
                              "seconds": round(progress.seconds, 1)})
@@ -140,7 +167,9 @@ class Record:
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
         save_checkpoint(self.folder / "last.pt", self.model, self.tokenizer, progress=vars(progress),
                         optimizers=[optimizer.state_dict()["state"] for optimizer in self.optimizers],
-                        scaler=self.scaler.state_dict())
+                        scaler=self.scaler.state_dict(), metrics=self.metrics,
+                        settled={"optimizer": self.settings.optim.name, "device": device, "batch_size": s.batch_size,
+                                 "accumulation": s.accumulation, "dtype": str(self.dtype).removeprefix("torch.")})
         plot_losses(self.metrics, self.folder / "loss.png", f"{self.settings.run}: {type(self.model).__name__}")
         self.show(progress.step, train_loss, val_loss, best)
         return s.patience is not None and progress.evaluations_since_best >= s.patience

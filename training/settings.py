@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from models.config import SamplingConfig
-from utils.errors import check_numbers
+from utils.errors import UserError, check_numbers
 
 
 @dataclass
@@ -81,6 +81,11 @@ class OptimSettings:
     def __post_init__(self):
         check_numbers(self, positive=("muon_lr", "adamw_lr"),
                       not_negative=("weight_decay", "momentum", "warmup_iters", "final_lr"))
+        for name, values in (("momentum", [self.momentum]), ("betas", self.betas)):
+            if not all(0 <= value < 1 for value in values):
+                raise UserError(f"{name} cannot be {getattr(self, name)}: give numbers from 0 to below 1")
+        if self.final_lr > 1:
+            raise UserError(f"final_lr cannot be {self.final_lr}: it is a share of the highest, give 1 or less")
 
 
 @dataclass
@@ -100,7 +105,7 @@ class TrainingSettings:
     patience: int | None = None
     """Stop after this many evaluations in a row without a better loss; None: never."""
     seed: int = 1337
-    """The same seed on the same machine gives the same numbers."""
+    """The same seed on the same machine gives the same numbers, on a CPU to the last bit."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """auto: the first of CUDA, MPS and CPU that is there."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -113,6 +118,8 @@ class TrainingSettings:
     def __post_init__(self):
         positive = ("accumulation", "max_iters", "eval_interval", "grad_clip", "patience")
         check_numbers(self, positive + ("batch_size",) * (self.batch_size != "auto"), not_negative=("seed",))
+        if self.seed >= 2**63:
+            raise UserError(f"seed cannot be {self.seed}: give a whole number from 0 to below 2^63")
 
 
 @dataclass

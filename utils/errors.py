@@ -38,7 +38,8 @@ def command(main):
         except KeyboardInterrupt:
             sys.exit(130)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EINVAL):  # EINVAL: a closed pipe on Windows
+            closed_pipe = (errno.EPIPE, errno.EINVAL) if os.name == "nt" else (errno.EPIPE,)
+            if error.errno not in closed_pipe or error.filename is not None:
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 
 from utils.errors import UserError
 
@@ -19,9 +20,21 @@ def replacing(path):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        take_name(partial, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}. Make room, or use a folder of your own") from None
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}. Make room, or use a folder of your own") from None
     finally:
         if partial.is_file():
             partial.unlink()
+
+
+def take_name(partial, path):
+    """Rename a file to a path, which is replaced. On Windows a program that reads what is there, such as a virus
+    scanner, forbids that for a moment."""
+    for wait in (0.1, 0.3, 1.0):
+        try:
+            return os.replace(partial, path)
+        except PermissionError:
+            time.sleep(wait)
+    os.replace(partial, path)
