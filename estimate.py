@@ -4,7 +4,6 @@
     python estimate.py checkpoints/my_run/best.pt --data my.txt --split all
 """
 
-import argparse
 import math
 
 import numpy as np
@@ -15,7 +14,7 @@ from data.tokenizer import CharTokenizer
 from training.checkpoint import SHIPPED, load_model
 from training.evaluate import estimate_loss
 from training.precision import autocast, pick_device, pick_dtype
-from utils.errors import UserError, command
+from utils.errors import Parser, UserError, command
 from utils.parameters import count_parameters
 
 # What others have measured, on the validation split of tiny Shakespeare, per character. Losses on different texts, or
@@ -29,7 +28,7 @@ REFERENCES = {"tiny Shakespeare": [
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("checkpoint", nargs="?", default=SHIPPED,
                         help="a .pt file of train.py or transformer_4d.py (%(default)s)")
     parser.add_argument("--data", default=DEFAULT_PATH,

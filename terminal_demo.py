@@ -8,18 +8,18 @@ Text goes to standard output and all else to standard error. With --prompt that 
 prompt, and the end of a line. Where standard input is no terminal, each of its lines is a prompt or a command.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import os
 import sys
 import time
+from functools import partial
 
 from models.config import SamplingConfig
 from models.generate import generate_text
 from training.checkpoint import SHIPPED, load_model
 from training.precision import pick_device, writing_dtype
-from utils.errors import UserError, command
+from utils.errors import Parser, UserError, command
 from utils.parameters import count_parameters
 
 SETTINGS = {  # the fields of ReplyConfig: type, and what they do
@@ -158,12 +158,12 @@ class Demo:
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("checkpoint", nargs="?", default=SHIPPED,
                         help="a .pt file of train.py or transformer_4d.py (%(default)s)")
     parser.add_argument("--prompt", help="continue this, once")
-    for name, (kind, what) in SETTINGS.items():
-        parser.add_argument(f"--{name}", type=kind, default=getattr(ReplyConfig, name),
+    for name, (_, what) in SETTINGS.items():
+        parser.add_argument(f"--{name}", type=partial(value_of, name), default=getattr(ReplyConfig, name),
                             help=f"{what} ({shown(getattr(ReplyConfig, name))})")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="(%(default)s)")
     args = parser.parse_args()

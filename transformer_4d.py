@@ -66,6 +66,8 @@ class Settings:
                 raise UserError(f"{name} cannot be {value}: give a number above zero{', or zero' * may_be_zero}")
         if self.dropout >= 1:
             raise UserError(f"dropout cannot be {self.dropout}: give a share below 1")
+        if self.seed >= 2**63 or self.temperature < 1e-3:
+            raise UserError("seed goes up to 2^63 - 1, and temperature down to 0.001")
         if self.n_embd % self.num_heads:
             raise UserError(f"n_embd {self.n_embd} is not a multiple of num_heads {self.num_heads}: make it one")
         if self.device not in ["cpu", "cuda"][: 1 + CUDA]:
@@ -360,6 +362,8 @@ def train(s):
                 with autocast:
                     val_loss = evaluate(model, val_tokens, s.batch_size)
                 tqdm.write(f"step {step:5}  validation loss {val_loss:.4f}")
+                if not math.isfinite(val_loss):
+                    raise UserError(f"the loss is {val_loss} at step {step}: try a lower muon_lr and adamw_lr")
                 if val_loss < best_loss:
                     best_loss = val_loss
                     torch.save(checkpoint, file := io.BytesIO())

@@ -8,7 +8,6 @@ but the positions that its GPT-2 has learned end at n_positions: it gets enough 
 any, while nanoGPT and ours go on for ever within the context of our model.
 """
 
-import argparse
 import statistics
 import sys
 import timeit
@@ -27,7 +26,7 @@ from models.gpt import KVCache  # noqa: E402
 from models.zoo import BardGPT  # noqa: E402
 from training.checkpoint import SHIPPED, load_model  # noqa: E402
 from training.precision import writing_dtype  # noqa: E402
-from utils.errors import UserError, command  # noqa: E402
+from utils.errors import Parser, UserError, command  # noqa: E402
 
 PROMPT = [1, 2, 3, 4, 5, 6]
 SAMPLING = SamplingConfig()
@@ -73,7 +72,7 @@ def memory_bound(model, n):
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--checkpoint", default=SHIPPED if SHIPPED.exists() else None,
                         help="a model of ours (the one that ships; without it, untrained weights of its shape)")

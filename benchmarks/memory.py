@@ -11,7 +11,6 @@ within an op too (the profiler reports its start and end on standard error). To 
 batches eight times as large.
 """
 
-import argparse
 import gc
 import itertools
 import json
@@ -34,7 +33,7 @@ from training.loop import Progress, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
 from training.precision import pick_device  # noqa: E402
 from training.settings import OptimSettings, TrainingSettings  # noqa: E402
-from utils.errors import command  # noqa: E402
+from utils.errors import Parser, command  # noqa: E402
 from utils.memory import MIB, Plan, cublas_workspace, inference_memory, readable, training_memory  # noqa: E402
 from utils.parameters import count_parameters  # noqa: E402
 
@@ -102,7 +101,7 @@ def show(predicted, measured, *words):
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="(%(default)s)")
     args = parser.parse_args()
     device = pick_device(args.device)

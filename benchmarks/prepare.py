@@ -7,7 +7,6 @@ encode, write train.bin and val.bin. The library encodes the same pieces, alread
 what it gives. Both use all cores.
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -24,12 +23,12 @@ from data.corpora import open_corpus  # noqa: E402
 from data.prepare import batches, fetch_gpt2_tokenizer, prepare  # noqa: E402
 from data.readers import read_text  # noqa: E402
 from data.tokenizer import BPETokenizer  # noqa: E402
-from utils.errors import command  # noqa: E402
+from utils.errors import Parser, command  # noqa: E402
 
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("texts", type=Path, nargs="+", help="texts to join and repeat")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json, or a folder with GPT-2's files (GPT-2's)")
     parser.add_argument("--megabytes", type=int, default=100, help="size of the text (%(default)s)")

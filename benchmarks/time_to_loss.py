@@ -84,6 +84,8 @@ def main():
     parser.add_argument("--batch_size", type=int, default=Settings.batch_size, help="of both (%(default)s)")
     parser.add_argument("--device", default=Settings.device, help="of both (%(default)s)")
     args = parser.parse_args()
+    if not (args.nanogpt / "train.py").is_file():
+        parser.error(f"there is no {args.nanogpt / 'train.py'}: give the folder of a checkout of nanoGPT")
 
     text = read_text(ROOT / "data" / "input.txt")
     vocab = sorted(set(text))

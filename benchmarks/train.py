@@ -11,7 +11,6 @@ N is the parameters without the embeddings, which are looked up and not multipli
 context. What the optimizers multiply does not count.
 """
 
-import argparse
 import contextlib
 import io
 import sys
@@ -32,7 +31,7 @@ from training.loop import Progress, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
 from training.precision import pick_dtype  # noqa: E402
 from training.settings import OptimSettings, TrainingSettings  # noqa: E402
-from utils.errors import command  # noqa: E402
+from utils.errors import Parser, command  # noqa: E402
 from utils.parameters import flops_per_token  # noqa: E402
 
 
@@ -72,7 +71,7 @@ def multiply_rate(dtype):
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--batch_size", type=int, default=16, help="windows in a step (%(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="in a turn (%(default)s)")

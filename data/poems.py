@@ -7,7 +7,6 @@ FOLDER holds a folder for each author, `作者_拼音`, and it the poems, `*.pt`
 `title`, `para` (the lines; an empty one between two stanzas) and `author`.
 """
 
-import argparse
 import json
 import random
 import re
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from data.pieces import message_pieces
 from data.readers import read_text, stamp
-from utils.errors import UserError, command
+from utils.errors import Parser, UserError, command
 from utils.files import replacing
 
 REQUESTS = 6 * ["title"] + 3 * ["title and author"] + ["general"]  # the shares, in ten
@@ -157,7 +156,7 @@ class Poems:
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     commands = parser.add_subparsers(required=True)
     clean_command = commands.add_parser("clean", help="folders of files to one all_poems.json")
     clean_command.add_argument("folder", help="the folder that holds those of the authors")

@@ -324,8 +324,8 @@ def encode(tokenizer, batch):
     dtype, end = token_dtype(tokenizer.vocab_size), tokenizer.end_of_text
     before, after = tokenizer.message_start, tokenizer.message_end
     if None in (before, after) and any(piece.message for piece in batch):
-        raise UserError("the tokenizer has no tokens for the start and the end of a message: take one that has, by "
-                        "--data.tokenizer bpe")
+        raise UserError("the tokenizer has no tokens for the start and the end of a message: "
+                        "train with one that has: --data.tokenizer bpe")
     encoded = tokenizer.encode_batch([piece.text for piece in batch])
     ids = {split: [] for split in SPLITS}
     for piece, tokens in zip(batch, encoded, strict=True):

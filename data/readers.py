@@ -104,14 +104,18 @@ def looks_chinese(head):
 
 # ---- Rows ------------------------------------------------------------------------------------------------------------
 
+COLUMN = "--column (of train.py: --data.column)"
+
 
 def column_of(names, wanted, where):
     """The column that holds the text: the one wanted, `text`, or the only one. Raises UserError naming those there."""
-    listed = ", ".join(map(str, names)) or "none"
+    listed = ", ".join(map(str, names))
+    if not names:
+        raise UserError(f"{where} is empty: give another file")
     if wanted is not None and wanted not in names:
-        raise UserError(f"{where} has no column {wanted}: give one of these by --data.column: {listed}")
+        raise UserError(f"{where} has no column {wanted}: give one of these by {COLUMN}: {listed}")
     if wanted is None and "text" not in names and len(names) != 1:
-        raise UserError(f"{where} has the columns {listed}: say by --data.column which one holds the text")
+        raise UserError(f"{where} has the columns {listed}: say by {COLUMN} which one holds the text")
     return wanted or ("text" if "text" in names else names[0])
 
 
@@ -120,7 +124,7 @@ def text_in(value, column, where):
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{where}: {column} is {type(value).__name__}, not text: name another column by --data.column")
+        raise UserError(f"{where}: {column} is {type(value).__name__}, not text: name another by {COLUMN}")
     return value
 
 

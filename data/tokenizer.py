@@ -5,7 +5,6 @@
     python -m data.tokenizer show data/gpt2 "how is this cut?"     a folder with GPT-2's encoder.json and vocab.bpe
 """
 
-import argparse
 import codecs
 import heapq
 import json
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from utils.errors import UserError, command
+from utils.errors import Parser, UserError, command
 from utils.files import replacing
 
 SPECIAL_TOKENS = {  # what they are called here, and their names: those of ChatML and GPT-2
@@ -58,8 +57,11 @@ class CharTokenizer:
 
     @classmethod
     def of_text(cls, text):
-        """The tokenizer of all characters of a text, in the order of their code points."""
-        return cls("".join(sorted(set(text))))
+        """The tokenizer of all characters of a text, in the order of their code points. Raises UserError for none."""
+        vocab = sorted(set(text))
+        if not vocab:
+            raise UserError("there is no text in what was given: give another file")
+        return cls("".join(vocab))
 
     @property
     def vocab_size(self):
@@ -81,7 +83,8 @@ class CharTokenizer:
         except KeyError:
             unknown = self.unknown(text)
             names = ", ".join(f"{character!r}" for character in unknown[:10]) + ", ..." * (len(unknown) > 10)
-            raise UserError(f"{len(unknown)} characters of the text are not in the vocabulary: {names}") from None
+            raise UserError(f"{len(unknown)} characters of the text are not in the vocabulary: {names}. Give the text "
+                            "that the model was trained on, or a model with a BPE") from None
 
     def encode_batch(self, texts):
         """A list of token ids for each text. Raises UserError as `encode` does."""
@@ -149,9 +152,11 @@ class BPETokenizer:
         in Chinese (so 2 GB by default), and 15 to 45 times as much for English.
         """
         smallest = len(SPECIAL_TOKENS) + 256
-        if vocab_size < smallest:
+        if not smallest <= vocab_size < 2**31:
             raise UserError(f"vocab_size cannot be {vocab_size}: give {smallest} or more, for the 256 bytes and "
-                            f"{len(SPECIAL_TOKENS)} special tokens")
+                            f"{len(SPECIAL_TOKENS)} special tokens, and less than 2^31")
+        if max_bytes < 1:
+            raise UserError(f"max_bytes cannot be {max_bytes}: give a number above zero")
         pieces = sample(texts, max_bytes)
         if not pieces:
             raise UserError("there is no text to train a tokenizer on, or max_bytes is too small: give more")
@@ -308,7 +313,7 @@ def sample(texts, max_bytes):
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="learn a byte-level BPE from texts")
     train.add_argument("files", nargs="+", help="what --data.path of train.py may be: files, folders")

@@ -97,8 +97,8 @@ class SamplingConfig:
             raise UserError(f"temperature cannot be {self.temperature}: give 0, or 0.001 or more")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k cannot be {self.top_k}: give 1 or more")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p cannot be {self.top_p}: give a share above 0, up to 1")
+        if self.top_p is not None and not 1e-6 <= self.top_p <= 1:
+            raise UserError(f"top_p cannot be {self.top_p}: give a share from 0.000001 to 1")
         if not 1e-3 <= self.repetition_penalty <= 1e3:
             raise UserError(f"repetition_penalty cannot be {self.repetition_penalty}: give a number from 0.001 to 1000")
         if self.seed is not None and not 0 <= self.seed < 2**63:

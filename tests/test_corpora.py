@@ -294,7 +294,7 @@ def test_the_identity_changes_with_the_text_and_the_column(tmp_path):
     (['{"text": 7}'], ["line 1", "text", "int"]),
     (['{"a": "x", "b": "y"}'], ["line 1", "a, b", "--data.column"]),
     (["[" * 100_000], ["line 1", "JSON"]),
-    (["{}"], ["line 1", "none"]),
+    (["{}"], ["line 1", "empty"]),
 ])
 def test_a_bad_line_of_jsonl_is_named(tmp_path, lines, words):
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
@@ -307,7 +307,7 @@ def test_a_bad_line_of_jsonl_is_named(tmp_path, lines, words):
     ("text,n\none\n", ["line 2", "1 fields"]),
     ('text,n\n"one,1\ntwo,2\n', ["line 3", "CSV"]),
     ('text,n\n"one"x,1\n', ["line 2", "CSV"]),
-    ("", ["columns none"]),
+    ("", ["is empty"]),
 ])
 def test_a_bad_row_of_csv_is_named(tmp_path, content, words):
     (tmp_path / "a.csv").write_text(content)
@@ -399,7 +399,7 @@ def test_a_local_copy_of_a_dataset_gives_its_rows(hub_copy, tmp_path):
     done = load(str(hub_copy), HF_HOME=str(tmp_path))
     assert done.stdout.splitlines()[-1:] == [f"tinywebtext {EXPECTED}"], done.stderr
     done = load(str(hub_copy), "texts", HF_HOME=str(tmp_path))
-    assert done.returncode == 2 and "has no column texts: give one of these by --data.column: text" in done.stderr
+    assert done.returncode == 2 and "has no column texts: give one of these by --column" in done.stderr
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -133,6 +133,16 @@ def test_another_model_or_optimizer_is_refused_and_what_was_there_stays(folder, 
     run(tiny_settings("--resume", "--model.dropout=0.4", "--optim.muon_lr=0.01", "--training.batch_size=3"))
 
 
+def test_another_text_is_refused_and_the_one_it_was_is_named(folder, monkeypatch):
+    broken_off(tiny_settings(), monkeypatch, after=2)
+    (folder / "data" / "other.txt").write_text(TEXT.replace("fox", "dog") + "The end.\n", encoding="utf-8")
+    with pytest.raises(UserError, match="not in the vocabulary|begun on another text, data/input.txt"):
+        run(tiny_settings("--resume", "--data.path=data/other.txt"))
+    (folder / "data" / "other.txt").write_text("".join(sorted(TEXT)), encoding="utf-8")  # the same characters
+    with pytest.raises(UserError, match="begun on another text, data/input.txt"):
+        run(tiny_settings("--resume", "--data.path=data/other.txt"))
+
+
 def test_weights_alone_are_no_run_to_go_on_with(folder):
     run(tiny_settings())
     out = folder / "checkpoints" / "tiny"

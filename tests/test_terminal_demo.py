@@ -293,3 +293,11 @@ def test_without_the_model_that_ships_it_says_how_to_make_one(error_line, folder
     monkeypatch.setattr(terminal_demo, "SHIPPED", folder / "none.pt")
     line = error_line()
     assert "none.pt" in line and "python transformer_4d.py" in line and "python train.py config/" in line
+
+
+def test_an_option_of_the_command_takes_what_the_command_in_the_talk_takes(folder, model, run_main, capsys):
+    given = folder / "model.pt", "--device", "cpu", "--prompt", "he", "--max_tokens", "3"
+    assert len(run_main(terminal_demo.main, *given, "--top_k", "off")) == 4  # and the end of the line
+    with pytest.raises(SystemExit):
+        run_main(terminal_demo.main, *given, "--top_k", "many")
+    assert capsys.readouterr().err == "error: top_k cannot be 'many': give a whole number, or off\n"

@@ -447,9 +447,15 @@ def test_characters_outside_the_vocabulary_are_named():
     assert "'x', 'é'" in error_of(CharTokenizer("ab").encode, "axbéx")
 
 
+def test_no_text_makes_no_vocabulary():
+    assert "there is no text" in error_of(CharTokenizer.of_text, "")
+
+
 @pytest.mark.parametrize("arguments, quoted", [
     (["show", "none.json", "a"], "none.json"), (["train", "none.txt"], "none.txt"),
     (["train", __file__, "--vocab_size", "200"], "vocab_size cannot be 200"),
+    (["train", __file__, "--vocab_size", "99999999999999999999"], "2^31"),
+    (["train", __file__, "--max_bytes", "-1"], "max_bytes cannot be -1"), (["train"], "files"), ([], "command"),
 ])  # fmt: skip
 def test_the_command_ends_with_one_line(command, capsys, tmp_path, monkeypatch, arguments, quoted):
     monkeypatch.chdir(tmp_path)

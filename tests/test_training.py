@@ -177,8 +177,6 @@ def test_a_run_does_not_write_over_another(folder):
     (folder / "checkpoints" / "tiny" / "last.pt").unlink()  # as where a model ships
     with pytest.raises(UserError, match="holds a model already.*--run NAME"):
         run(tiny_settings())
-    with pytest.raises(UserError, match="there is no .*none.*last.pt"):
-        run(tiny_settings("--resume", "--run=none"))
 
 
 # ---- Commands --------------------------------------------------------------------------------------------------------
@@ -303,6 +301,10 @@ def test_the_command_line_changes_what_the_yaml_says(tmp_path):
     (["--model.name=GPT5"], "GPT5"),
     (["--model.num_heads=7"], "num_heads"),
     (["--data.path=none.txt"], "none.txt"),
+    (["--data.path="], "data.path is empty"),
+    ([f"--data.path={'x' * 300}"], "File name too long"),
+    (["--sampling.top_p=1e-300"], "top_p"),
+    (["--resume"], "leave out --resume"),
     (["--output.folder=data/input.txt"], "input.txt"),
     (["none.yaml"], "none.yaml"),
 ])

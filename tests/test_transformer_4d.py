@@ -362,6 +362,16 @@ def error_line(folder, capsys, monkeypatch):
     return run
 
 
+def test_a_loss_that_is_no_number_ends_the_training_and_leaves_what_was_saved(folder, error_line):
+    assert "the loss is nan at step" in error_line(muon_lr=1e30)
+    assert checkpoint_in(folder)
+
+
+@pytest.mark.parametrize("settings", [{"seed": 2**63}, {"temperature": 1e-40}])
+def test_what_no_generator_takes_is_refused_before_the_training(folder, error_line, settings):
+    assert "seed" in error_line(**settings) and not (folder / "checkpoints").exists()
+
+
 @pytest.mark.parametrize("text", ["", "a", "x" * 120])
 def test_a_text_too_short_for_a_window_is_an_error_that_says_how_short(folder, error_line, text):
     (folder / "data" / "input.txt").write_text(text)

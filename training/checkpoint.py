@@ -56,6 +56,8 @@ def read_checkpoint(path, device="cpu"):
 
 def read_run(path):
     """The dictionary that the last.pt of a run holds. Raises UserError if the run cannot go on from it."""
+    if not Path(path).exists():
+        raise UserError(f"there is no {path} to go on from: leave out --resume, and the run begins")
     checkpoint = read_checkpoint(path)
     if not {"progress", "optimizers", "scaler", "metrics", "settled"} <= checkpoint.keys():
         raise UserError(f"{path} does not hold the state of a run: train.py goes on from a last.pt that it wrote")

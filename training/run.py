@@ -1,9 +1,11 @@
 """A run: settings in, a folder with checkpoints, metrics and a picture out."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from tqdm import tqdm
@@ -56,7 +58,7 @@ def train(settings):
     device = pick_device(s.device)
     config = model_config(settings.model, tokenizer.vocab_size)
     if saved:
-        check_same(saved, config, settings, last_path)
+        check_same(saved, config, settings, val_tokens, last_path)
         s = as_begun(s, saved["settled"], device)
     dtype = pick_dtype(device, s.dtype)
     s, plan = settle(s, settings.optim.name, config, device, dtype)  # before anything of that size is built
@@ -94,10 +96,19 @@ def train(settings):
     print(f"talk to it: python terminal_demo.py {folder / 'best.pt'}")
 
 
-def check_same(saved, config, settings, path):
-    """Raise UserError unless the run in the file `path` has this model and this optimizer; dropout may change."""
+def digest(tokens):
+    """What tells one text's tokens from another's."""
+    return hashlib.sha256(np.ascontiguousarray(tokens)).hexdigest()
+
+
+def check_same(saved, config, settings, val_tokens, path):
+    """Raise UserError unless the run in the file `path` has this text, model and optimizer; dropout may change."""
+    settled = saved["settled"]
+    if settled["text"] != digest(val_tokens):
+        raise UserError(f"{path} was begun on another text, {settled['path']}: give that again, or begin a new run "
+                        "with --run NAME")
     now = {"model": settings.model.name, **vars(config), "optimizer": settings.optim.name}
-    begun = {"model": saved["model_class"], **saved["config"], "optimizer": saved["settled"]["optimizer"]}
+    begun = {"model": saved["model_class"], **saved["config"], "optimizer": settled["optimizer"]}
     for name, value in now.items():
         if name != "dropout" and value != begun.get(name):
             raise UserError(f"{path} was begun with {name} {begun.get(name)}, not {value}: give that again, or begin a "
@@ -168,7 +179,8 @@ class Record:
         save_checkpoint(self.folder / "last.pt", self.model, self.tokenizer, progress=vars(progress),
                         optimizers=[optimizer.state_dict()["state"] for optimizer in self.optimizers],
                         scaler=self.scaler.state_dict(), metrics=self.metrics,
-                        settled={"optimizer": self.settings.optim.name, "device": device, "batch_size": s.batch_size,
+                        settled={"path": self.settings.data.path, "text": digest(self.val_tokens),
+                                 "optimizer": self.settings.optim.name, "device": device, "batch_size": s.batch_size,
                                  "accumulation": s.accumulation, "dtype": str(self.dtype).removeprefix("torch.")})
         plot_losses(self.metrics, self.folder / "loss.png", f"{self.settings.run}: {type(self.model).__name__}")
         self.show(progress.step, train_loss, val_loss, best)

@@ -29,6 +29,8 @@ class DataSettings:
 
     def __post_init__(self):
         check_numbers(self, positive=("vocab_size", "max_bytes", "stride"))
+        if not self.path:
+            raise UserError("data.path is empty: give a text")
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What the user can mend is one line, never a traceback."""
 
+import argparse
 import errno
 import functools
 import os
@@ -16,6 +17,16 @@ def check_numbers(settings, positive=(), not_negative=()):
         value = getattr(settings, name)
         if value is not None and not (value > 0 or value == 0 and name in not_negative):
             raise UserError(f"{name} cannot be {value}: give a number above zero{', or zero' * (name in not_negative)}")
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are UserErrors, and whose description is shown in the lines that it has."""
+
+    def __init__(self, description=None, **more):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+
+    def error(self, message):
+        raise UserError(f"{message} (--help shows all)")
 
 
 def command(main):
@@ -38,8 +49,10 @@ def command(main):
         except KeyboardInterrupt:
             sys.exit(130)
         except OSError as error:
-            closed_pipe = (errno.EPIPE, errno.EINVAL) if os.name == "nt" else (errno.EPIPE,)
-            if error.errno not in closed_pipe or error.filename is not None:
+            if error.filename is not None:
+                print(f"error: {error.filename}: {error.strerror}. Give another path", file=sys.stderr)
+                sys.exit(2)
+            if error.errno not in ((errno.EPIPE, errno.EINVAL) if os.name == "nt" else (errno.EPIPE,)):
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
 

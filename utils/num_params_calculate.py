@@ -22,7 +22,7 @@ from typing import Literal, get_args, get_origin
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models.config import ModelConfig  # noqa: E402
-from utils.errors import UserError, command  # noqa: E402
+from utils.errors import Parser, UserError, command  # noqa: E402
 from utils.files import replacing  # noqa: E402
 from utils.memory import (  # noqa: E402
     GIB,
@@ -43,11 +43,6 @@ from utils.parameters import count_parameters, flops_per_token, letters, paramet
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": KIB, "mib": MIB, "gib": GIB, "tib": 2**40}
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message} (--help shows all)")
 
 
 def bytes_of(text):
@@ -83,7 +78,7 @@ def add_model_arguments(parser):
 
 def parse():
     """The command line. Raises UserError."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--model", default="TransformerModel", help="a class of models/zoo.py (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=16, help="windows in a micro-batch, per GPU (%(default)s)")
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches in a step (%(default)s)")
@@ -173,7 +168,7 @@ def show_fit(c, plan, memory):
     print(f"\nIn {readable(memory)}{' per GPU' * (plan.gpus > 1)}")
     print(f"  largest batch: {largest_batch(c, plan, memory)}")
     fits = training_memory(c, plan).total <= memory
-    print("  what is planned fits" if fits else f"  what is planned does not fit: {advice(c, plan, memory)}")
+    print("  what is planned " + ("fits" if fits else f"does not fit; in train.py {advice(c, plan, memory)}"))
 
 
 def show_time(c, args):
