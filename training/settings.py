@@ -12,8 +12,9 @@ class DataSettings:
     """The text, and how it becomes tokens."""
 
     path: str | list[str] = "data/input.txt"
-    """A text, several, or a folder (.txt, .jsonl, .csv, .parquet); hf:NAME or hf:NAME:CONFIG of Hugging Face; or a
-    folder with train.bin and val.bin. The default is fetched if it is not there (tiny Shakespeare)."""
+    """A text, several ("[a.txt, b.txt]"), or a folder (.txt, .jsonl, .csv, .parquet); poems (.json); hf:NAME or
+    hf:NAME:CONFIG of Hugging Face; or a folder with train.bin and val.bin. The default is fetched if it is not there
+    (tiny Shakespeare)."""
     column: str | None = None
     """The column that holds the text, where there are columns; None: text, or the only one there is."""
     tokenizer: str = "char"

@@ -6,7 +6,7 @@
     python utils/num_params_calculate.py --model GPT2XL --gpus 8 --strategy fsdp --memory 80GiB \\
         --flops 2e14 --tokens 3e10 --price 2.5
 
-On a CPU the memory is within one or two percent of what PyTorch hands out (benchmarks/memory.py). What is said of CUDA
+On a CPU the memory is within half a percent of what PyTorch hands out (benchmarks/memory.py). What is said of CUDA
 follows from reading PyTorch's kernels, without torch.compile, and has not been measured yet.
 """
 
