@@ -403,6 +403,11 @@ def main():
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:  # PyTorch says it in other words for a GPU, for Linux and for Windows
+        if not any(words in str(error) for words in ("out of memory", "allocate memory", "enough memory")):
+            raise
+        print("error: memory ran out: give a smaller batch_size, block_size or n_embd", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 

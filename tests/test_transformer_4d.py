@@ -367,6 +367,10 @@ def test_a_loss_that_is_no_number_ends_the_training_and_leaves_what_was_saved(fo
     assert checkpoint_in(folder)
 
 
+def test_memory_that_runs_out_is_said(error_line):
+    assert "memory ran out: give a smaller batch_size" in error_line(n_embd=2**24)
+
+
 @pytest.mark.parametrize("settings", [{"seed": 2**63}, {"temperature": 1e-40}])
 def test_what_no_generator_takes_is_refused_before_the_training(folder, error_line, settings):
     assert "seed" in error_line(**settings) and not (folder / "checkpoints").exists()
