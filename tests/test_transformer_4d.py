@@ -368,7 +368,7 @@ def test_a_loss_that_is_no_number_ends_the_training_and_leaves_what_was_saved(fo
 
 
 def test_memory_that_runs_out_is_said(error_line):
-    assert "memory ran out: give a smaller batch_size" in error_line(n_embd=2**24)
+    assert "memory ran out: give a smaller batch_size" in error_line(n_embd=2**40)
 
 
 @pytest.mark.parametrize("settings", [{"seed": 2**63}, {"temperature": 1e-40}])
