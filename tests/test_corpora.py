@@ -399,7 +399,8 @@ def test_a_local_copy_of_a_dataset_gives_its_rows(hub_copy, tmp_path):
     done = load(str(hub_copy), HF_HOME=str(tmp_path))
     assert done.stdout.splitlines()[-1:] == [f"tinywebtext {EXPECTED}"], done.stderr
     done = load(str(hub_copy), "texts", HF_HOME=str(tmp_path))
-    assert done.returncode == 2 and "has no column texts: give one of these by --column" in done.stderr
+    told = "has no column texts: give one of these by --column (of train.py: --data.column): text"
+    assert done.returncode == 2 and told in done.stderr
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

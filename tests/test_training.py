@@ -177,6 +177,8 @@ def test_a_run_does_not_write_over_another(folder):
     (folder / "checkpoints" / "tiny" / "last.pt").unlink()  # as where a model ships
     with pytest.raises(UserError, match="holds a model already.*--run NAME"):
         run(tiny_settings())
+    with pytest.raises(UserError, match="there is no .*none.*last.pt"):
+        run(tiny_settings("--resume", "--run=none"))
 
 
 # ---- Commands --------------------------------------------------------------------------------------------------------
@@ -237,6 +239,11 @@ def test_where_torch_compile_cannot_be_had_one_line_says_so_and_training_goes_on
         assert sum("torch.compile is not to be had here" in line for line in done.stdout.splitlines()) == (
             compile == "yes")
     assert losses(folder / "checkpoints" / "plain") == losses(folder / "checkpoints" / "tried")
+
+
+def test_the_command_line_needs_no_torch_before_it_is_understood():
+    code = "import sys, train; train.parse(['--run', 'x']); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize("content, message", [

@@ -149,7 +149,10 @@ class Record:
     def __init__(self, folder, settings, model, tokenizer, optimizers, scaler, val_tokens, dtype, metrics):
         self.folder, self.settings, self.model, self.tokenizer = folder, settings, model, tokenizer
         self.optimizers, self.scaler, self.val_tokens, self.dtype = optimizers, scaler, val_tokens, dtype
-        self.metrics = metrics
+        self.metrics, s = metrics, settings.training
+        self.settled = {"path": settings.data.path, "text": digest(val_tokens), "optimizer": settings.optim.name,
+                        "device": next(model.parameters()).device.type, "batch_size": s.batch_size,
+                        "accumulation": s.accumulation, "dtype": str(dtype).removeprefix("torch.")}
         self.board = make_board(folder) if settings.output.tensorboard else None
         again = dataclasses.asdict(settings)
         del again["resume"]  # the file is for a new run
@@ -178,10 +181,7 @@ class Record:
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
         save_checkpoint(self.folder / "last.pt", self.model, self.tokenizer, progress=vars(progress),
                         optimizers=[optimizer.state_dict()["state"] for optimizer in self.optimizers],
-                        scaler=self.scaler.state_dict(), metrics=self.metrics,
-                        settled={"path": self.settings.data.path, "text": digest(self.val_tokens),
-                                 "optimizer": self.settings.optim.name, "device": device, "batch_size": s.batch_size,
-                                 "accumulation": s.accumulation, "dtype": str(self.dtype).removeprefix("torch.")})
+                        scaler=self.scaler.state_dict(), metrics=self.metrics, settled=self.settled)
         plot_losses(self.metrics, self.folder / "loss.png", f"{self.settings.run}: {type(self.model).__name__}")
         self.show(progress.step, train_loss, val_loss, best)
         return s.patience is not None and progress.evaluations_since_best >= s.patience
