@@ -9,7 +9,6 @@ first step to the one after the last. transformer_4d.py runs before nanoGPT and 
 machine's speed drifts.
 """
 
-import argparse
 import pickle
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from transformer_4d import Settings, TransformerModel, evaluate, read_text  # noqa: E402
+from utils.errors import Parser, UserError, command  # noqa: E402
 
 STEPS, NANOGPT_STEPS = 470, 1080  # found by trial on a CPU: about the fewest that bring each to 1.60
 
@@ -38,7 +38,7 @@ def seconds_between(command, folder, first, last):
                 if line.startswith(mark):
                     seen[mark] = time.perf_counter()
     if process.returncode or len(seen) < 2:
-        sys.exit(f"error: {' '.join(command)} in {folder} ended with exit code {process.returncode}")
+        raise UserError(f"{' '.join(command)} in {folder} ended with exit code {process.returncode}")
     return seen[last] - seen[first]
 
 
@@ -75,8 +75,9 @@ def train_nanogpt(folder, args):
     return seconds, model
 
 
+@command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--steps", type=int, default=STEPS, help="of transformer_4d.py (%(default)s)")
     parser.add_argument("--nanogpt_steps", type=int, default=NANOGPT_STEPS, help="of nanoGPT (%(default)s)")
@@ -85,7 +86,7 @@ def main():
     parser.add_argument("--device", default=Settings.device, help="of both (%(default)s)")
     args = parser.parse_args()
     if not (args.nanogpt / "train.py").is_file():
-        parser.error(f"there is no {args.nanogpt / 'train.py'}: give the folder of a checkout of nanoGPT")
+        raise UserError(f"there is no {args.nanogpt / 'train.py'}: give the folder of a checkout of nanoGPT")
 
     text = read_text(ROOT / "data" / "input.txt")
     vocab = sorted(set(text))

@@ -296,6 +296,12 @@ def test_the_plan_that_fits_keeps_the_tokens_of_a_step_in_the_fewest_micro_batch
     assert fitting_plan(c, plan, CONTEXT["cpu"]) is None
 
 
+def test_the_plan_that_fits_is_found_for_any_number_of_windows():
+    memory = training_memory(TINY, Plan(batch_size=12, accumulation=2)).total
+    fitting = fitting_plan(TINY, Plan(batch_size=10**20), memory)
+    assert (fitting.batch_size, fitting.accumulation) == (10, 10**19)
+
+
 def test_advice_is_a_setting_that_fits():
     c, plan = ZOO["GPT2"].config, Plan(batch_size=64, dtype="bfloat16", device="cuda")
     words = advice(c, plan, 24 * GIB).split()

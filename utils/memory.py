@@ -11,7 +11,7 @@ follows from reading its kernels and has not been measured yet. `torch.compile`,
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from math import isqrt, prod
+from math import prod
 
 from utils.activations import BYTES, Op, Sizes, attention_ops, feed_forward_ops, norm_op
 from utils.errors import UserError, check_numbers
@@ -291,11 +291,13 @@ def largest_batch(c, plan, memory):
 def fitting_plan(c, plan, memory):
     """The plan that fits in so many bytes with the same windows in a step, in the fewest micro-batches; else None."""
     windows = plan.batch_size * plan.accumulation
-    divisors = [n for n in range(1, isqrt(windows) + 1) if windows % n == 0]
-    for accumulation in [*divisors, *(windows // n for n in reversed(divisors))]:
-        smaller = replace(plan, batch_size=windows // accumulation, accumulation=accumulation)
-        if training_memory(c, smaller).total <= memory:
-            return smaller
+    whole = replace(plan, batch_size=windows, accumulation=1)
+    if training_memory(c, whole).total <= memory:
+        return whole
+    accumulating = replace(plan, accumulation=2)  # takes what any number of micro-batches above one takes
+    for batch_size in range(min(largest_batch(c, accumulating, memory), windows // 2), 0, -1):
+        if windows % batch_size == 0:
+            return replace(plan, batch_size=batch_size, accumulation=windows // batch_size)
     return None
 
 
