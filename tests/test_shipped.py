@@ -1,0 +1,41 @@
+"""The model that ships is what its README and its YAML say."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+import estimate
+from models.zoo import ZOO
+from training.checkpoint import SHIPPED, load_model
+
+ROOT = Path(__file__).parents[1]
+TINY_SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare" / "input.txt"
+README = (ROOT / "checkpoints" / "shakespeare" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_model_that_ships_is_that_of_the_zoo_by_its_yaml():
+    model, tokenizer = load_model(SHIPPED)
+    settings = yaml.safe_load((ROOT / "config" / "bard_gpt.yaml").read_text(encoding="utf-8"))
+    zoo = ZOO[settings["model"]["name"]]
+    assert type(model) is zoo
+    assert model.config == dataclasses.replace(zoo.config, dropout=settings["model"]["dropout"])
+    assert f"{sum(weight.numel() for weight in model.parameters()):,} parameters" in README
+    assert tokenizer.decode(tokenizer.encode("ROMEO:\nO, she")) == "ROMEO:\nO, she"
+    *_, last = (SHIPPED.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(last)["step"] == settings["training"]["max_iters"]
+
+
+@pytest.mark.skipif(not TINY_SHAKESPEARE.is_file(), reason=f"there is no {TINY_SHAKESPEARE}")
+def test_the_model_that_ships_reaches_the_loss_that_is_told(folder, run_main):
+    shutil.copy(TINY_SHAKESPEARE, "data/input.txt")
+    out = run_main(estimate.main, "--device", "cpu")
+    loss = float(re.search(r"loss +([\d.]+)", out)[1])
+    assert loss <= 1.4697
+    told = [float(re.search(r"\*\*([\d.]+)\*\*", README)[1]),
+            *(reference for reference, what in estimate.REFERENCES["tiny Shakespeare"] if "ships" in what)]
+    assert told == pytest.approx([loss, loss], abs=0.001)  # bfloat16, where that is fast
