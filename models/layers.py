@@ -57,7 +57,8 @@ def rotate(x, rotation):
     if rotation is None:
         return x
     cos, sin = (table.to(x.dtype) for table in rotation)  # (T, 1, hs) each
-    return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin  # the roll swaps the two halves
+    swapped = x.roll(x.size(-1) // 2, dims=-1)  # the two halves
+    return torch.addcmul(x * cos, swapped, sin)
 
 
 # ---- Attention -------------------------------------------------------------------------------------------------------
@@ -74,26 +75,29 @@ class Attention(nn.Module):
     """Causal attention (Vaswani et al., 2017, section 3.2) with grouped queries (Ainslie et al., 2023).
 
     Each of the nkv heads of keys and values serves nh / nkv heads of queries. Multi-head attention is nkv = nh.
+
+    Queries, keys and values come from one matrix, which writes a fifth faster than three. A state_dict holds three,
+    `query`, `key` and `value`, as in transformer_4d.py.
     """
 
     def __init__(self, config):
         super().__init__()
         C, hs = config.n_embd, config.head_size
         self.num_heads, self.kv_heads = config.num_heads, config.kv_heads
-        self.query = nn.Linear(C, config.num_heads * hs, bias=config.bias)
-        self.key = nn.Linear(C, config.kv_heads * hs, bias=config.bias)
-        self.value = nn.Linear(C, config.kv_heads * hs, bias=config.bias)
+        self.parts = {"query": config.num_heads * hs, "key": config.kv_heads * hs, "value": config.kv_heads * hs}
+        self.qkv = nn.Linear(C, sum(self.parts.values()), bias=config.bias)
         self.out = nn.Linear(config.num_heads * hs, C, bias=config.bias)
         self.qk_norm = make_norm(config, hs, learned=False) if config.qk_norm else nn.Identity()
+        self.register_state_dict_post_hook(split_qkv)
+        self.register_load_state_dict_pre_hook(join_qkv)
 
     def forward(self, x, rotation, cache=None):
         """(B, T, C) in and out. `rotation` is that of the positions; with a `cache`, x continues what is in there."""
         B, T, C = x.shape
-        q = self.query(x).view(B, T, self.num_heads, -1)  # (B, T, nh, hs)
-        k = self.key(x).view(B, T, self.kv_heads, -1)  # (B, T, nkv, hs)
-        v = self.value(x).view(B, T, self.kv_heads, -1)
-        q, k = (self.qk_norm(heads).to(v.dtype) for heads in (q, k))  # autocast on CUDA norms in float32
-        q, k = rotate(q, rotation), rotate(k, rotation)
+        heads = self.qkv(x).view(B, T, self.num_heads + 2 * self.kv_heads, -1)  # (B, T, nh + 2 nkv, hs)
+        qk, v = heads.split((self.num_heads + self.kv_heads, self.kv_heads), dim=2)
+        qk = rotate(self.qk_norm(qk).to(v.dtype), rotation)  # autocast on CUDA norms in float32
+        q, k = qk.split((self.num_heads, self.kv_heads), dim=2)  # (B, T, nh, hs), (B, T, nkv, hs)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh, T, hs), (B, nkv, T, hs) twice
         if cache is not None:
             k, v = cache.append(k, v)  # (B, nkv, S, hs), S = all tokens so far
@@ -105,6 +109,22 @@ class Attention(nn.Module):
         else:  # a single token may look at everything; more than one start with an empty cache
             y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, is_causal=T > 1).to(q.dtype)  # (B, nh, T, hs)
         return self.out(y.transpose(1, 2).reshape(B, T, C))  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
+
+
+def split_qkv(attention, weights, prefix, _):
+    """Give what `Attention` puts into a state_dict three names."""
+    for name in [name for name in weights if name.startswith(f"{prefix}qkv.")]:
+        joined, kind = weights.pop(name), name.removeprefix(f"{prefix}qkv.")
+        parts = zip(attention.parts, joined.split([*attention.parts.values()]), strict=True)
+        weights.update({f"{prefix}{part}.{kind}": rows for part, rows in parts})
+
+
+def join_qkv(attention, weights, prefix, *_):
+    """The other way round, for what it takes from a state_dict."""
+    for kind in dict(attention.qkv.named_parameters()):
+        names = [f"{prefix}{part}.{kind}" for part in attention.parts]
+        if all(name in weights for name in names):
+            weights[f"{prefix}qkv.{kind}"] = torch.cat([weights.pop(name) for name in names])
 
 
 # ---- Feed-forward ----------------------------------------------------------------------------------------------------

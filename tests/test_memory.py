@@ -78,7 +78,10 @@ def benchmark():
 def in_the_model(model):
     """Name, shape and number of each kind of weight of a model, its blocks together."""
     found = {}
-    for name, weight in model.named_parameters():
+    tied = ["head.weight"] * model.config.tied
+    for name, weight in model.state_dict().items():
+        if name in tied:
+            continue
         first, _, rest = name.partition(".")
         kind = f"blocks.{rest.partition('.')[2]}" if first == "blocks" else name
         shape, count = found.get(kind, (tuple(weight.shape), 0))

@@ -187,6 +187,21 @@ def test_a_checkpoint_of_transformer_4d_gives_the_same_logits_here(tmp_path, mon
     torch.testing.assert_close(model(torch.tensor([ids]))[0], original(torch.tensor([ids]))[0])
 
 
+def test_a_state_dict_holds_queries_keys_and_values_apart():
+    model = small_model("EasyGPT", bias=True)
+    weights = model.state_dict()
+    assert not any("qkv" in name for name in weights)
+    for i, block in enumerate(model.blocks):
+        for kind, weight in block.attention.qkv.named_parameters():
+            parts = [weights[f"blocks.{i}.attention.{part}.{kind}"] for part in ("query", "key", "value")]
+            assert [len(part) for part in parts] == [32, 16, 16]
+            assert torch.equal(torch.cat(parts), weight)
+    other = small_model("EasyGPT", bias=True)
+    other.load_state_dict({name: weight + 1 for name, weight in weights.items()})
+    assert torch.equal(other.blocks[1].attention.qkv.weight, model.blocks[1].attention.qkv.weight + 1)
+    assert torch.equal(model.state_dict()["blocks.0.attention.key.weight"], weights["blocks.0.attention.key.weight"])
+
+
 # ---- transformers ----------------------------------------------------------------------------------------------------
 
 LLAMA = {"token_embedding": "model.embed_tokens", "blocks": "model.layers", "final_norm": "model.norm",

@@ -61,6 +61,21 @@ def test_the_muon_of_both_halves_takes_the_same_steps():
     assert torch.equal(weights[0], weights[1])
 
 
+def test_matrices_that_are_kept_as_one_take_the_steps_that_they_take_apart():
+    torch.manual_seed(0)
+    apart = [torch.randn(rows, 12) for rows in (16, 8, 8)]
+    joined = torch.cat(apart)
+    muons = (Muon([{"params": [joined], "rows": [16, 8, 8]}], 0.02, 0.1, 0.9, torch.float32),
+             Muon(apart, 0.02, 0.1, 0.9, torch.float32))
+    for _ in range(3):
+        joined.grad = torch.randn(32, 12)
+        for weight, grad in zip(apart, joined.grad.split([16, 8, 8]), strict=True):
+            weight.grad = grad.clone()
+        for muon in muons:
+            muon.step()
+        torch.testing.assert_close(joined, torch.cat(apart))
+
+
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_each_weight_has_one_optimizer_and_only_matrices_in_blocks_decay(name):
     model = ZOO["EasyGPT"](**TINY | {"num_kv_heads": 2, "n_hidden": 24, "vocab_size": 11})  # a tied head, and norms

@@ -9,11 +9,12 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: each step goes equally far in all directions of a matrix (Jordan et al., 2024).
 
     The steps are those of `torch.optim.Muon`, which always multiplies in bfloat16, though: on a CPU that has no
-    instructions for it, that takes fifty times as long as float32. `dtype` is what it multiplies in here.
+    instructions for it, that takes fifty times as long as float32. `dtype` is what it multiplies in here. A group may
+    say how many `rows` belong together, where several matrices are kept as one: each is orthogonalised by itself.
     """
 
     def __init__(self, params, lr, weight_decay, momentum, dtype):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "rows": None})
         self.dtype = dtype
 
     @torch.no_grad()
@@ -24,10 +25,12 @@ class Muon(torch.optim.Optimizer):
                     self.state[weight]["momentum"] = torch.zeros_like(weight)
                 momentum = self.state[weight]["momentum"]
                 momentum.lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonal(weight.grad.lerp(momentum, group["momentum"]).to(self.dtype))
+                update = weight.grad.lerp(momentum, group["momentum"]).to(self.dtype)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                rows, columns = weight.shape
-                weight.add_(update, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+                sizes = group["rows"] or [len(weight)]
+                for matrix, its_update in zip(weight.split(sizes), update.split(sizes), strict=True):
+                    rows, columns = matrix.shape
+                    matrix.add_(orthogonal(its_update), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
 
 
 def orthogonal(matrix):
@@ -51,7 +54,10 @@ def make_optimizers(model, s, dtype):
     if s.name == "adamw":
         groups = [{"params": matrices, "weight_decay": s.weight_decay}, {"params": others, "weight_decay": 0.0}]
         return [torch.optim.AdamW(groups, s.adamw_lr, betas=s.betas, fused=True)]
-    return [Muon(matrices, s.muon_lr, s.weight_decay, s.momentum, dtype),
+    joined = [block.attention.qkv.weight for block in model.blocks]
+    single = [weight for weight in matrices if not any(weight is other for other in joined)]
+    groups = [{"params": joined, "rows": [*model.blocks[0].attention.parts.values()]}, {"params": single}]
+    return [Muon(groups, s.muon_lr, s.weight_decay, s.momentum, dtype),
             torch.optim.AdamW(others, s.adamw_lr, betas=s.betas, weight_decay=0.0, fused=True)]
 
 

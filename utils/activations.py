@@ -46,7 +46,7 @@ class Sizes:
         # The gradient at the input of a linear layer: autocast makes it in half precision, then the cast to float32 has
         # both for a moment, and float32 stays.
         self.input_grad = self.wide + (self.stream if p.autocast else 0)
-        # Each cast of an activation makes a copy of its own: under autocast query, key and value keep three of the same
+        # Each cast of an activation makes a copy of its own: under autocast SwiGLU's two ways up keep two of the same
         # input. In float32 they keep the one that is there.
         self.extra_input = self.wide if p.autocast else 0
         native = p.device == "cuda"
@@ -75,22 +75,27 @@ def join_op(c, s, p):
 def attention_ops(c, s, p):
     """The ops of attention in the order of the forward pass, norm and residual path included."""
     K, C = c.kv_heads * c.head_size, c.n_embd
-    qkv = s.wide + 2 * s.keys  # gradients of queries, keys and values
+    qk, qkv = s.wide + s.keys, s.wide + 2 * s.keys  # queries and keys; with values, (B, T, nh + 2 nkv, hs)
+    textbook = p.device == "cpu" and p.dtype == "bfloat16"
+    repeats, turns = c.num_heads > c.kv_heads, c.position == "rotary"
+    copies = c.qk_norm and p.autocast and not (p.device == "cpu" and c.norm == "layer")  # their norm, to float32
+    # All are parts of one tensor, which stays as long as one of them is kept: by the norm, or as they are by attention.
+    kept_whole = c.qk_norm and not copies or not textbook and not (repeats and (turns or c.qk_norm))
     ops = [
         norm_op(c, s, p),
-        Op(keeps=s.wide, makes=s.input_grad, passes=s.stream, weights=C * C, casts=True),  # queries
-        Op(keeps=s.extra_input, makes=s.input_grad, passes=s.wide + s.stream, weights=K * C, casts=True),  # keys
-        Op(keeps=s.extra_input, makes=s.input_grad, passes=s.wide + s.keys + s.stream, weights=K * C, casts=True),
+        Op(keeps=s.wide, makes=s.input_grad, passes=s.stream, weights=(C + 2 * K) * C, casts=True),
+        Op(keeps=qkv if kept_whole else 0, makes=qkv, passes=qkv),  # the gradients of the parts are joined
     ]
-    if c.qk_norm and c.norm == "layer" and p.device == "cpu":  # keeps what it gets, and a mean and a spread per head
-        ops.append(Op(keeps=s.wide + s.keys + 2 * s.per_head, makes=s.wide, passes=qkv))
-    elif c.qk_norm:  # kept in float32, which is a copy under autocast; RMSNorm on a CPU makes five, passing on one
-        kept = 4 * p.batch_size * c.block_size * (C + K)
+    if c.qk_norm and c.norm == "layer" and p.device == "cpu":  # keeps a mean and a spread per head
+        ops.append(Op(keeps=2 * s.per_head, makes=2 * qk, passes=qkv))
+    elif c.qk_norm:  # RMSNorm on a CPU makes five in float32, passing on one
+        kept = 4 * p.batch_size * c.block_size * (C + K) if copies else 0
         makes = s.stream if p.device == "cuda" else 4 * s.stream
         ops.append(Op(keeps=kept + s.per_head, makes=makes, passes=qkv))
-    if c.position == "rotary":  # keeps cos and sin only, which the model has; the gradients of two products meet
-        ops.append(Op(makes=2 * s.wide, passes=qkv))
-    if p.device == "cpu" and p.dtype == "bfloat16":  # textbook_attention
+    if turns:  # keeps cos and sin only, which the model has; the gradients of two products meet
+        ops.append(Op(makes=2 * qk, passes=qkv))
+    ops.append(Op(makes=qk, passes=qkv))  # the gradients of queries and keys are joined
+    if textbook:
         # keeps queries and keys, the softmax its result, and the product with the values keeps those
         ops.append(Op(keeps=s.wide + s.shared_keys, makes=s.wide + s.shared_keys, passes=qkv))
         ops.append(Op(keeps=s.scores, makes=s.scores, passes=s.scores + s.shared_keys))
@@ -101,7 +106,8 @@ def attention_ops(c, s, p):
         makes = s.wide + 2 * s.shared_keys + s.per_head
         if p.device == "cuda" and p.autocast:  # FlashAttention-2 adds up the queries' gradient in float32
             makes += s.stream
-        ops.append(Op(keeps=2 * s.wide + 2 * s.shared_keys + s.per_head, makes=makes, passes=qkv))
+        keeps = s.wide + s.per_head + (qk if turns or c.qk_norm else 0) + (2 * s.shared_keys if repeats else 0)
+        ops.append(Op(keeps=keeps, makes=makes, passes=qkv))
         side_by_side = 0  # as its result is already
     ops.append(Op(keeps=side_by_side, makes=s.wide, passes=s.wide, weights=C * C, casts=True))  # the projection
     return [*ops, join_op(c, s, p)]

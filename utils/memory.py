@@ -121,13 +121,14 @@ class Ledger:
 
 
 def muon_buffers(c, p):
-    """What Muon's step allocates for the largest matrix, of w numbers on its shorter side r.
+    """What Muon's step allocates for the largest matrix, of w numbers and r on its shorter side.
 
-    Four of its size: the matrix, x, the next x, and the update of the matrix before, whose name is not given up until
-    this one's is there; and a and b of r x r.
+    Three of its size, the update, x and the next x, with a and b of r x r. Before that, where it multiplies in half
+    precision, the update in float32 and cast, and that of the matrix before, whose name is not given up until then.
     """
     shape = max(matrices_in_blocks(c), key=prod)
-    return BYTES[p.dtype] * (4 * prod(shape) + 2 * min(shape) ** 2)
+    w, r, size = prod(shape), min(shape), BYTES[p.dtype]
+    return max(size * (3 * w + 2 * r**2), (2 * size + 4) * w if p.autocast else 0)
 
 
 def shared_by_gpus(c, p):
@@ -348,15 +349,16 @@ def inference_memory(c, prompt_tokens, dtype="float32", device="cpu", workspace=
     # At the feed-forward: what came into the block, the same after attention, its norm; and the way up with what the
     # activation makes of it.
     feed_forward = 3 * wide + (3 if c.feed_forward == "swiglu" else 2) * hidden
-    # At the attention: what came in, its norm, queries and the heads' results; these side by side or, where it attends
-    # in another dtype, queries and results in both.
-    other = BYTES[attends_in] * S * c.n_embd
-    attention = 4 * wide + (2 * other if attends_in != dtype else wide)
+    # At the attention: what came in, its norm, queries with keys and values, these or what is made of queries and keys;
+    # and, where it attends in another dtype, queries and results in both, else the results, and these projected.
+    qk, other = wide + keys, BYTES[attends_in] * S * c.n_embd
+    new = qk if c.qk_norm or c.position == "rotary" else 0
+    attention = 3 * wide + 2 * keys + new + (wide + 2 * other if attends_in != dtype else 2 * wide)
     if c.num_heads > c.kv_heads:  # keys and values, repeated
         attention += 2 * other
-    made = (3 if c.position == "rotary" else 1) + c.qk_norm  # on the way to the new queries or keys, them included
-    if c.qk_norm or c.position == "rotary":  # the new queries, or these and the new keys; the old ones are still there
-        attention = max(attention, (3 + made) * wide + 2 * keys, 4 * wide + (2 + made) * keys)
+    if new:  # on the way there
+        made = (3 if c.position == "rotary" else 1) + c.qk_norm
+        attention = max(attention, 3 * wide + 2 * keys + made * qk)
     gathered = rotation_bytes(c, dtype) * S // c.block_size
     parts = {
         "weights": weights + rotation_bytes(c, dtype),
