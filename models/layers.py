@@ -76,8 +76,8 @@ class Attention(nn.Module):
 
     Each of the nkv heads of keys and values serves nh / nkv heads of queries. Multi-head attention is nkv = nh.
 
-    Queries, keys and values come from one matrix: it writes some 10% faster than three, and under autocast keeps one copy
-    of its input for the gradient instead of three. A state_dict holds three, `query`, `key` and `value`, as in
+    Queries, keys and values come from one matrix: it writes some 10% faster than three, and under autocast one copy of
+    its input is kept for the gradient instead of three. A state_dict holds three, `query`, `key` and `value`, as in
     transformer_4d.py.
     """
 
