@@ -59,8 +59,9 @@ def read_run(path):
     if not Path(path).exists():
         raise UserError(f"there is no {path} to go on from: leave out --resume, and the run begins")
     checkpoint = read_checkpoint(path)
-    if not {"progress", "optimizers", "scaler", "metrics", "settled"} <= checkpoint.keys():
-        raise UserError(f"{path} does not hold the state of a run: train.py goes on from a last.pt that it wrote")
+    if not {"progress", "optimizer_states", "scaler", "metrics", "settled"} <= checkpoint.keys():
+        raise UserError(f"{path} does not hold the state of a run: train.py goes on from a last.pt that this version "
+                        "of it wrote")
     return checkpoint
 
 

@@ -74,7 +74,7 @@ def train(settings):
     progress, metrics = Progress(), []
     if saved:
         load_weights(model, saved["weights"], last_path)
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+        for optimizer, state in zip(optimizers, saved["optimizer_states"], strict=True):
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state})  # its settings are those of today
         if saved["scaler"]:  # empty, where the run was in another precision until now
             scaler.load_state_dict(saved["scaler"])
@@ -180,7 +180,7 @@ class Record:
             save_checkpoint(self.folder / "best.pt", self.model, self.tokenizer, half=self.settings.output.half)
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
         save_checkpoint(self.folder / "last.pt", self.model, self.tokenizer, progress=vars(progress),
-                        optimizers=[optimizer.state_dict()["state"] for optimizer in self.optimizers],
+                        optimizer_states=[optimizer.state_dict()["state"] for optimizer in self.optimizers],
                         scaler=self.scaler.state_dict(), metrics=self.metrics, settled=self.settled)
         plot_losses(self.metrics, self.folder / "loss.png", f"{self.settings.run}: {type(self.model).__name__}")
         self.show(progress.step, train_loss, val_loss, best)
