@@ -114,8 +114,8 @@ class Attention(nn.Module):
 
 def split_qkv(attention, weights, prefix, _):
     """Give what `Attention` puts into a state_dict three names."""
-    for name in [name for name in weights if name.startswith(f"{prefix}qkv.")]:
-        joined, kind = weights.pop(name), name.removeprefix(f"{prefix}qkv.")
+    for kind in dict(attention.qkv.named_parameters()):
+        joined = weights.pop(f"{prefix}qkv.{kind}")
         parts = zip(attention.parts, joined.split([*attention.parts.values()]), strict=True)
         weights.update({f"{prefix}{part}.{kind}": rows for part, rows in parts})
 

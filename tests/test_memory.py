@@ -78,9 +78,8 @@ def benchmark():
 def in_the_model(model):
     """Name, shape and number of each kind of weight of a model, its blocks together."""
     found = {}
-    tied = ["head.weight"] * model.config.tied
     for name, weight in model.state_dict().items():
-        if name in tied:
+        if model.config.tied and name == "head.weight":
             continue
         first, _, rest = name.partition(".")
         kind = f"blocks.{rest.partition('.')[2]}" if first == "blocks" else name
