@@ -39,3 +39,5 @@ def test_the_model_that_ships_reaches_the_loss_that_is_told(folder, run_main):
     told = [float(re.search(r"\*\*([\d.]+)\*\*", README)[1]),
             *(reference for reference, what in estimate.REFERENCES["tiny Shakespeare"] if "ships" in what)]
     assert told == pytest.approx([loss, loss], abs=0.001)  # bfloat16, where that is fast
+    assert float(re.search(r"([\d.]+)  5-gram baseline", out)[1]) == 1.6688
+    assert out.splitlines()[-1].endswith("normal for a trained GPT.")

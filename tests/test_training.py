@@ -18,9 +18,11 @@ from small_text import TEXT
 import estimate
 import train
 import transformer_4d
+from data.ngram import ngram_loss
 from data.prepare import open_tokens
+from data.tokenizer import CharTokenizer
 from models.zoo import ZOO, DevModel
-from training.checkpoint import load_model
+from training.checkpoint import load_model, save_checkpoint
 from training.evaluate import estimate_loss
 from training.loop import Progress, fit
 from training.optim import Muon, lr_factor, make_optimizers
@@ -364,7 +366,7 @@ def test_estimate_tells_the_loss_of_both_halves_checkpoints(folder, monkeypatch)
         assert float(re.search(r"character +([\d.]+)", done.stdout)[1]) == pytest.approx(loss / math.log(2), abs=1e-3)
 
 
-def test_estimate_counts_characters_and_compares_with_nothing_where_tokens_are_none(folder, monkeypatch, run_main):
+def test_estimate_counts_characters_and_compares_bpe_tokens_with_the_baselines_only(folder, monkeypatch, run_main):
     poems = [{"title": f"诗{i}", "para": ["床前明月光，", "疑是地上霜。"], "author": "李白"} for i in range(40)]
     (folder / "data" / "all_poems.json").write_text(json.dumps(poems), encoding="utf-8")
     run(tiny_settings("--data.path=data/all_poems.json", "--data.tokenizer=bpe", "--data.vocab_size=300"))
@@ -375,7 +377,59 @@ def test_estimate_counts_characters_and_compares_with_nothing_where_tokens_are_n
     loss, bits = (float(re.search(rf"{what} +([\d.]+)", out)[1]) for what in ("loss", "character"))
     characters = len(re.sub(r"<\|\w+\|>", "", text.tokenizer.decode(text.val[1:])))
     assert bits == pytest.approx(loss * (len(text.val) - 1) / characters / math.log(2), rel=1e-3)
-    assert "another model" not in out
+    V = text.tokenizer.vocab_size
+    assert table(out) == sorted([(loss, "<- this checkpoint"), (round(math.log(V), 4), "uniform baseline, ln V"),
+                                 (round(ngram_loss(text.train, text.val, V), 4), "5-gram baseline")])
+
+
+def table(out):
+    """The rows (loss, name) of the comparison that estimate.py printed, in order."""
+    return [(float(loss), name) for loss, name in re.findall(r"^  (\d+\.\d{4})  (.+)$", out, re.MULTILINE)]
+
+
+def test_estimate_sorts_the_references_into_the_comparison_of_a_known_text(folder, monkeypatch, run_main):
+    run(tiny_settings())
+    references = [(9.5, "a worse model"), (0.5, "a better model")]
+    monkeypatch.setitem(estimate.REFERENCES, open_tokens("data/input.txt").title, references)
+    rows = table(run_main(estimate.main, "checkpoints/tiny/best.pt", "--device", "cpu"))
+    assert rows == sorted(rows) and len(rows) == 5 and {*references} < {*rows}
+
+
+@pytest.mark.parametrize("split", ["train", "all"])
+def test_estimate_counts_no_ngrams_for_a_split_with_training_text(folder, monkeypatch, run_main, split):
+    run(tiny_settings())
+    monkeypatch.delattr(estimate, "ngram_loss")
+    out = run_main(estimate.main, "checkpoints/tiny/best.pt", "--split", split, "--device", "cpu")
+    assert f"split {split}:" in out and "baseline" not in out
+
+
+@pytest.mark.parametrize("loss, expected", [
+    (4.3, "untrained, or was trained on a different text or with a different tokenizer"),
+    (4.0, "untrained, or was trained on a different text or with a different tokenizer"),  # exactly uniform
+    (3.9, "undertrained"),
+    (1.6, "undertrained"),  # exactly the 5-gram
+    (1.5, "normal"),
+])
+def test_the_verdict_places_the_loss_between_the_two_baselines(loss, expected):
+    line = estimate.verdict(loss, uniform=4.0, ngram=1.6)
+    assert expected in line and "\n" not in line
+    assert sum(word in line for word in ("different tokenizer", "undertrained", "normal")) == 1
+
+
+def test_the_last_line_is_the_verdict_on_the_checkpoint(folder, run_main):
+    model, tokenizer = DevModel(**TINY, vocab_size=len(set(TEXT))), CharTokenizer.of_text(TEXT)
+    torch.nn.init.constant_(model.head.bias[0], 5)  # certain of one character, and mostly wrong
+    save_checkpoint("untrained.pt", model, tokenizer)
+    assert "untrained, or" in run_main(estimate.main, "untrained.pt", "--device", "cpu").splitlines()[-1]
+    run(tiny_settings())  # 6 steps
+    out = run_main(estimate.main, "checkpoints/tiny/best.pt", "--device", "cpu")
+    assert "undertrained" in out.splitlines()[-1]
+
+
+def test_estimate_rejects_a_batch_size_of_zero(run_main, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_main(estimate.main, "--batch_size", "0")
+    assert (stop.value.code, capsys.readouterr().err) == (2, "error: batch_size must be > 0, got 0\n")
 
 
 def test_estimate_names_the_characters_that_the_checkpoint_lacks(folder):
