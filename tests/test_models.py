@@ -171,20 +171,33 @@ def test_a_checkpoint_of_transformer_4d_gives_the_same_logits_here(tmp_path, mon
     monkeypatch.setattr(transformer_4d, "HERE", tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "input.txt").write_text("To be, or not to be:\n" * 20, encoding="utf-8")
-    transformer_4d.train(transformer_4d.Settings(n_embd=32, block_size=12, num_heads=8, dropout=0.1, batch_size=2,
-                                                 max_iters=1, max_new_chars=1, device="cpu"))
+    config = transformer_4d.Config(n_embd=32, block_size=12, num_heads=8, dropout=0.1, batch_size=2, max_iters=1,
+                                   max_new_chars=1, device="cpu")
+    transformer_4d.train(config)
     [path] = (tmp_path / "checkpoints").iterdir()
     checkpoint = torch.load(path, weights_only=True)
     for weight in checkpoint["weights"].values():
         weight.normal_(std=0.3)
     torch.save(checkpoint, path)
 
-    original = transformer_4d.TransformerModel(**checkpoint["config"]).eval()
+    original = transformer_4d.TransformerModel(config, checkpoint["config"]["vocab_size"]).eval()
     original.load_state_dict(checkpoint["weights"])
     model, tokenizer = load_model(path)
     ids = tokenizer.encode("or not to be")
     assert ids == ["\n :,Tbenort".index(character) for character in "or not to be"]
     torch.testing.assert_close(model(torch.tensor([ids]))[0], original(torch.tensor([ids]))[0])
+
+
+def test_a_checkpoint_of_transformer_4d_from_before_qk_norm_still_loads(tmp_path):
+    config = {name: SIZES[name] for name in ("n_embd", "block_size", "n_blocks", "num_heads", "dropout", "vocab_size")}
+    model = ZOO["TransformerModel"](**config).eval()
+    torch.nn.init.normal_(model.head.weight)
+    torch.save({"format_version": 1, "model_class": "TransformerModel", "config": config, "weights": model.state_dict(),
+                "tokenizer": {"kind": "char", "vocab": "abcdefghijk"}}, tmp_path / "old.pt")
+    restored, _ = load_model(tmp_path / "old.pt")
+    ids = torch.randint(11, (2, 12))
+    assert not restored.config.qk_norm
+    torch.testing.assert_close(restored(ids)[0], model(ids)[0])
 
 
 def test_a_state_dict_holds_queries_keys_and_values_apart():

@@ -54,13 +54,13 @@ def test_the_muon_of_both_halves_takes_the_same_steps():
     weights = [torch.randn(12, 5).requires_grad_() for _ in range(2)]
     weights[1].data.copy_(weights[0].data)
     muons = (Muon([weights[0]], 0.02, 0.1, 0.9, torch.float32),
-             transformer_4d.Muon([weights[1]], 0.02, 0.1, torch.float32))
+             transformer_4d.Muon([weights[1]], torch.tensor(0.02), 0.1, torch.float32))
     for _ in range(3):
         grad = torch.randn(12, 5)
         for weight, muon in zip(weights, muons, strict=True):
             weight.grad = grad.clone()
             muon.step()
-    assert torch.equal(weights[0], weights[1])
+    torch.testing.assert_close(weights[0], weights[1])  # one of them computes in stacks, which round differently
 
 
 def test_matrices_that_are_kept_as_one_take_the_steps_that_they_take_apart():
@@ -348,14 +348,14 @@ def test_estimate_tells_the_loss_of_both_halves_checkpoints(folder, monkeypatch)
     monkeypatch.setattr(transformer_4d, "HERE", folder / "single")
     (folder / "single" / "data").mkdir(parents=True)
     (folder / "single" / "data" / "input.txt").write_text(TEXT, encoding="utf-8")
-    s = transformer_4d.Settings(**TINY, batch_size=4, max_iters=6, eval_interval=3, max_new_chars=5, device="cpu")
-    transformer_4d.train(s)
+    config = transformer_4d.Config(**TINY, batch_size=4, max_iters=6, eval_interval=3, max_new_chars=5, device="cpu")
+    transformer_4d.train(config)
     [single] = (folder / "single" / "checkpoints").iterdir()
     checkpoint = torch.load(single, weights_only=True)
-    model = transformer_4d.TransformerModel(**checkpoint["config"])
+    model = transformer_4d.TransformerModel(config, checkpoint["config"]["vocab_size"])
     model.load_state_dict(checkpoint["weights"])
     ids = torch.tensor([checkpoint["tokenizer"]["vocab"].index(character) for character in TEXT])
-    expected = {"single": transformer_4d.evaluate(model, ids[int(0.9 * len(ids)):], 4),
+    expected = {"single": transformer_4d.evaluate(model, ids[int(0.9 * len(ids)):], config.block_size),
                 "tiny": min(loss for _, _, loss in losses(folder / "checkpoints" / "tiny"))}
     for name, path in (("single", single), ("tiny", folder / "checkpoints" / "tiny" / "best.pt")):
         done = command("estimate.py", path, cwd=folder)
