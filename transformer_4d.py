@@ -21,12 +21,16 @@ from tqdm import tqdm, trange
 HERE = Path(__file__).resolve().parent
 TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 DEVICES = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+BFLOAT16 = {"cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False),
+            "cpu": torch.cpu._is_avx512_bf16_supported()}  # devices that multiply matrices faster in bfloat16
 MAX_ITERS = 3000  # with more steps, the defaults overfit tiny Shakespeare
 
-def require(condition, message):  # for errors the user can fix: one line, no traceback
+class UserError(Exception):
+    """An error the user can fix: printed as one line, without a traceback."""
+
+def require(condition, message):
     if not condition:
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+        raise UserError(message)
 
 @dataclass
 class Config:  # the defaults give 3,691,073 parameters for the 65 characters of tiny Shakespeare
@@ -47,11 +51,13 @@ class Config:  # the defaults give 3,691,073 parameters for the 65 characters of
     temperature: float = 0.8  # of the sample; lower is more predictable
     seed: int = 1337
     device: str = next(name for name, available in DEVICES.items() if available)
+
     def __post_init__(self):
         may_be_zero = ("dropout", "max_iters", "warmup_iters", "weight_decay", "max_new_chars", "seed")
         for name, value in vars(self).items():
-            low, high = 0 if name in may_be_zero else 1e-9, 0.99 if name == "dropout" else 2**63 - 1
-            require(name == "device" or low <= value <= high, f"{name} must be from {low} to {high}, not {value}")
+            possible = name == "device" or 0 < value < 2**63 or value == 0 and name in may_be_zero
+            require(possible, f"{name} cannot be {value}: use a positive number")
+        require(self.dropout < 1 and self.temperature >= 0.001, "dropout must be < 1, and temperature >= 0.001")
         require(self.n_embd % self.num_heads == 0, f"num_heads {self.num_heads} does not divide n_embd {self.n_embd}")
         require(DEVICES.get(self.device), f"device {self.device} is not available on this machine")
 # ---- Text ------------------------------------------------------------------------------------------------------------
@@ -61,7 +67,7 @@ def load_text(path):
         if not path.exists():
             download_tiny_shakespeare(path)
         return path.read_bytes().decode().removeprefix("\ufeff").replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
         require(False, f"cannot read {path} ({error}): save a text there, encoded as UTF-8")
 
 def download_tiny_shakespeare(path):
@@ -78,6 +84,8 @@ class Attention(nn.Module):
         super().__init__()
         C, self.num_heads = config.n_embd, config.num_heads
         self.query, self.key, self.value, self.out = (nn.Linear(C, C, bias=False) for _ in range(4))
+        nn.init.zeros_(self.out.weight)  # stable at initialisation: a block starts as the identity
+
     def forward(self, x):
         q, k, v = (f(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
         T, hs = q.shape[2:]  # q, k, v: (B, T, C) -> (B, T, nh, hs) -> (B, nh, T, hs)
@@ -93,6 +101,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
         self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
+        nn.init.zeros_(self.down.weight)
+
     def forward(self, x):
         return self.down(F.relu(self.up(x)).square())  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
 
@@ -103,6 +113,7 @@ class Block(nn.Module):
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(config.n_embd), nn.LayerNorm(config.n_embd)
         self.attention, self.feed_forward = Attention(config), FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
+
     def forward(self, x):
         x = x + self.dropout(self.attention(self.attention_norm(x)))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # (B, T, C)
@@ -111,16 +122,16 @@ class TransformerModel(nn.Module):
     """Embeddings, blocks, a final norm, and a head that scores every character as the next one."""
     def __init__(self, config, vocab_size):
         super().__init__()
-        V, T, C = vocab_size, config.block_size, config.n_embd
-        self.token_embedding = nn.Embedding.from_pretrained(0.02 * torch.randn(V, C), freeze=False)
-        self.position_embedding = nn.Embedding.from_pretrained(0.02 * torch.randn(T, C), freeze=False)
+        self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
-        self.final_norm = nn.LayerNorm(C)
-        self.head = nn.Linear(C, V)
-        for name, weight in self.named_parameters():
-            if name.endswith(("out.weight", "down.weight", "head.weight", "head.bias")):
-                nn.init.zeros_(weight)  # stable at first: blocks change nothing, all characters are equally likely
+        self.final_norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, vocab_size)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding.weight, std=0.02)
+        nn.init.zeros_(self.head.weight)  # all characters start about equally likely
+
     def forward(self, x, y=None):
         """Logits (B, T, V) for token ids x (B, T), and the mean cross-entropy if targets y (B, T) are given."""
         h = self.dropout(self.token_embedding(x) + self.position_embedding.weight[: x.size(1)])  # (B, T, C) + (T, C)
@@ -133,9 +144,9 @@ class Muon:
     """Orthogonalised momentum (Jordan et al., 2024): an update is equally large in all directions of a matrix."""
     def __init__(self, matrices, lr, weight_decay, dtype, momentum=0.9):
         self.lr, self.weight_decay, self.dtype, self.momentum = lr, weight_decay, dtype, momentum
-        shapes = dict.fromkeys(matrix.shape for matrix in matrices)
-        self.stacks = [[matrix for matrix in matrices if matrix.shape == shape] for shape in shapes]
+        self.stacks = [[m for m in matrices if m.shape == shape] for shape in {m.shape for m in matrices}]
         self.averages = [torch.zeros_like(torch.stack(stack)) for stack in self.stacks]  # (N, rows, columns) each
+
     @torch.no_grad()
     def step(self):
         for stack, average in zip(self.stacks, self.averages, strict=True):
@@ -157,13 +168,6 @@ def orthogonalize(x):
         x = torch.baddbmm(x, b, x, beta=3.4445)
     return x
 # ---- Training --------------------------------------------------------------------------------------------------------
-def fastest_dtype(device):
-    """bfloat16 if the device multiplies matrices faster in it, otherwise float32."""
-    x = torch.ones(512, 512)
-    bfloat16, float32 = (min(timeit.repeat(lambda a=a: a @ a, number=1)) for a in (x.bfloat16(), x))  # on the CPU
-    faster = {"cpu": bfloat16 < 0.7 * float32, "cuda": DEVICES["cuda"] and torch.cuda.is_bf16_supported(False)}
-    return torch.bfloat16 if faster.get(device) else torch.float32
-
 def cuda_graph(step):
     """Record the CUDA kernels that `step()` launches, and return a function that launches all of them at once.
 
@@ -175,7 +179,6 @@ def cuda_graph(step):
     with torch.cuda.stream(torch.cuda.Stream()):
         for _ in range(3):  # warmup: libraries allocate workspaces in their first calls, which cannot be recorded
             step()
-    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -224,28 +227,28 @@ def train(config):
     tokens = torch.tensor([vocab.index(character) for character in text], device=device)
     train_tokens, val_tokens = tokens.tensor_split([int(0.9 * len(tokens))])
     require(len(val_tokens) > T, f"the text is too short: use over {10 * T} characters, or a smaller block_size")
+    sequences = train_tokens.unfold(0, T + 1, 1)  # (N, T + 1), a view: one sequence starts at each character
 
     torch.manual_seed(config.seed)
     model = TransformerModel(config, len(vocab)).to(device)
-    n_params = sum(weight.numel() for weight in model.parameters())
-    dtype = fastest_dtype(device)
+    dtype = torch.bfloat16 if BFLOAT16.get(device) else torch.float32
     model.forward = torch.autocast(device, dtype, enabled=dtype == torch.bfloat16, cache_enabled=False)(model.forward)
     train_step = make_train_step(model, config, dtype)
+    n_params = sum(weight.numel() for weight in model.parameters())
     print(f"{len(text):,} characters, {len(vocab)} of them distinct; {n_params:,} parameters; {device}, {dtype}")
+
     # Ten steps with a learning rate of 0, which leave the weights unchanged, show how many fit into the time.
-    sequences = train_tokens.unfold(0, T + 1, 1)  # (N, T + 1), a view: one sequence starts at each character
     seconds = timeit.timeit(lambda: train_step(sequences[torch.randint(len(sequences), (B,))], 0).item(), number=10)
-    config.max_iters = config.max_iters or min(MAX_ITERS, 1 + int(10 * 57 * config.minutes / seconds))  # 57 s a minute
-    print(f"{config.max_iters} steps; to repeat this run exactly: --max_iters {config.max_iters}")
+    max_iters = config.max_iters or min(MAX_ITERS, 1 + int(10 * 57 * config.minutes / seconds))  # 57 s a minute
+    print(f"{max_iters} steps; to repeat this run exactly: --max_iters {max_iters}")
     # Each epoch takes all of the text once: every T-th sequence, from a random one on, in random order.
     n = len(sequences) // T
-    epochs = range(config.max_iters * B // n + 1)
-    starts = torch.cat([torch.randint(T, ()) + T * torch.randperm(n) for _ in epochs]).split(B)  # (B) each
+    starts = torch.cat([torch.randint(T, ()) + T * torch.randperm(n) for _ in range(max_iters * B // n + 1)]).split(B)
+
     path = HERE / "checkpoints" / f"{time.strftime('%Y%m%d-%H%M%S')}-params-{n_params}.pt"
     sizes = {name: getattr(config, name) for name in ("n_embd", "block_size", "n_blocks", "num_heads", "dropout")}
-    checkpoint = {"format_version": 1, "model_class": "TransformerModel", "weights": model.state_dict(),
-                  "config": sizes | {"vocab_size": len(vocab), "qk_norm": True},
-                  "tokenizer": {"kind": "char", "vocab": vocab}}
+    checkpoint = {"format_version": 1, "model_class": "TransformerModel", "tokenizer": {"kind": "char", "vocab": vocab},
+                  "config": sizes | {"vocab_size": len(vocab), "qk_norm": True}, "weights": model.state_dict()}
     losses = {}
     def evaluate_and_save(step):
         losses[step] = evaluate(model, val_tokens, T)
@@ -256,22 +259,21 @@ def train(config):
             with open(path.with_suffix(".partial"), "wb") as file:  # so that a kill leaves the last checkpoint whole
                 torch.save(checkpoint, file)
             Path(file.name).replace(path)
-    bar = trange(config.max_iters, unit=" tokens", unit_scale=B * T)
     with suppress(KeyboardInterrupt):  # Ctrl-C ends the training early
-        for step in bar:
+        for step in (bar := trange(max_iters, unit=" tokens", unit_scale=B * T)):
             if step % config.eval_interval == 0:
                 evaluate_and_save(step)
-            lr_factor = min((step + 1) / (config.warmup_iters + 1), 1 - step / config.max_iters)
+            lr_factor = min((step + 1) / (config.warmup_iters + 1), 1 - step / max_iters)
             loss = train_step(sequences[starts[step]], lr_factor)
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     evaluate_and_save(step + 1)
     best = min(losses, key=losses.get)
-    overfitting = f"rose after step {best}: overfitting" if best <= step else "still falling"
-    print(f"validation loss {losses[best]:.4f}, {overfitting}; uniform baseline ln V = {math.log(len(vocab)):.4f}")
-    print(f"is that normal? python estimate.py {path}\n")
     model.load_state_dict(torch.load(path, weights_only=True)["weights"])
     print_sample(model.eval(), vocab, config)
+    overfitting = f"rose after step {best}: overfitting" if best <= step else "still falling"
+    print(f"\n\nvalidation loss {losses[best]:.4f}, {overfitting}; uniform baseline ln V = {math.log(len(vocab)):.4f}")
+    print(f"is that normal? python estimate.py {path}")
 
 @torch.no_grad()
 def print_sample(model, vocab, config):
@@ -292,10 +294,12 @@ def main():
         train(Config(**vars(parser.parse_args())))
     except KeyboardInterrupt:
         sys.exit(130)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+    except (UserError, OSError, RuntimeError) as error:
+        message = "out of memory: use a smaller batch_size, block_size or n_embd" if "memory" in str(error) else error
+        if isinstance(error, RuntimeError) and message is error:
             raise
-        require(False, error)
+        print("error:", message, file=sys.stderr)
+        sys.exit(2)
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,8 @@ GPT_2 = {"vocab_size": 50257, "block_size": 1024, "dropout": 0.1, "feed_forward"
 class TransformerModel(GPT):
     """The model of transformer_4d.py: its checkpoints load here. Squared ReLU instead of ReLU."""
 
-    config = ModelConfig(n_embd=384, block_size=256, n_blocks=2, num_heads=4, feed_forward="relu2", **CLASSIC)
+    config = ModelConfig(n_embd=384, block_size=256, n_blocks=2, num_heads=4, feed_forward="relu2", qk_norm=True,
+                         **CLASSIC)
 
 
 class RainbowGPT(GPT):

@@ -190,8 +190,9 @@ def test_a_checkpoint_of_transformer_4d_gives_the_same_logits_here(tmp_path, mon
 
 def test_a_checkpoint_of_transformer_4d_from_before_qk_norm_still_loads(tmp_path):
     config = {name: SIZES[name] for name in ("n_embd", "block_size", "n_blocks", "num_heads", "dropout", "vocab_size")}
-    model = ZOO["TransformerModel"](**config).eval()
-    torch.nn.init.normal_(model.head.weight)
+    model = ZOO["TransformerModel"](**config, qk_norm=False).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
     torch.save({"format_version": 1, "model_class": "TransformerModel", "config": config, "weights": model.state_dict(),
                 "tokenizer": {"kind": "char", "vocab": "abcdefghijk"}}, tmp_path / "old.pt")
     restored, _ = load_model(tmp_path / "old.pt")

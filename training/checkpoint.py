@@ -72,7 +72,8 @@ def load_model(path, device="cpu"):
     if name not in ZOO:
         raise UserError(f"{path} holds a {name}, which models/zoo.py does not know")
     try:
-        model = ZOO[name](**checkpoint["config"]).to(device)
+        # Checkpoints of transformer_4d.py from before QK norm lack the key.
+        model = ZOO[name](**{"qk_norm": False} | checkpoint["config"]).to(device)
     except TypeError as error:
         raise UserError(f"{path} has a configuration that {name} does not take: {error}") from None
     load_weights(model, checkpoint["weights"], path)
