@@ -44,7 +44,6 @@ class Config:  # the defaults give 3,691,073 parameters for the 65 characters of
     batch_size: int = 16  # sequences per step (B)
     muon_lr: float = 0.02  # peak learning rate of the matrices in the blocks
     adamw_lr: float = 0.005  # peak learning rate of everything else
-    warmup_iters: int = 20  # steps of linear warmup; linear decay to zero follows
     weight_decay: float = 0.1  # of the matrices in the blocks
     eval_interval: int = 250  # steps between evaluations
     max_new_chars: int = 500  # length of the sample printed at the end
@@ -53,7 +52,7 @@ class Config:  # the defaults give 3,691,073 parameters for the 65 characters of
     device: str = next(name for name, available in DEVICES.items() if available)
 
     def __post_init__(self):
-        may_be_zero = ("dropout", "max_iters", "warmup_iters", "weight_decay", "max_new_chars", "seed")
+        may_be_zero = ("dropout", "max_iters", "weight_decay", "max_new_chars", "seed")
         for name, value in vars(self).items():
             possible = name == "device" or 0 < value < 2**63 or value == 0 and name in may_be_zero
             require(possible, f"{name} cannot be {value}: use a positive number")
@@ -172,8 +171,7 @@ def cuda_graph(step):
     """Record the CUDA kernels that `step()` launches, and return a function that launches all of them at once.
 
     For a small model, launching a kernel from Python takes longer than running it, and a step has hundreds. The graph
-    uses the same memory every time, so whatever changes between steps, like a learning rate, has to be in a tensor.
-    """
+    uses the same memory every time, so whatever changes between steps, like a learning rate, has to be in a tensor."""
     warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # says AdamW in the warmup
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
@@ -228,23 +226,21 @@ def train(config):
     train_tokens, val_tokens = tokens.tensor_split([int(0.9 * len(tokens))])
     require(len(val_tokens) > T, f"the text is too short: use over {10 * T} characters, or a smaller block_size")
     sequences = train_tokens.unfold(0, T + 1, 1)  # (N, T + 1), a view: one sequence starts at each character
-
     torch.manual_seed(config.seed)
     model = TransformerModel(config, len(vocab)).to(device)
     dtype = torch.bfloat16 if BFLOAT16.get(device) else torch.float32
     model.forward = torch.autocast(device, dtype, enabled=dtype == torch.bfloat16, cache_enabled=False)(model.forward)
     train_step = make_train_step(model, config, dtype)
     n_params = sum(weight.numel() for weight in model.parameters())
-    print(f"{len(text):,} characters, {len(vocab)} of them distinct; {n_params:,} parameters; {device}, {dtype}")
-
+    print(f"text: {len(text):,} characters, {len(vocab)} distinct; model: {n_params:,} parameters; {device}, {dtype}")
     # Ten steps with a learning rate of 0, which leave the weights unchanged, show how many fit into the time.
     seconds = timeit.timeit(lambda: train_step(sequences[torch.randint(len(sequences), (B,))], 0).item(), number=10)
     max_iters = config.max_iters or min(MAX_ITERS, 1 + int(10 * 57 * config.minutes / seconds))  # 57 s a minute
     print(f"{max_iters} steps; to repeat this run exactly: --max_iters {max_iters}")
     # Each epoch takes all of the text once: every T-th sequence, from a random one on, in random order.
     n = len(sequences) // T
-    starts = torch.cat([torch.randint(T, ()) + T * torch.randperm(n) for _ in range(max_iters * B // n + 1)]).split(B)
-
+    epochs = [torch.randint(T, ()) + T * torch.randperm(n) for _ in range(max_iters * B // n + 1)]
+    starts = torch.cat(epochs).to(device).split(B)  # (B) each, one for every step
     path = HERE / "checkpoints" / f"{time.strftime('%Y%m%d-%H%M%S')}-params-{n_params}.pt"
     sizes = {name: getattr(config, name) for name in ("n_embd", "block_size", "n_blocks", "num_heads", "dropout")}
     checkpoint = {"format_version": 1, "model_class": "TransformerModel", "tokenizer": {"kind": "char", "vocab": vocab},
@@ -263,8 +259,7 @@ def train(config):
         for step in (bar := trange(max_iters, unit=" tokens", unit_scale=B * T)):
             if step % config.eval_interval == 0:
                 evaluate_and_save(step)
-            lr_factor = min((step + 1) / (config.warmup_iters + 1), 1 - step / max_iters)
-            loss = train_step(sequences[starts[step]], lr_factor)
+            loss = train_step(sequences[starts[step]], lr_factor=1 - step / max_iters)  # linear decay to zero
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     evaluate_and_save(step + 1)
@@ -277,13 +272,13 @@ def train(config):
 
 @torch.no_grad()
 def print_sample(model, vocab, config):
-    """Draw one character after another from the model's predictions, starting after a line break."""
+    """Print a line break, and then characters drawn one after another from the model's predictions."""
     ids = torch.tensor([[max(0, vocab.find("\n"))]], device=config.device)  # (1, T)
     for _ in range(config.max_new_chars):
+        print(vocab[ids[0, -1]], end="", flush=True)
         logits, _ = model(ids[:, -config.block_size :])
         next_id = torch.multinomial(F.softmax(logits[:, -1] / config.temperature, dim=-1), 1)  # (1, V) -> (1, 1)
         ids = torch.cat((ids, next_id), dim=1)  # (1, T + 1)
-        print(vocab[next_id], end="", flush=True)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

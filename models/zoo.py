@@ -1,87 +1,86 @@
-"""The named models: a class each, which is a configuration and what it is for.
+"""The named models: each is a subclass of GPT with a default ModelConfig.
 
-Each takes changes as keyword arguments: `GPT2(n_blocks=6)`, `UltimateModel(vocab_size=5000)`.
+Keyword arguments override fields of the configuration: `GPT2(n_blocks=6)`, `UltimateModel(vocab_size=5000)`.
 """
 
 from models.config import ModelConfig
 from models.gpt import GPT
 
-CLASSIC = {"head_bias": True}  # LayerNorm, learned positions, ReLU, an untied head with a bias
+CLASSIC = {"head_bias": True}  # and ModelConfig's defaults: LayerNorm, learned positions, ReLU, untied head
 GPT_2 = {"vocab_size": 50257, "block_size": 1024, "dropout": 0.1, "feed_forward": "gelu", "bias": True, "tied": True}
 
 
 class TransformerModel(GPT):
-    """The model of transformer_4d.py: its checkpoints load here. Squared ReLU instead of ReLU."""
+    """The model of transformer_4d.py (squared ReLU, QK norm), whose checkpoints load here."""
 
     config = ModelConfig(n_embd=384, block_size=256, n_blocks=2, num_heads=4, feed_forward="relu2", qk_norm=True,
                          **CLASSIC)
 
 
 class RainbowGPT(GPT):
-    """Six blocks of the classic kind: the size that nanoGPT trains on Shakespeare."""
+    """Six blocks: the size of nanoGPT's character-level Shakespeare model."""
 
     config = ModelConfig(n_embd=384, block_size=256, n_blocks=6, num_heads=6, dropout=0.2, **CLASSIC)
 
 
 class DevModel(RainbowGPT):
-    """RainbowGPT without dropout: its loss falls from the first step, so a change to the code shows at once."""
+    """RainbowGPT without dropout, for development: its loss falls from the first step, so a code change shows early."""
 
     config = ModelConfig(n_embd=384, block_size=256, n_blocks=6, num_heads=6, **CLASSIC)
 
 
 class UltimateModel(GPT):
-    """RainbowGPT with twice the context."""
+    """RainbowGPT with twice the context length."""
 
     config = ModelConfig(n_embd=384, block_size=512, n_blocks=6, num_heads=6, dropout=0.2, **CLASSIC)
 
 
 class HugeModel(GPT):
-    """RainbowGPT of twice the width: for a text of many megabytes and a GPU."""
+    """RainbowGPT with twice the embedding width, for a GPU and many megabytes of text."""
 
     config = ModelConfig(n_embd=768, block_size=256, n_blocks=6, num_heads=6, dropout=0.2, **CLASSIC)
 
 
 class BardGPT(GPT):
-    """Our best of about 10.8 M parameters for characters: rotary positions, normalised queries and keys, squared
-    ReLU."""
+    """Our best character-level model of RainbowGPT's size: rotary positions, QK norm, squared ReLU."""
 
     config = ModelConfig(n_embd=384, block_size=256, n_blocks=6, num_heads=6, dropout=0.2,
                          position="rotary", qk_norm=True, feed_forward="relu2")
 
 
 class GPT2(GPT):
-    """GPT-2 of 124 M parameters (Radford et al., 2019)."""
+    """GPT-2 with 124M parameters (Radford et al., 2019)."""
 
     config = ModelConfig(n_embd=768, n_blocks=12, num_heads=12, **GPT_2)
 
 
 class GPT2Medium(GPT):
-    """GPT-2 of 355 M parameters."""
+    """GPT-2 with 355M parameters."""
 
     config = ModelConfig(n_embd=1024, n_blocks=24, num_heads=16, **GPT_2)
 
 
 class GPT2Large(GPT):
-    """GPT-2 of 774 M parameters."""
+    """GPT-2 with 774M parameters."""
 
     config = ModelConfig(n_embd=1280, n_blocks=36, num_heads=20, **GPT_2)
 
 
 class GPT2XL(GPT):
-    """GPT-2 of 1,558 M parameters."""
+    """GPT-2 with 1558M parameters."""
 
     config = ModelConfig(n_embd=1600, n_blocks=48, num_heads=25, **GPT_2)
 
 
 class EasyGPT(GPT):
-    """A model of the Llama kind, 303 M parameters: RMSNorm, rotary positions, SwiGLU, four heads of keys and values."""
+    """A Llama-style model, 303M parameters: RMSNorm, rotary positions, SwiGLU, grouped-query attention, tied head."""
 
     config = ModelConfig(n_embd=1024, block_size=1024, n_blocks=24, num_heads=16, num_kv_heads=4, n_hidden=2560,
                          vocab_size=50304, norm="rms", position="rotary", feed_forward="swiglu", tied=True)
 
 
 class SmallGPT90M(GPT):
-    """The depth and width of GPT-2 for a small vocabulary, such as that of Chinese chat."""
+    """GPT-2 124M with a short context and a small vocabulary, such as that of Chinese chat."""
 
     config = ModelConfig(n_embd=768, n_blocks=12, num_heads=12, **GPT_2 | {"vocab_size": 7587, "block_size": 256})
 
@@ -93,7 +92,7 @@ class SmallGPT300M(GPT):
 
 
 class PoemGPT(GPT):
-    """Small, for Chinese poems in byte-level BPE."""
+    """A small model for Chinese poems, with a byte-level BPE tokenizer."""
 
     config = ModelConfig(n_embd=256, block_size=512, n_blocks=6, num_heads=8, vocab_size=20000, dropout=0.1,
                          feed_forward="gelu", tied=True)

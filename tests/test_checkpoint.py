@@ -53,7 +53,7 @@ def test_half_precision_takes_half_the_space_and_rounds_the_weights(tmp_path, na
         assert torch.equal(rounded, weight.half().float())
 
 
-def test_what_else_is_saved_is_kept(tmp_path):
+def test_extra_entries_are_saved_unchanged(tmp_path):
     more = {"progress": {"step": 7, "best_loss": 1.5}, "optimizers": [{0: {"momentum": torch.ones(2, 3)}}]}
     save_checkpoint(tmp_path / "last.pt", small_model("BardGPT"), TOKENIZER, **more)
     kept = read_checkpoint(tmp_path / "last.pt")
@@ -74,7 +74,7 @@ def test_a_file_that_another_program_holds_for_a_moment_is_written_after_it(path
     assert type(load_model(path)[0]).__name__ == "GPT2" and list(path.parent.iterdir()) == [path]
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(path, monkeypatch):
+def test_a_full_disk_leaves_the_previous_checkpoint_unchanged(path, monkeypatch):
     def full(file):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -89,7 +89,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(path, monkeypatch):
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
-def test_a_checkpoint_cut_short_is_an_error(path, share):
+def test_a_truncated_checkpoint_is_an_error(path, share):
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     assert str(path) in error_of(path)
@@ -118,7 +118,7 @@ def test_a_missing_weight_is_named(path):
     weights = weights_in(path)
     del weights["blocks.1.attention.key.weight"]
     change(path, weights=weights)
-    assert str(path) in error_of(path) and "lacks the weight blocks.1.attention.key.weight" in error_of(path)
+    assert str(path) in error_of(path) and "is missing the weight blocks.1.attention.key.weight" in error_of(path)
 
 
 def test_an_extra_weight_is_named(path):
@@ -161,7 +161,7 @@ def test_code_in_a_file_is_not_run(path, tmp_path, write):
     assert not traces.exists()
 
 
-def test_the_code_would_have_run_if_it_had_been_let(tmp_path):
+def test_the_code_would_run_with_weights_only_false(tmp_path):
     torch.save(Bomb(tmp_path / "it ran"), tmp_path / "bomb.pt")
     torch.load(tmp_path / "bomb.pt", weights_only=False)
     assert (tmp_path / "it ran").exists()
@@ -191,7 +191,7 @@ def make_a_folder(path):
 
 @pytest.mark.parametrize("make", [write_text, write_zip, write_weights_alone, write_a_tensor, make_a_folder,
                                   Path.unlink])
-def test_what_is_no_checkpoint_is_an_error_that_names_it(path, make):
+def test_a_file_that_is_not_a_checkpoint_is_an_error_that_names_it(path, make):
     make(path)
     assert str(path) in error_of(path)
 
@@ -207,7 +207,7 @@ def test_what_is_no_checkpoint_is_an_error_that_names_it(path, make):
     ({"tokenizer": "abc"}, "not a checkpoint"),
     ({"weights": []}, "not a checkpoint"),
 ])  # fmt: skip
-def test_a_checkpoint_of_another_version_says_what_is_not_known(path, entries, quoted):
+def test_an_unsupported_checkpoint_entry_is_quoted(path, entries, quoted):
     if "config" in entries:
         entries = {"config": torch.load(path, weights_only=True)["config"] | entries["config"]}
     change(path, **entries)

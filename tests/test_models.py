@@ -75,7 +75,7 @@ def test_a_later_token_changes_no_earlier_logit(name):
 
 
 @every_model
-def test_the_first_loss_is_that_of_a_blind_guess(name):
+def test_the_first_loss_is_the_uniform_baseline(name):
     torch.manual_seed(0)  # of full width: a tied head that guessed each token to follow itself would be surest there
     model = ZOO[name](block_size=32, n_blocks=2, vocab_size=1000, dropout=0.0)
     x, y = torch.randint(1000, (2, 4, 32))
@@ -83,7 +83,7 @@ def test_the_first_loss_is_that_of_a_blind_guess(name):
 
 
 @every_model
-def test_one_batch_is_learned_by_heart(name):
+def test_every_model_can_overfit_one_batch(name):
     torch.manual_seed(0)
     model = ZOO[name](**SIZES)
     x, y = batch(rows=4)  # nothing but memory can connect them
@@ -98,7 +98,7 @@ def test_one_batch_is_learned_by_heart(name):
 
 
 @every_model
-def test_a_checkpoint_gives_the_same_model_back(name, tmp_path):
+def test_a_saved_model_loads_unchanged(name, tmp_path):
     model, (x, _) = small_model(name), batch()
     save_checkpoint(tmp_path / "model.pt", model, CharTokenizer("abcdefghijk"))
     loaded, tokenizer = load_model(tmp_path / "model.pt")

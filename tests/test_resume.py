@@ -143,11 +143,11 @@ def test_another_text_is_refused_and_the_one_it_was_is_named(folder, monkeypatch
         run(tiny_settings("--resume", "--data.path=data/other.txt"))
 
 
-def test_weights_alone_are_no_run_to_go_on_with(folder):
+def test_a_run_cannot_resume_from_weights_alone(folder):
     run(tiny_settings())
     out = folder / "checkpoints" / "tiny"
     (out / "last.pt").write_bytes((out / "best.pt").read_bytes())
-    with pytest.raises(UserError, match="last.pt does not hold the state of a run"):
+    with pytest.raises(UserError, match="last.pt does not contain the full training state that --resume needs"):
         run(tiny_settings("--resume"))
 
 

@@ -279,13 +279,13 @@ def test_settings_that_cannot_be_are_quoted(error_line, setting, value):
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 0.99])
-def test_a_checkpoint_that_was_cut_short_is_named(error_line, folder, share):
+def test_a_truncated_checkpoint_is_named(error_line, folder, share):
     whole = (folder / "model.pt").read_bytes()
     (folder / "cut.pt").write_bytes(whole[: int(share * len(whole))])
     assert "cut.pt" in error_line(folder / "cut.pt")
 
 
-def test_a_checkpoint_that_is_not_there_is_named(error_line, folder):
+def test_a_missing_checkpoint_is_named(error_line, folder):
     assert "none.pt" in error_line(folder / "none.pt")
 
 

@@ -1,4 +1,4 @@
-"""The only way that a model is saved and loaded."""
+"""Checkpoints: the only code that saves and loads models."""
 
 import pickle
 import zipfile
@@ -16,12 +16,12 @@ SHIPPED = Path(__file__).parents[1] / "checkpoints" / "shakespeare" / "best.pt"
 
 
 def save_checkpoint(path, model, tokenizer, half=False, **more):
-    """Write a model and its tokenizer to one file, whole or not at all; `half` turns the weights into float16.
+    """Save a model and its tokenizer to one file, atomically; `half` converts the weights to float16.
 
-    `more` is kept as it is: the optimizers' states and the like. Raises UserError if it cannot be written.
+    `more` is saved unchanged, such as the optimizer states. Raises UserError if the file cannot be written.
     """
     weights = model.state_dict()
-    if half:  # a tied weight is one tensor under two names, and stays one
+    if half:  # tied weights are one tensor under two names: convert it once
         halves = {weight.data_ptr(): weight.half() for weight in weights.values()}
         weights = {name: halves[weight.data_ptr()] for name, weight in weights.items()}
     with replacing(Path(path)) as file:
@@ -30,69 +30,69 @@ def save_checkpoint(path, model, tokenizer, half=False, **more):
 
 
 def read_checkpoint(path, device="cpu"):
-    """The dictionary that a checkpoint file holds. Raises UserError for a file that is none; never runs code of it."""
+    """Return the dictionary in a checkpoint file, running no code from it. Raises UserError if that fails."""
     try:
         with zipfile.ZipFile(path) as file:
-            if file.testzip() is not None:  # the first part whose checksum is wrong; torch.load looks at none
+            if file.testzip() is not None:  # a member with a wrong CRC-32, which torch.load does not check
                 raise zipfile.BadZipFile
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"there is no {path}: python train.py config/bard_gpt.yaml or python transformer_4d.py makes a "
-                        "checkpoint, say then where it is") from None
+        raise UserError(f"there is no {path}: give the path of a checkpoint, or train a model first with "
+                        "python train.py config/bard_gpt.yaml or python transformer_4d.py") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path} ({error.strerror}): give the path of a readable checkpoint") from None
     except pickle.UnpicklingError:
-        raise UserError(f"{path} holds more than numbers and text, which could run code: it was not loaded") from None
-    except Exception:  # whatever zipfile and torch make of bytes that are none of theirs
-        raise UserError(f"{path} is damaged, or is no checkpoint at all: train again, or fetch it again") from None
+        raise UserError(f"{path} could run code if loaded: use a file from train.py or transformer_4d.py") from None
+    except Exception:  # zipfile and torch.load raise many exception types for invalid files
+        raise UserError(f"{path} is damaged or not a checkpoint: download it again, or train again") from None
     types = {"format_version": int, "model_class": str, "config": dict, "tokenizer": dict, "weights": dict}
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), types[key]) for key in types):
-        raise UserError(f"{path} is not a checkpoint of this project: give one of train.py or transformer_4d.py")
+        raise UserError(f"{path} is not a checkpoint of this project: use one from train.py or transformer_4d.py")
     if checkpoint["format_version"] != FORMAT_VERSION:
-        raise UserError(f"{path} has format {checkpoint['format_version']}, and {FORMAT_VERSION} is what is read here: "
-                        "update the project")
+        raise UserError(f"{path} has checkpoint format {checkpoint['format_version']}, but this version of the project "
+                        f"reads format {FORMAT_VERSION}: update the project")
     return checkpoint
 
 
 def read_run(path):
-    """The dictionary that the last.pt of a run holds. Raises UserError if the run cannot go on from it."""
+    """Return the dictionary in the last.pt of a run. Raises UserError if training cannot resume from it."""
     if not Path(path).exists():
-        raise UserError(f"there is no {path} to go on from: leave out --resume, and the run begins")
+        raise UserError(f"there is no {path} to resume from: leave out --resume to start a new run")
     checkpoint = read_checkpoint(path)
     if not {"progress", "optimizer_states", "scaler", "metrics", "settled"} <= checkpoint.keys():
-        raise UserError(f"{path} does not hold the state of a run: train.py goes on from a last.pt that this version "
-                        "of it wrote")
+        raise UserError(f"{path} does not contain the full training state that --resume needs: use a last.pt from this "
+                        "version of train.py, or start a new run with --run NAME")
     return checkpoint
 
 
 def load_model(path, device="cpu"):
-    """The model, in evaluation mode and float32, and the tokenizer of a checkpoint file. Raises UserError."""
+    """Return the model (float32, in evaluation mode) and the tokenizer of a checkpoint. Raises UserError."""
     checkpoint = read_checkpoint(path, device)
     name = checkpoint["model_class"]
     if name not in ZOO:
-        raise UserError(f"{path} holds a {name}, which models/zoo.py does not know")
+        raise UserError(f"{path} has model class {name}, which models/zoo.py does not define: update the project")
     try:
-        # Checkpoints of transformer_4d.py from before QK norm lack the key.
+        # Older checkpoints of transformer_4d.py lack this key: they were trained without QK norm.
         model = ZOO[name](**{"qk_norm": False} | checkpoint["config"]).to(device)
     except TypeError as error:
-        raise UserError(f"{path} has a configuration that {name} does not take: {error}") from None
+        raise UserError(f"{path} has a configuration that {name} rejects ({error}): update the project") from None
     load_weights(model, checkpoint["weights"], path)
     tokenizer = tokenizer_from_dict(checkpoint["tokenizer"])
     if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(f"{path} has a tokenizer of {tokenizer.vocab_size} tokens for a model of "
-                        f"{model.config.vocab_size}: they do not belong together")
+        raise UserError(f"{path} has a tokenizer of {tokenizer.vocab_size} tokens, but a model with vocab_size "
+                        f"{model.config.vocab_size}: save the model with the tokenizer it was trained with")
     return model.eval(), tokenizer
 
 
 def load_weights(model, weights, path):
-    """Put the weights of the file `path` into a model. A missing, extra or misshapen one is a UserError naming it."""
-    expected = model.state_dict()
+    """Load weights, read from `path`, into a model. A missing, unexpected or misshapen one is named in a UserError."""
+    expected, kind = model.state_dict(), type(model).__name__
     for name in [*expected, *weights]:
         if name not in weights:
-            raise UserError(f"{path} lacks the weight {name}")
+            raise UserError(f"{path} is missing the weight {name} of {kind}: use another checkpoint, or train again")
         if name not in expected:
-            raise UserError(f"{path} has a weight {name}, for which {type(model).__name__} has no place")
+            raise UserError(f"{path} has a weight {name} unexpected in {kind}: use another checkpoint, or train again")
         if expected[name].shape != weights[name].shape:
-            raise UserError(f"{path} has {name} of shape {tuple(weights[name].shape)}, "
-                            f"{type(model).__name__} takes {tuple(expected[name].shape)}")
+            raise UserError(f"{path} has {name} of shape {tuple(weights[name].shape)}, but {kind} expects "
+                            f"{tuple(expected[name].shape)}: use another checkpoint, or train again")
     model.load_state_dict(weights)
