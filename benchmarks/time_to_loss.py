@@ -3,15 +3,15 @@
     python benchmarks/time_to_loss.py PATH/TO/nanoGPT
 
 Both train a model of the same width, depth, heads and context length, with the same batch size and no dropout, each
-with its own recipe (nanoGPT's is config/train_shakespeare_char.py) and about as few steps as reach the target. Both
+with its own recipe (nanoGPT's is config/train_shakespeare_char.py) and about as few steps as reach the target. The
 checkpoints are then evaluated by the same code, in float32, on the whole validation split. transformer_4d.py runs
 before and after nanoGPT, which shows how much the speed of the machine drifts. The times:
 
 - training: from the evaluation before the first step to the one after the last, without compile time.
 - compile: on CUDA, nanoGPT runs with torch.compile, from an empty cache. This is how much longer its first training
   step takes than an average one.
-- process: from start to exit, with the checkpoint saved. It includes everything else: imports, nanoGPT's compilation
-  of the evaluation, and the CUDA graph of transformer_4d.py.
+- process: from start to exit, with the checkpoint saved. This also includes imports, the compilation of nanoGPT's
+  first evaluation, and the capture of transformer_4d.py's CUDA graph.
 """
 
 import contextlib
@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,24 +43,8 @@ from utils.errors import Parser, UserError, check_numbers, command  # noqa: E402
 STEPS, NANOGPT_STEPS = 400, 1080  # found by trial on a CPU: about the fewest that reach 1.60
 
 
-@dataclass
-class Run:
-    """A finished training run; times in seconds."""
-
-    name: str
-    steps: int
-    training: float
-    compile: float
-    process: float
-    model: torch.nn.Module
-    loss: float = float("nan")
-
-
-def run_script(name, arguments, folder, prefixes):
-    """Run a Python script in `folder`.
-
-    Return the seconds from its start to the first line of output with each of `prefixes`, and to its exit.
-    """
+def run_script(arguments, folder, prefixes):
+    """Run a Python script. Return the seconds until it prints a line with each of `prefixes`, and until its exit."""
     env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compile_cache")}
     start, seconds = time.perf_counter(), {}
     with subprocess.Popen([sys.executable, "-u", *arguments], cwd=folder, env=env, stdout=subprocess.PIPE, text=True,
@@ -71,50 +54,50 @@ def run_script(name, arguments, folder, prefixes):
                 print(line, end="", file=sys.stderr, flush=True)
             for prefix in prefixes:
                 if line.startswith(prefix):
-                    seconds.setdefault(prefix, time.perf_counter() - start)
+                    seconds[prefix] = time.perf_counter() - start
     total = time.perf_counter() - start
     if process.returncode or len(seconds) < len(prefixes):
-        raise UserError(f"{name} failed with exit code {process.returncode}: its error message is above")
+        raise UserError(f"{folder.name}/{arguments[0]} failed with exit code {process.returncode}: see output above")
     return *(seconds[prefix] for prefix in prefixes), total
 
 
-def train_ours(folder, args):
-    """Train with the copy of transformer_4d.py in `folder`."""
+def train_ours(folder, steps, args):
+    """Train with the copy of transformer_4d.py in `folder`. Return the model and training, compile, process time."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    arguments = ["transformer_4d.py", f"--max_iters={args.steps}", f"--eval_interval={args.steps}",
-                 f"--batch_size={args.batch_size}", f"--device={args.device}", "--dropout=0.0", "--max_new_chars=0"]
-    prefixes = f"step {0:5} ", f"step {args.steps:5} "
-    start, end, process = run_script("transformer_4d.py", arguments, folder, prefixes)
+    arguments = ["transformer_4d.py", f"--max_iters={steps}", f"--eval_interval={steps}", "--dropout=0.0",
+                 f"--batch_size={args.batch_size}", f"--device={args.device}", "--max_new_chars=0"]
+    first, last, process_time = run_script(arguments, folder, (f"step {0:5} ", f"step {steps:5} "))
     [path] = (folder / "checkpoints").glob("*.pt")
-    return Run("transformer_4d.py", args.steps, end - start, 0.0, process, load_model(path)[0])
+    model, _ = load_model(path)
+    return model, last - first, 0.0, process_time
 
 
-def train_nanogpt(folder, shape, args):
-    """Train a model of the ModelConfig `shape` with the copy of nanoGPT in `folder`."""
-    steps, on_cuda = args.nanogpt_steps, args.device == "cuda"
-    options = {"n_embd": shape.n_embd, "block_size": shape.block_size, "n_layer": shape.n_blocks,
-               "n_head": shape.num_heads, "dropout": 0.0, "batch_size": args.batch_size, "max_iters": steps,
+def train_nanogpt(folder, steps, args):
+    """Train with the copy of nanoGPT in `folder`. Return the model and training, compile, process time."""
+    on_cuda = args.device == "cuda"
+    options = {"n_embd": Config.n_embd, "block_size": Config.block_size, "n_layer": Config.n_blocks,
+               "n_head": Config.num_heads, "dropout": 0.0, "batch_size": args.batch_size, "max_iters": steps,
                "lr_decay_iters": steps, "eval_interval": steps, "eval_iters": 1, "always_save_checkpoint": True,
-               "log_interval": 100, "device": args.device, "compile": on_cuda}
-    if not on_cuda:
-        options["dtype"] = "float32"  # what it computes in anyway; else it sets up a gradient scaler for float16
+               "log_interval": 100, "device": args.device, "dtype": "bfloat16" if on_cuda else "float32",
+               "compile": on_cuda}
     arguments = ["train.py", "config/train_shakespeare_char.py"]
-    arguments += [f"--{name}={value}" for name, value in options.items()]
-    prefixes = "step 0:", "iter 0:", f"step {steps}:"
-    start, first_step, end, process = run_script("nanoGPT", arguments, folder, prefixes)
-    compile_seconds = (first_step - start) - (end - first_step) / steps if on_cuda else 0.0
+    arguments += [f"--{key}={value}" for key, value in options.items()]
+    first, after_one_step, last, process_time = run_script(arguments, folder, ("step 0:", "iter 0:", f"step {steps}:"))
+    compile_time = (after_one_step - first) - (last - after_one_step) / steps if on_cuda else 0.0
 
-    with contextlib.redirect_stdout(sys.stderr):  # it prints its number of parameters
-        model = nanogpt_model(folder, shape)
     checkpoint = torch.load(folder / "out-shakespeare-char" / "ckpt.pt", map_location="cpu", weights_only=True)
+    with contextlib.redirect_stdout(sys.stderr):  # the model prints its number of parameters
+        model = nanogpt_model(folder, ModelConfig(Config.n_embd, Config.block_size, Config.n_blocks, Config.num_heads,
+                                                  checkpoint["model_args"]["vocab_size"]))
     model.load_state_dict({name.removeprefix("_orig_mod."): weight for name, weight in checkpoint["model"].items()})
-    model.block_size = shape.block_size
-    return Run("nanoGPT", steps, end - start - compile_seconds, compile_seconds, process, model)
+    model.block_size = Config.block_size  # read by estimate_loss
+    return model, last - first - compile_time, compile_time, process_time
 
 
-def ratios(ours_before, nanogpt, ours_after):
-    """How many times as long nanoGPT takes, as a range over both runs of transformer_4d.py."""
-    return f"{nanogpt / max(ours_before, ours_after):.2f} to {nanogpt / min(ours_before, ours_after):.2f}"
+def ratio(times):
+    """How many times as long nanoGPT takes: the range over the runs of transformer_4d.py before and after it."""
+    before, nanogpt, after = times
+    return f"{nanogpt / max(before, after):.2f} to {nanogpt / min(before, after):.2f}"
 
 
 @command
@@ -125,12 +108,12 @@ def main():
     parser.add_argument("--nanogpt_steps", type=int, default=NANOGPT_STEPS, help="those of nanoGPT (%(default)s)")
     parser.add_argument("--target", type=float, default=1.60, help="validation loss to reach (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=Config.batch_size, help="sequences per step (%(default)s)")
-    parser.add_argument("--device", default=Config.device, choices=[name for name, found in DEVICES.items() if found],
-                        help="(%(default)s)")
+    devices = [name for name, available in DEVICES.items() if available]
+    parser.add_argument("--device", choices=devices, default=Config.device, help="device of both (%(default)s)")
     args = parser.parse_args()
     check_numbers(args, positive=("steps", "nanogpt_steps", "target", "batch_size"))
     if not (args.nanogpt / "train.py").is_file():
-        raise UserError(f"{args.nanogpt / 'train.py'} does not exist: pass the path of a nanoGPT checkout")
+        raise UserError(f"{args.nanogpt / 'train.py'} does not exist: give the folder of a checkout of nanoGPT")
     try:
         text = transformer_4d.load_text(ROOT / DEFAULT_PATH)
     except transformer_4d.UserError as error:
@@ -139,33 +122,38 @@ def main():
     vocab = sorted(set(text))
     tokens = np.array([vocab.index(character) for character in text], dtype=np.uint16)
     train_tokens, val_tokens = np.split(tokens, [int(0.9 * len(tokens))])
-    shape = ModelConfig(Config.n_embd, Config.block_size, Config.n_blocks, Config.num_heads, len(vocab))
+    rows = []
     with tempfile.TemporaryDirectory() as temporary:
         ours, nanogpt = Path(temporary) / "ours", Path(temporary) / "nanogpt"
         (ours / "data").mkdir(parents=True)
         shutil.copy(ROOT / "transformer_4d.py", ours)
         shutil.copy(ROOT / DEFAULT_PATH, ours / "data")
         shutil.copytree(args.nanogpt, nanogpt, ignore=shutil.ignore_patterns(".git"))
-        nanogpt_data = nanogpt / "data" / "shakespeare_char"
-        train_tokens.tofile(nanogpt_data / "train.bin")
-        val_tokens.tofile(nanogpt_data / "val.bin")
-        (nanogpt_data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(vocab)}))
-        runs = [train_ours(ours, args), train_nanogpt(nanogpt, shape, args), train_ours(ours, args)]
+        train_tokens.tofile(nanogpt / "data" / "shakespeare_char" / "train.bin")
+        val_tokens.tofile(nanogpt / "data" / "shakespeare_char" / "val.bin")
+        (nanogpt / "data" / "shakespeare_char" / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(vocab)}))
+        for name, steps, train, folder in (
+            ("transformer_4d.py", args.steps, train_ours, ours),
+            ("nanoGPT", args.nanogpt_steps, train_nanogpt, nanogpt),
+            ("transformer_4d.py", args.steps, train_ours, ours),
+        ):
+            model, *times = train(folder, steps, args)
+            loss = estimate_loss(model, val_tokens, 64)
+            print(f"{name}: validation loss {loss:.4f}, {times[-1]:.1f} s", file=sys.stderr, flush=True)
+            rows.append((name, steps, loss, *times))
 
-    hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"\n{name_of(text)}, batch size {args.batch_size} x {shape.block_size}, {args.device} ({hardware})\n\n"
+    print(f"\n{name_of(text)}, batch size {args.batch_size} x {Config.block_size}, {args.device}\n\n"
           "| | steps | validation loss | training (s) | compile (s) | process (s) |\n|---|---|---|---|---|---|")
-    for run in runs:
-        run.loss = estimate_loss(run.model, val_tokens, 64)
-        print(f"| {run.name} | {run.steps} | {run.loss:.4f} | {run.training:.1f} | {run.compile:.1f} | "
-              f"{run.process:.1f} |")
-    for run in runs:
-        if not run.loss <= args.target:
-            raise UserError(f"{run.name} did not reach {args.target}: increase --steps or --nanogpt_steps")
-    print(f"\nnanoGPT takes this many times as long as transformer_4d.py to reach {args.target}:\n"
-          f"- training, without compile time: {ratios(*(run.training for run in runs))}\n"
-          f"- training, with compile time: {ratios(*(run.training + run.compile for run in runs))}\n"
-          f"- whole process: {ratios(*(run.process for run in runs))}")
+    for name, steps, loss, *times in rows:
+        print(f"| {name} | {steps} | {loss:.4f} | {' | '.join(f'{seconds:.1f}' for seconds in times)} |")
+    for name, _, loss, *_ in rows:
+        if not loss <= args.target:
+            raise UserError(f"{name} did not reach a validation loss of {args.target}: increase its number of steps")
+    _, _, _, training, compiling, process = (np.array(column) for column in zip(*rows, strict=True))
+    print(f"\nTo reach {args.target}, nanoGPT takes this many times as long as transformer_4d.py:\n"
+          f"- training, without compile time: {ratio(training)}\n"
+          f"- training, with compile time: {ratio(training + compiling)}\n"
+          f"- process: {ratio(process)}")
 
 
 if __name__ == "__main__":
