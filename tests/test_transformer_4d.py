@@ -472,12 +472,12 @@ def test_bad_input_on_the_command_line_ends_in_one_line_and_exit_code_2(folder):
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux, which lists a CPU's instructions")
 def test_bfloat16_is_used_on_cpus_with_instructions_for_it():
-    assert transformer_4d.BFLOAT16["cpu"] == ("avx512_bf16" in Path("/proc/cpuinfo").read_text())
+    assert transformer_4d.BF16["cpu"] == ("avx512_bf16" in Path("/proc/cpuinfo").read_text())
 
 
 @pytest.mark.parametrize("fast, dtype", [(True, "bfloat16"), (False, "float32")])
 def test_weights_are_saved_in_float32_whatever_the_compute_dtype(folder, monkeypatch, capsys, fast, dtype):
-    monkeypatch.setitem(transformer_4d.BFLOAT16, "cpu", fast)
+    monkeypatch.setitem(transformer_4d.BF16, "cpu", fast)
     train(Config(**TINY))
     assert f"cpu, torch.{dtype}" in capsys.readouterr().out
     assert all(weight.dtype == torch.float32 for weight in load_checkpoint(folder)["weights"].values())
