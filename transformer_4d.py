@@ -59,14 +59,20 @@ class Config:  # the defaults give 3,691,073 parameters for the 65 characters of
         require(self.n_embd % self.num_heads == 0, f"num_heads {self.num_heads} does not divide n_embd {self.n_embd}")
         require(DEVICES.get(self.device), f"device {self.device} is not available on this machine")
 # ---- Text ------------------------------------------------------------------------------------------------------------
-def load_text(path):
-    """Read a UTF-8 text file. If there is none, download tiny Shakespeare first."""
+def load_data(config):
+    """Return the characters of data/input.txt as a sorted string, and its training and validation tokens."""
+    path = HERE / "data" / "input.txt"
     try:
         if not path.exists():
             download_tiny_shakespeare(path)
-        return path.read_bytes().decode().removeprefix("\ufeff").replace("\r\n", "\n")
+        text = path.read_bytes().decode().removeprefix("\ufeff").replace("\r\n", "\n")
     except (OSError, RuntimeError, UnicodeDecodeError) as error:
         require(False, f"cannot read {path} ({error}): save a text there, encoded as UTF-8")
+    vocab = "".join(sorted(set(text)))
+    tokens = torch.tensor([vocab.index(character) for character in text], device=config.device)
+    print(f"{path}: {len(text):,} characters, {len(vocab)} of them distinct")
+    require(len(text) > 10 * config.block_size, f"{path} is too short: use over {10 * config.block_size} characters")
+    return vocab, *tokens.tensor_split([int(0.9 * len(tokens))])
 
 def download_tiny_shakespeare(path):
     try:
@@ -219,19 +225,14 @@ def evaluate(model, tokens, T, batch_size=64):
 def train(config):
     """Train on data/input.txt, keep the best weights in checkpoints/, and print a sample."""
     B, T, device = config.batch_size, config.block_size, config.device
-    text = load_text(HERE / "data" / "input.txt")
-    vocab = "".join(sorted(set(text)))
-    tokens = torch.tensor([vocab.index(character) for character in text], device=device)
-    train_tokens, val_tokens = tokens.tensor_split([int(0.9 * len(tokens))])
-    require(len(val_tokens) > T, f"the text is too short: use over {10 * T} characters, or a smaller block_size")
-    sequences = train_tokens.unfold(0, T + 1, 1)  # (N, T + 1), a view: one sequence starts at each character
+    vocab, train_tokens, val_tokens = load_data(config)
     torch.manual_seed(config.seed)
     model = TransformerModel(config, len(vocab)).to(device)
     dtype = torch.bfloat16 if BF16.get(device) else torch.float32
     model.forward = torch.autocast(device, dtype, enabled=dtype == torch.bfloat16, cache_enabled=False)(model.forward)
     train_step = make_train_step(model, config, dtype)
-    n_params = sum(weight.numel() for weight in model.parameters())
-    print(f"text: {len(text):,} characters, {len(vocab)} distinct; model: {n_params:,} parameters; {device}, {dtype}")
+    print(f"model: {sum(weight.numel() for weight in model.parameters()):,} parameters, on {device} in {dtype}")
+    sequences = train_tokens.unfold(0, T + 1, 1)  # (N, T + 1), a view: one sequence starts at each character
     # Ten steps with a learning rate of 0, which leave the weights unchanged, show how many fit into the time.
     seconds = timeit.timeit(lambda: train_step(sequences[torch.randint(len(sequences), (B,))], 0).item(), number=10)
     max_iters = config.max_iters or min(MAX_ITERS, 1 + int(10 * 57 * config.minutes / seconds))  # 5% for evaluations
@@ -240,7 +241,7 @@ def train(config):
     n = len(sequences) // T
     epochs = [torch.randint(T, ()) + T * torch.randperm(n) for _ in range(max_iters * B // n + 1)]
     starts = torch.cat(epochs).to(device).split(B)  # (B) each, one for every step
-    path = HERE / "checkpoints" / f"{time.strftime('%Y%m%d-%H%M%S')}-params-{n_params}.pt"
+    path = HERE / "checkpoints" / f"{time.strftime('%Y%m%d-%H%M%S')}.pt"
     sizes = {name: getattr(config, name) for name in ("n_embd", "block_size", "n_blocks", "num_heads", "dropout")}
     checkpoint = {"format_version": 1, "model_class": "TransformerModel", "tokenizer": {"kind": "char", "vocab": vocab},
                   "config": sizes | {"vocab_size": len(vocab), "qk_norm": True}, "weights": model.state_dict()}

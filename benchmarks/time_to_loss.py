@@ -115,13 +115,12 @@ def main():
     if not (args.nanogpt / "train.py").is_file():
         raise UserError(f"{args.nanogpt / 'train.py'} does not exist: give the folder of a checkout of nanoGPT")
     try:
-        text = transformer_4d.load_text(ROOT / DEFAULT_PATH)
+        vocab, train_tokens, val_tokens = transformer_4d.load_data(Config(device="cpu"))
     except transformer_4d.UserError as error:
         raise UserError(str(error)) from None
 
-    vocab = sorted(set(text))
-    tokens = np.array([vocab.index(character) for character in text], dtype=np.uint16)
-    train_tokens, val_tokens = np.split(tokens, [int(0.9 * len(tokens))])
+    train_tokens, val_tokens = (tokens.numpy().astype(np.uint16) for tokens in (train_tokens, val_tokens))
+    title = name_of((ROOT / DEFAULT_PATH).read_text(encoding="utf-8"))
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         ours, nanogpt = Path(temporary) / "ours", Path(temporary) / "nanogpt"
@@ -142,7 +141,7 @@ def main():
             print(f"{name}: validation loss {loss:.4f}, {times[-1]:.1f} s", file=sys.stderr, flush=True)
             rows.append((name, steps, loss, *times))
 
-    print(f"\n{name_of(text)}, batch size {args.batch_size} x {Config.block_size}, {args.device}\n\n"
+    print(f"\n{title}, batch size {args.batch_size} x {Config.block_size}, {args.device}\n\n"
           "| | steps | validation loss | training (s) | compile (s) | process (s) |\n|---|---|---|---|---|---|")
     for name, steps, loss, *times in rows:
         print(f"| {name} | {steps} | {loss:.4f} | {' | '.join(f'{seconds:.1f}' for seconds in times)} |")

@@ -1,14 +1,20 @@
-"""What the tests of several commands share."""
+"""Fixtures shared by the tests of several commands."""
 
+import os
 import sys
 
 import pytest
+import torch
 from small_text import TEXT
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: one thread per worker, in subprocesses too
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
 def run_main(monkeypatch, capsys):
-    """A function that calls a `main` as the command line with these arguments would; returns its standard output."""
+    """A function that calls `main` with command-line arguments and returns its standard output."""
 
     def run(main, *arguments):
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])

@@ -147,7 +147,7 @@ def test_the_first_loss_is_the_uniform_baseline():
     torch.manual_seed(0)
     model = TransformerModel(Config(), 65)
     x, y = torch.randint(65, (2, 2, 64))
-    assert model(x, y)[1].item() == pytest.approx(math.log(65), abs=1e-4)
+    assert model(x, y)[1].item() == pytest.approx(math.log(65), abs=0.01)  # the bias of the head is random
 
 
 def test_one_batch_can_be_memorised():
@@ -414,9 +414,10 @@ def test_the_best_weights_are_kept_not_the_last(folder, monkeypatch):
 
 
 def test_a_windows_text_file_loses_its_byte_order_mark_and_carriage_returns(folder):
-    path = folder / "data" / "input.txt"
-    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo \xe4\xb8\xad\r\n")
-    assert transformer_4d.load_text(path) == "one\ntwo 中\n"
+    (folder / "data" / "input.txt").write_bytes(b"\xef\xbb\xbf" + b"one\r\ntwo \xe4\xb8\xad\r\n" * 20)
+    vocab, train_tokens, val_tokens = transformer_4d.load_data(Config(**TINY))
+    assert "".join(vocab[i] for i in (*train_tokens, *val_tokens)) == "one\ntwo 中\n" * 20
+    assert len(train_tokens) == 180 and vocab == "\n enotw中"
 
 
 # ---- The command -----------------------------------------------------------------------------------------------------
@@ -479,7 +480,7 @@ def test_bfloat16_is_used_on_cpus_with_instructions_for_it():
 def test_weights_are_saved_in_float32_whatever_the_compute_dtype(folder, monkeypatch, capsys, fast, dtype):
     monkeypatch.setitem(transformer_4d.BF16, "cpu", fast)
     train(Config(**TINY))
-    assert f"cpu, torch.{dtype}" in capsys.readouterr().out
+    assert f"on cpu in torch.{dtype}" in capsys.readouterr().out
     assert all(weight.dtype == torch.float32 for weight in load_checkpoint(folder)["weights"].values())
 
 
