@@ -1,9 +1,9 @@
 """A GPT in one file: it learns to predict the next character of a text, then generates text of its own.
 
 Run `python transformer_4d.py`; every field of `Config` is an option, as in `--minutes 2`. Shapes: B batch, T time
-(context length), C n_embd, nh num_heads, hs head size (C / nh), V vocabulary. "4d" is attention's (B, nh, T, hs).
-"""
+(context length), C n_embd, nh num_heads, hs head size (C / nh), V vocabulary. "4d" is attention's (B, nh, T, hs)."""
 import argparse
+import io
 import math
 import sys
 import time
@@ -21,7 +21,6 @@ from tqdm import tqdm, trange
 HERE = Path(__file__).resolve().parent
 TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 DEVICES = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-BF16 = {"cuda": DEVICES["cuda"] and torch.cuda.is_bf16_supported(False), "cpu": torch.cpu._is_avx512_bf16_supported()}
 MAX_ITERS = 3000 if DEVICES["cuda"] else 1500  # with more steps, the defaults overfit tiny Shakespeare
 
 class UserError(Exception):
@@ -60,7 +59,7 @@ class Config:  # the defaults give 3,691,073 parameters for the 65 characters of
         require(DEVICES.get(self.device), f"device {self.device} is not available on this machine")
 # ---- Text ------------------------------------------------------------------------------------------------------------
 def load_data(config):
-    """Return the characters of data/input.txt as a sorted string, and its training and validation tokens."""
+    """Return the vocabulary of data/input.txt, a sorted string, and its training and validation token ids, (N) each."""
     path = HERE / "data" / "input.txt"
     try:
         if not path.exists():
@@ -70,7 +69,6 @@ def load_data(config):
         require(False, f"cannot read {path} ({error}): save a text there, encoded as UTF-8")
     vocab = "".join(sorted(set(text)))
     tokens = torch.tensor([vocab.index(character) for character in text], device=config.device)
-    print(f"{path}: {len(text):,} characters, {len(vocab)} of them distinct")
     require(len(text) > 10 * config.block_size, f"{path} is too short: use over {10 * config.block_size} characters")
     return vocab, *tokens.tensor_split([int(0.9 * len(tokens))])
 
@@ -88,19 +86,19 @@ class Attention(nn.Module):
         super().__init__()
         C, self.num_heads = config.n_embd, config.num_heads
         self.query, self.key, self.value, self.out = (nn.Linear(C, C, bias=False) for _ in range(4))
-        nn.init.zeros_(self.out.weight)  # stable at initialisation: a block starts as the identity
+        nn.init.zeros_(self.out.weight)  # stable at initialization: a block starts as the identity
 
     def forward(self, x):
         q, k, v = (f(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
         T, hs = q.shape[2:]  # q, k, v: (B, T, C) -> (B, T, nh, hs) -> (B, nh, T, hs)
         q, k = F.layer_norm(q, (hs,)), F.layer_norm(k, (hs,))  # QK norm: bounds the scores
-        future = torch.full((T, T), -math.inf, dtype=v.dtype, device=v.device).triu(1)  # hides later positions
-        scores = (q * hs**-0.5) @ k.mT + future  # (B, nh, T, T)
+        mask = torch.full((T, T), -math.inf, dtype=v.dtype, device=v.device).triu(1)  # hides later positions
+        scores = (q * hs**-0.5) @ k.mT + mask  # (B, nh, T, T)
         y = F.softmax(scores, dim=-1) @ v  # (B, nh, T, hs)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
 
 class FeedForward(nn.Module):
-    """Two linear layers with a squared ReLU (So et al., 2021) in between, for each position by itself."""
+    """Two linear layers with a squared ReLU (So et al., 2021) in between, applied to each position independently."""
     def __init__(self, config):
         super().__init__()
         self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
@@ -123,7 +121,7 @@ class Block(nn.Module):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # (B, T, C)
 
 class TransformerModel(nn.Module):
-    """Embeddings, blocks, a final norm, and a head that scores every character as the next one."""
+    """Embeddings, blocks, a final norm, and a linear head that predicts the next character at every position."""
     def __init__(self, config, vocab_size):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
@@ -134,7 +132,7 @@ class TransformerModel(nn.Module):
         self.head = nn.Linear(config.n_embd, vocab_size)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding.weight, std=0.02)
-        nn.init.zeros_(self.head.weight)  # all characters start about equally likely
+        nn.init.zeros_(self.head.weight)  # initial predictions are nearly uniform
 
     def forward(self, x, y=None):
         """Logits (B, T, V) for token ids x (B, T), and the mean cross-entropy if targets y (B, T) are given."""
@@ -145,7 +143,7 @@ class TransformerModel(nn.Module):
         return logits, None if y is None else F.cross_entropy(logits.flatten(0, 1), y.flatten())
 # ---- Optimizer -------------------------------------------------------------------------------------------------------
 class Muon:
-    """Orthogonalised momentum (Jordan et al., 2024): an update is equally large in all directions of a matrix."""
+    """Orthogonalized momentum (Jordan et al., 2024): an update changes a matrix equally in all its directions."""
     def __init__(self, matrices, lr, weight_decay, dtype, momentum=0.9):
         self.lr, self.weight_decay, self.dtype, self.momentum = lr, weight_decay, dtype, momentum
         self.stacks = [[m for m in matrices if m.shape == shape] for shape in {m.shape for m in matrices}]
@@ -177,7 +175,6 @@ def cuda_graph(step):
 
     For a small model, launching a kernel from Python takes longer than running it, and a step has hundreds. The graph
     uses the same memory every time, so whatever changes between steps, like a learning rate, has to be in a tensor."""
-    warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # says AdamW in the warmup
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         for _ in range(3):  # warmup: libraries allocate workspaces in their first calls, which cannot be recorded
@@ -188,12 +185,13 @@ def cuda_graph(step):
     return graph.replay
 
 def make_train_step(model, config, dtype):
-    """Return train_step(sequences, lr_factor), which trains on sequences (B, T + 1) and returns the loss, a tensor."""
+    """Return train_step(sequences, lr_factor): train on sequences (B, T + 1), return the loss, a tensor it reuses."""
+    warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # AdamW outside a graph
     matrices = [weight for weight in model.blocks.parameters() if weight.ndim == 2]
     others = [weight for name, weight in model.named_parameters() if weight.ndim == 1 or "blocks" not in name]
-    muon_lr, adamw_lr, mean_loss = torch.zeros(3, device=config.device)
+    muon_lr, adamw_lr, last_loss = torch.zeros(3, device=config.device)  # tensors, for the CUDA graph
     muon = Muon(matrices, muon_lr, config.weight_decay, dtype)
-    adamw = torch.optim.AdamW(others, adamw_lr, (0.9, 0.95), weight_decay=0.0, fused=True, capturable=True)
+    adamw = torch.optim.AdamW(others, lr=adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True, capturable=True)
     batch = torch.zeros(config.batch_size, config.block_size + 1, dtype=torch.long, device=config.device)  # (B, T + 1)
     def update():
         _, loss = model(batch[:, :-1], batch[:, 1:])
@@ -201,22 +199,21 @@ def make_train_step(model, config, dtype):
         muon.step()
         adamw.step()
         model.zero_grad()
-        mean_loss.copy_(loss.detach())
+        last_loss.copy_(loss.detach())
     run_update = cuda_graph(update) if config.device == "cuda" else update
     def train_step(sequences, lr_factor):
         muon_lr.fill_(config.muon_lr * lr_factor)
         adamw_lr.fill_(config.adamw_lr * lr_factor)
         batch.copy_(sequences)
         run_update()
-        return mean_loss
+        return last_loss
     return train_step
 
 @torch.no_grad()
-def evaluate(model, tokens, T, batch_size=64):
-    """Mean loss over all of `tokens`, cut into consecutive sequences of T."""
-    padding = -(len(tokens) - 1) % T
-    x = F.pad(tokens[:-1], (0, padding)).view(-1, T).split(batch_size)  # (B, T) each
-    y = F.pad(tokens[1:], (0, padding), value=-100).view(-1, T).split(batch_size)  # the loss ignores targets of -100
+def evaluate(model, tokens, T, batch_size):
+    """Mean loss over all of `tokens` (N), split into consecutive sequences of length T."""
+    x = F.pad(tokens[:-1], (0, (1 - len(tokens)) % T)).view(-1, T).split(batch_size)  # (B, T) each
+    y = F.pad(tokens[1:], (0, (1 - len(tokens)) % T), value=-100).view(-1, T).split(batch_size)  # -100: no target
     model.eval()
     total = sum(model(a, b)[1] * (b >= 0).sum() for a, b in zip(x, y, strict=True))
     model.train()
@@ -228,47 +225,50 @@ def train(config):
     vocab, train_tokens, val_tokens = load_data(config)
     torch.manual_seed(config.seed)
     model = TransformerModel(config, len(vocab)).to(device)
-    dtype = torch.bfloat16 if BF16.get(device) else torch.float32
-    model.forward = torch.autocast(device, dtype, enabled=dtype == torch.bfloat16, cache_enabled=False)(model.forward)
+    bfloat16 = torch.cuda.is_bf16_supported(False) if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    model.forward = torch.autocast(device, torch.bfloat16, enabled=bfloat16, cache_enabled=False)(model.forward)
+    dtype = torch.bfloat16 if bfloat16 else torch.float32  # of matrix products
     train_step = make_train_step(model, config, dtype)
-    print(f"model: {sum(weight.numel() for weight in model.parameters()):,} parameters, on {device} in {dtype}")
+    n_params = sum(weight.numel() for weight in model.parameters())
+    print(f"{len(train_tokens):,} training characters, {len(vocab)} distinct; {n_params:,} weights; {device}, {dtype}")
     sequences = train_tokens.unfold(0, T + 1, 1)  # (N, T + 1), a view: one sequence starts at each character
-    # Ten steps with a learning rate of 0, which leave the weights unchanged, show how many fit into the time.
+    # Time budget: ten steps with a learning rate of 0, which leave the weights unchanged, show how many steps fit.
     seconds = timeit.timeit(lambda: train_step(sequences[torch.randint(len(sequences), (B,))], 0).item(), number=10)
     max_iters = config.max_iters or min(MAX_ITERS, 1 + int(10 * 57 * config.minutes / seconds))  # 5% for evaluations
     print(f"{max_iters} steps; to repeat this run exactly: --max_iters {max_iters}")
-    # Each epoch takes all of the text once: every T-th sequence, from a random one on, in random order.
+    # Each epoch covers the text once: every T-th sequence, from a random offset, in random order.
     n = len(sequences) // T
-    epochs = [torch.randint(T, ()) + T * torch.randperm(n) for _ in range(max_iters * B // n + 1)]
-    starts = torch.cat(epochs).to(device).split(B)  # (B) each, one for every step
+    starts = torch.cat([torch.randint(T, ()) + T * torch.randperm(n) for _ in range(max_iters * B // n + 1)]).to(device)
     path = HERE / "checkpoints" / f"{time.strftime('%Y%m%d-%H%M%S')}.pt"
     sizes = {name: getattr(config, name) for name in ("n_embd", "block_size", "n_blocks", "num_heads", "dropout")}
     checkpoint = {"format_version": 1, "model_class": "TransformerModel", "tokenizer": {"kind": "char", "vocab": vocab},
                   "config": sizes | {"vocab_size": len(vocab), "qk_norm": True}, "weights": model.state_dict()}
-    losses = {}
+    losses, step = {}, -1
     def evaluate_and_save(step):
-        losses[step] = evaluate(model, val_tokens, T)
-        tqdm.write(f"step {step:5}  validation loss {losses[step]:.4f}")
-        require(math.isfinite(losses[step]), f"the loss is {losses[step]}: use a lower muon_lr and adamw_lr")
-        if losses[step] == min(losses.values()):
+        loss = evaluate(model, val_tokens, T, B)
+        tqdm.write(f"step {step:5}  validation loss {loss:.4f}")
+        require(math.isfinite(loss), f"the loss is {loss}: use a lower muon_lr and adamw_lr")
+        if loss < min(losses.values(), default=math.inf):
             path.parent.mkdir(exist_ok=True)
-            with open(path.with_suffix(".partial"), "wb") as file:  # so that a kill leaves the last checkpoint whole
-                torch.save(checkpoint, file)
-            Path(file.name).replace(path)
+            buffer = io.BytesIO()
+            torch.save(checkpoint, buffer)  # not to the disk: torch.save would hide that it is full
+            path.with_suffix(".partial").write_bytes(buffer.getvalue())
+            path.with_suffix(".partial").replace(path)  # atomic: a kill leaves the previous checkpoint intact
+        losses[step] = loss
     with suppress(KeyboardInterrupt):  # Ctrl-C ends the training early
         for step in (bar := trange(max_iters, unit=" tokens", unit_scale=B * T)):
             if step % config.eval_interval == 0:
                 evaluate_and_save(step)
-            loss = train_step(sequences[starts[step]], lr_factor=1 - step / max_iters)  # linear decay to zero
+            loss = train_step(sequences[starts[step * B : (step + 1) * B]], lr_factor=1 - step / max_iters)
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     evaluate_and_save(step + 1)
     best = min(losses, key=losses.get)
     model.load_state_dict(torch.load(path, weights_only=True)["weights"])
     print_sample(model.eval(), vocab, config)
-    overfitting = f"rose after step {best}: overfitting" if best <= step else "still falling"
-    print(f"\n\nvalidation loss {losses[best]:.4f}, {overfitting}; uniform baseline ln V = {math.log(len(vocab)):.4f}")
-    print(f"is that normal? python estimate.py {path}")
+    trend = "still falling" if best == step + 1 else f"rose after step {best}: overfitting"
+    print(f"\n\nvalidation loss {losses[best]:.4f}, {trend}; uniform baseline ln V = {math.log(len(vocab)):.4f}")
+    print(f"checkpoint: {path}; is its loss normal? python estimate.py {path.relative_to(HERE)}")
 
 @torch.no_grad()
 def print_sample(model, vocab, config):
@@ -290,10 +290,10 @@ def main():
     except KeyboardInterrupt:
         sys.exit(130)
     except (UserError, OSError, RuntimeError) as error:
-        message = "out of memory: use a smaller batch_size, block_size or n_embd" if "memory" in str(error) else error
-        if isinstance(error, RuntimeError) and message is error:
+        oom = isinstance(error, RuntimeError) and ("out of memory" in str(error) or "tried to allocate" in str(error))
+        if isinstance(error, RuntimeError) and not oom:
             raise
-        print("error:", message, file=sys.stderr)
+        print("error:", "out of memory: reduce batch_size, block_size or n_embd" if oom else error, file=sys.stderr)
         sys.exit(2)
 
 if __name__ == "__main__":

@@ -355,7 +355,7 @@ def test_estimate_tells_the_loss_of_both_halves_checkpoints(folder, monkeypatch)
     model = transformer_4d.TransformerModel(config, checkpoint["config"]["vocab_size"])
     model.load_state_dict(checkpoint["weights"])
     ids = torch.tensor([checkpoint["tokenizer"]["vocab"].index(character) for character in TEXT])
-    expected = {"single": transformer_4d.evaluate(model, ids[int(0.9 * len(ids)):], config.block_size),
+    expected = {"single": transformer_4d.evaluate(model, ids[int(0.9 * len(ids)):], config.block_size, 4),
                 "tiny": min(loss for _, _, loss in losses(folder / "checkpoints" / "tiny"))}
     for name, path in (("single", single), ("tiny", folder / "checkpoints" / "tiny" / "best.pt")):
         done = command("estimate.py", path, cwd=folder)
