@@ -375,6 +375,15 @@ def test_a_fixed_seed_gives_reproducible_losses_and_samples(folder, capsys):
     assert outcome(folder, capsys, seed=1, dropout=0.1)[:2] != outcome(folder, capsys, seed=2, dropout=0.1)[:2]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_run_on_a_gpu_is_reproducible_and_learns_what_one_on_a_cpu_learns(folder, capsys):
+    settings = {"max_iters": 60, "eval_interval": 20}  # evaluations come between replays of the graph
+    first, second, cpu = ([float(loss) for loss in outcome(folder, capsys, **settings, device=device)[0]]
+                          for device in ("cuda", "cuda", "cpu"))
+    assert first == pytest.approx(second, abs=1e-3)  # atomic additions come in any order
+    assert first == pytest.approx(cpu, abs=0.1)
+
+
 def test_the_time_budget_chooses_max_iters_and_prints_how_to_repeat_the_run(folder, capsys, monkeypatch):
     monkeypatch.setattr(transformer_4d.timeit, "timeit", lambda run, number: [run() for _ in range(number)] and 100.0)
     losses, sample, out = outcome(folder, capsys, max_iters=0, minutes=2.0, dropout=0.1)
