@@ -228,12 +228,11 @@ def train(config):
     bfloat16 = torch.cuda.is_bf16_supported(False) if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
     model.forward = torch.autocast(device, torch.bfloat16, enabled=bfloat16, cache_enabled=False)(model.forward)
     dtype = torch.bfloat16 if bfloat16 else torch.float32  # of matrix products
-    train_step = make_train_step(model, config, dtype)
     n_params = sum(weight.numel() for weight in model.parameters())
     print(f"{len(train_tokens):,} training characters, {len(vocab)} distinct; {n_params:,} weights; {device}, {dtype}")
     sequences = train_tokens.unfold(0, T + 1, 1)  # (N, T + 1), a view: one sequence starts at each character
-    # Time budget: ten steps with a learning rate of 0, which leave the weights unchanged, show how many steps fit.
-    seconds = timeit.timeit(lambda: train_step(sequences[torch.randint(len(sequences), (B,))], 0).item(), number=10)
+    trial_step = make_train_step(model, config, dtype)  # measures the speed: lr_factor 0 changes no weight
+    seconds = timeit.timeit(lambda: trial_step(sequences[torch.randint(len(sequences), (B,))], 0).item(), number=10)
     max_iters = config.max_iters or min(MAX_ITERS, 1 + int(10 * 57 * config.minutes / seconds))  # 5% for evaluations
     print(f"{max_iters} steps; to repeat this run exactly: --max_iters {max_iters}")
     # Each epoch covers the text once: every T-th sequence, from a random offset, in random order.
@@ -244,6 +243,7 @@ def train(config):
     checkpoint = {"format_version": 1, "model_class": "TransformerModel", "tokenizer": {"kind": "char", "vocab": vocab},
                   "config": sizes | {"vocab_size": len(vocab), "qk_norm": True}, "weights": model.state_dict()}
     losses, step = {}, -1
+    train_step = make_train_step(model, config, dtype)  # with new optimizer states
     def evaluate_and_save(step):
         loss = evaluate(model, val_tokens, T, B)
         tqdm.write(f"step {step:5}  validation loss {loss:.4f}")
