@@ -40,8 +40,8 @@ class Config:  # the defaults give 3,691,073 parameters for the 65 characters of
     minutes: float = 10.0  # time budget, from which max_iters is chosen
     max_iters: int = 0  # training steps; 0: as many as fit into `minutes`, but at most MAX_ITERS
     batch_size: int = 16  # sequences per step (B)
-    muon_lr: float = 0.02  # peak learning rate of the matrices in the blocks
-    adamw_lr: float = 0.005  # peak learning rate of everything else
+    muon_lr: float = 0.02  # initial learning rate of the matrices in the blocks; decays linearly to zero
+    adamw_lr: float = 0.005  # initial learning rate of everything else; decays likewise
     weight_decay: float = 0.1  # of the matrices in the blocks
     eval_interval: int = 250  # steps between evaluations
     max_new_chars: int = 500  # length of the sample printed at the end
