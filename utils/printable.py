@@ -1,0 +1,31 @@
+"""Text from files, names and models, made safe to print."""
+
+import re
+
+# C0 and C1 control characters except tab and line feed, bidirectional overrides, and lone surrogates.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escape_controls(text):
+    r"""Write control characters as escapes, so that printing `text` cannot move the cursor or change the terminal.
+
+    >>> print(escape_controls("red \x1b[31m, tab\t, line\nfeed"))
+    red \x1b[31m, tab	, line
+    feed
+    """
+    return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text, limit=1000):
+    r"""`text` on one printable line of at most `limit` characters; a longer text loses its middle.
+
+    >>> one_line("two\nlines")
+    'two\\nlines'
+    >>> one_line("0123456789abcdef", limit=9)
+    '012...def'
+    """
+    line = escape_controls(text).replace("\n", "\\n").replace("\t", " ")
+    if len(line) <= limit:
+        return line
+    half = (limit - 3) // 2
+    return f"{line[:half]}...{line[-half:]}"
