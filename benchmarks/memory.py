@@ -29,10 +29,11 @@ from data.windows import RandomWindows  # noqa: E402
 from models.config import SamplingConfig  # noqa: E402
 from models.generate import generate  # noqa: E402
 from models.zoo import ZOO  # noqa: E402
-from training.loop import Progress, fit  # noqa: E402
+from training.loop import Progress, Trainer, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
 from training.precision import pick_device  # noqa: E402
-from training.settings import OptimSettings, TrainingSettings  # noqa: E402
+from training.settings import OptimSettings  # noqa: E402
+from training.step import TrainStep  # noqa: E402
 from utils.errors import Parser, command  # noqa: E402
 from utils.memory import MIB, Plan, cublas_workspace, inference_memory, readable, training_memory  # noqa: E402
 from utils.parameters import count_parameters  # noqa: E402
@@ -81,10 +82,12 @@ def train(model, plan):
     dtype = getattr(torch, plan.dtype)
     tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=100_000)
     batch = RandomWindows(tokens, model.block_size, plan.batch_size, seed=0).batch
-    settings = TrainingSettings(batch_size=plan.batch_size, accumulation=plan.accumulation, max_iters=2)
     optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype)
     scaler = torch.amp.GradScaler(plan.device, enabled=dtype == torch.float16)
-    fit(model, optimizers, lambda step: 1.0, batch, lambda *_: False, settings, Progress(), dtype, scaler)
+    train_step = TrainStep(model, optimizers, 1.0, dtype, scaler)
+    trainer = Trainer(train_step, batch, lambda step: 1.0, lambda *_: False, plan.accumulation, max_iters=2,
+                      eval_interval=1000, seed=0)
+    fit(trainer, Progress())
 
 
 def write(model, prompt_tokens):

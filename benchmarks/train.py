@@ -27,23 +27,25 @@ from side_by_side import in_turns, nanogpt_model  # noqa: E402
 
 from data.windows import RandomWindows  # noqa: E402
 from models.zoo import RainbowGPT  # noqa: E402
-from training.loop import Progress, fit  # noqa: E402
+from training.loop import Progress, Trainer, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
 from training.precision import pick_dtype  # noqa: E402
-from training.settings import OptimSettings, TrainingSettings  # noqa: E402
+from training.settings import OptimSettings  # noqa: E402
+from training.step import TrainStep  # noqa: E402
 from utils.errors import Parser, command  # noqa: E402
 from utils.parameters import flops_per_token  # noqa: E402
 
 
 def our_trainer(model, batch, dtype):
-    """A function that trains for so many steps more."""
+    """A function that trains for a number of steps."""
     optimizers, progress = make_optimizers(model, OptimSettings(), dtype), Progress()
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    train_step = TrainStep(model, optimizers, 1.0, dtype, torch.amp.GradScaler("cpu", enabled=False))
 
     def advance(steps):
-        settings = TrainingSettings(max_iters=progress.step + steps)
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar: a line per turn is enough here
-            fit(model, optimizers, lambda step: 1.0, batch, lambda *_: False, settings, progress, dtype, scaler)
+        trainer = Trainer(train_step, batch, lambda step: 1.0, lambda *_: False, accumulation=1,
+                          max_iters=progress.step + steps, eval_interval=1000, seed=0)
+        with contextlib.redirect_stderr(io.StringIO()):  # hides the progress bar: one line per turn is enough
+            fit(trainer, progress)
 
     return advance
 

@@ -1,24 +1,33 @@
-"""Token ids to windows (x, y): y is x, one token later."""
+"""Batches of context windows (x, y) from an array of token ids: y is x, one token later."""
+
+from functools import lru_cache
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from utils.errors import UserError
 
 
 def check_length(tokens, length, what="the text"):
-    """Raise UserError, which calls the tokens `what`, if they are too few for a single window of this length."""
+    """Raise UserError, which calls the tokens `what`, if they are too few for one window of this length."""
     if len(tokens) <= length:
-        raise UserError(f"{what} is too short: {len(tokens):,} tokens, and a window takes {length + 1:,}. Give more "
+        raise UserError(f"{what} is too short: {len(tokens):,} tokens, and one window needs {length + 1:,}. Use more "
                         "text or a smaller --model.block_size")
 
 
-class RandomWindows:
-    """Batches of windows that start anywhere in an array of token ids (memory-mapped or not).
+def windows_at(tokens, starts, length):
+    """Return x and y, int64, (B, T) each, that start at `starts` (B); T is `length`."""
+    windows = np.stack([tokens[start : start + length + 1] for start in starts])  # (B, T + 1)
+    windows = torch.from_numpy(windows.astype(np.int64))
+    return windows[:, :-1], windows[:, 1:]
 
-    A batch is a function of the seed and its key alone, whatever was drawn before: so a run that was interrupted sees
-    what an unbroken one sees. Raises UserError if the tokens are too few for one window.
+
+class RandomWindows:
+    """Batches of windows at random positions.
+
+    A batch depends only on the seed and its key, so a resumed run sees the batches of an uninterrupted one. Raises
+    UserError if the tokens, an array or a memmap (N), are too few for one window.
     """
 
     def __init__(self, tokens, block_size, batch_size, seed):
@@ -26,26 +35,24 @@ class RandomWindows:
         self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
 
     def batch(self, *key):
-        """x and y, int64, (B, T) each, for a key of whole numbers such as (step, micro-batch)."""
+        """Return x and y, int64, (B, T) each, for a key of integers such as (step, micro-batch)."""
         random = np.random.default_rng((self.seed, *key))
-        places = random.integers(len(self.tokens) - self.block_size, size=self.batch_size)
-        windows = np.stack([self.tokens[place : place + self.block_size + 1] for place in places])  # (B, T + 1)
-        windows = torch.from_numpy(windows.astype(np.int64))
-        return windows[:, :-1], windows[:, 1:]
+        starts = random.integers(len(self.tokens) - self.block_size, size=self.batch_size)
+        return windows_at(self.tokens, starts, self.block_size)
 
 
 class SlidingWindows(Dataset):
-    """Windows that start every `stride` tokens, for a DataLoader: each x and y, int64, (max_length).
+    """Windows that start every `stride` tokens, for a DataLoader: each is x and y, int64, (max_length).
 
-    For small texts: with a stride below max_length a token is learned in several contexts. The last tokens are left
-    out where they don't fill a window (Raschka, "Build a Large Language Model (From Scratch)", 2024, section 2.6).
-    Raises UserError if the tokens are too few for one window.
+    With a stride below max_length, a token is predicted in several contexts, which helps on small texts. The last
+    tokens are left out if they do not fill a window (Raschka, "Build a Large Language Model (From Scratch)", 2024,
+    section 2.6). Raises UserError if the tokens are too few for one window, or if the stride would skip tokens.
     """
 
     def __init__(self, tokens, max_length=256, stride=128):
         check_length(tokens, max_length)
-        if stride < 1:
-            raise UserError(f"stride cannot be {stride}: give a number above zero")
+        if not 1 <= stride <= max_length:
+            raise UserError(f"stride must be from 1 to block_size ({max_length}), which uses every token; got {stride}")
         self.tokens, self.max_length, self.stride = tokens, max_length, stride
 
     def __len__(self):
@@ -53,28 +60,46 @@ class SlidingWindows(Dataset):
 
     def __getitem__(self, i):
         if not 0 <= i < len(self):
-            raise IndexError(i)  # by which Python knows where a loop ends
-        window = self.tokens[i * self.stride : i * self.stride + self.max_length + 1]
-        window = torch.from_numpy(np.asarray(window).astype(np.int64))  # (T + 1)
-        return window[:-1], window[1:]
+            raise IndexError(i)  # ends a for loop over the dataset
+        x, y = windows_at(self.tokens, [i * self.stride], self.max_length)
+        return x[0], y[0]
 
 
-class ShuffledWindows:
-    """Batches of a SlidingWindows for the training loop: in each epoch every window once, in a new order.
+class EpochWindows:
+    """Batches that cover the text once per epoch: every window at a multiple of `stride`, in a new random order.
 
-    Windows that don't fill a batch are left out of their epoch. A batch is a function of the seed and its place alone,
-    as in RandomWindows. Raises UserError if the windows are too few for one batch.
+    With `random_offset`, all windows of an epoch are shifted by the same random number of tokens below the stride, so
+    that epochs differ in where windows begin. Windows that do not fill the last batch of an epoch are left out. A batch
+    depends only on the seed and its position in the run. Raises UserError if the tokens are too few for one batch.
     """
 
-    def __init__(self, windows, batch_size, accumulation, seed):
-        if len(windows) < batch_size:
-            raise UserError(f"the text is too short: {len(windows)} windows, and a batch takes {batch_size}. Give more "
+    def __init__(self, tokens, block_size, stride, batch_size, accumulation, seed, random_offset):
+        self.tokens, self.block_size, self.stride, self.seed = tokens, block_size, stride, seed
+        self.batch_size, self.accumulation, self.random_offset = batch_size, accumulation, random_offset
+        shift = stride - 1 if random_offset else 0
+        self.n_windows = len(SlidingWindows(tokens[: len(tokens) - shift], block_size, stride))
+        if self.n_windows < batch_size:
+            raise UserError(f"the text is too short: {self.n_windows} windows, and a batch has {batch_size}. Use more "
                             "text, or a smaller --training.batch_size or --data.stride")
-        self.windows, self.batch_size, self.accumulation, self.seed = windows, batch_size, accumulation, seed
+        self.epoch_starts = lru_cache(maxsize=1)(self.epoch_starts)
+
+    def epoch_starts(self, epoch):
+        """Return the positions (n_windows) where the windows of an epoch start, in order."""
+        random = np.random.default_rng((self.seed, epoch))
+        order = random.permutation(self.n_windows)
+        offset = random.integers(self.stride) if self.random_offset else 0
+        return offset + self.stride * order
 
     def batch(self, step, i):
-        """x and y, int64, (B, T) each, of micro-batch i of a step."""
-        epoch, place = divmod(step * self.accumulation + i, len(self.windows) // self.batch_size)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.windows))
-        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
-        return default_collate([self.windows[number] for number in chosen.tolist()])
+        """Return x and y, int64, (B, T) each, of micro-batch i of a step."""
+        epoch, place = divmod(step * self.accumulation + i, self.n_windows // self.batch_size)
+        starts = self.epoch_starts(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        return windows_at(self.tokens, starts, self.block_size)
+
+
+def make_windows(tokens, data, block_size, batch_size, accumulation, seed):
+    """The windows that DataSettings `data` describe, for training on `tokens` (N). Raises UserError."""
+    if data.windows == "random":
+        return RandomWindows(tokens, block_size, batch_size, seed)
+    stride = block_size if data.windows == "shuffled" else data.stride or min(128, block_size)
+    return EpochWindows(tokens, block_size, stride, batch_size, accumulation, seed, data.windows == "shuffled")

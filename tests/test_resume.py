@@ -91,6 +91,7 @@ def assert_same_run(folder, one, other):
 @pytest.mark.parametrize("after", [1, 2])
 @pytest.mark.parametrize("more", [
     [], ["--optim.name=adamw", "--optim.adamw_lr=0.001"], ["--training.dtype=float16"], ["--data.windows=sliding"],
+    ["--data.windows=shuffled", "--optim.ema=0.9"],
 ], ids=lambda more: "".join(more[:1]) or "default")
 def test_last_pt_alone_is_enough_to_go_on(folder, monkeypatch, more, after):
     run(tiny_settings("--run=unbroken", "--model.dropout=0.2", *more))

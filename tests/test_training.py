@@ -1,5 +1,6 @@
 """The training of models: schedules, the loop, resuming, and train.py and estimate.py as commands."""
 
+import dataclasses
 import json
 import math
 import os
@@ -24,11 +25,12 @@ from data.tokenizer import CharTokenizer
 from models.zoo import ZOO, DevModel
 from training.checkpoint import load_model, save_checkpoint
 from training.evaluate import estimate_loss
-from training.loop import Progress, fit
+from training.loop import Progress, Trainer, fit
 from training.optim import Muon, lr_factor, make_optimizers
-from training.run import compiled, model_config
+from training.run import model_config
 from training.run import train as run
 from training.settings import ModelSettings, OptimSettings, Settings, TrainingSettings
+from training.step import TrainStep, compile_forward
 from utils.errors import UserError
 
 # ---- Optimizers and schedules ----------------------------------------------------------------------------------------
@@ -93,12 +95,22 @@ def test_each_weight_has_one_optimizer_and_only_matrices_in_blocks_decay(name):
 # ---- The loop --------------------------------------------------------------------------------------------------------
 
 
+def plain_step(model, lr=0.1, average=None):
+    """A TrainStep with gradient descent, in float32, without effective gradient clipping."""
+    sgd = torch.optim.SGD(model.parameters(), lr=torch.tensor(lr))
+    return TrainStep(model, [sgd], 1e9, torch.float32, torch.amp.GradScaler("cpu", enabled=False), average)
+
+
+def trainer_for(train_step, batch, evaluate=lambda *_: False, **changes):
+    trainer = Trainer(train_step, batch, lambda step: 1.0, evaluate, accumulation=1, max_iters=1, eval_interval=1000,
+                      seed=0)
+    return dataclasses.replace(trainer, **changes)
+
+
 def fit_once(model, batches, accumulation):
     """The weights after one step of plain gradient descent on these micro-batches."""
-    s = TrainingSettings(max_iters=1, accumulation=accumulation, eval_interval=1)
-    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    fit(model, [sgd], lambda step: 1.0, lambda step, i: batches[i], lambda *_: False, s, Progress(),
-        torch.float32, torch.amp.GradScaler("cpu", enabled=False))
+    trainer = trainer_for(plain_step(model), lambda step, i: batches[i], accumulation=accumulation)
+    fit(trainer, Progress())
     return torch.cat([weight.detach().flatten() for weight in model.parameters()])
 
 
@@ -125,11 +137,11 @@ def test_the_seed_and_the_step_decide_what_dropout_drops():
 
     def first_loss(seed, step):
         losses = []
-        model, sgd = tiny_model(), torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
+        model = tiny_model()
         model.dropout.p = 0.5
-        s = TrainingSettings(max_iters=step + 1, eval_interval=1000, seed=seed)
-        fit(model, [sgd], lambda step: 1.0, lambda step, i: (x, y), lambda _, loss: losses.append(loss) or False, s,
-            Progress(step=step, best_loss=0.0), torch.float32, torch.amp.GradScaler("cpu", enabled=False))
+        trainer = trainer_for(plain_step(model), lambda step, i: (x, y), lambda _, loss: losses.append(loss) or False,
+                              max_iters=step + 1, seed=seed)
+        fit(trainer, Progress(step=step, best_loss=0.0))
         return losses[-1]
 
     seen = [first_loss(seed, step) for seed, step in ((1, 0), (1, 1), (2, 0), (2**40, 1), (2**40, 2))]
@@ -253,7 +265,7 @@ def test_where_torch_compile_cannot_be_had_one_line_says_so_and_training_goes_on
         done = command("train.py", *arguments, f"--run={name}", f"--training.compile={compile}", cwd=folder,
                        env=os.environ | {"CXX": str(folder / "none"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")})
         assert done.returncode == 0, done.stderr
-        assert sum("torch.compile is not to be had here" in line for line in done.stdout.splitlines()) == (
+        assert sum("torch.compile is not available on this machine" in line for line in done.stdout.splitlines()) == (
             compile == "yes")
     assert losses(folder / "checkpoints" / "plain") == losses(folder / "checkpoints" / "tried")
 
@@ -296,8 +308,9 @@ def test_a_model_whose_gradient_cannot_be_compiled_is_trained_as_it_is(capsys, m
 
     monkeypatch.setattr(torch, "compile", no_backward)
     model = tiny_model()
-    assert compiled(model, torch.randint(11, (2, 2, 12)), "yes", torch.float32) is model
-    assert "torch.compile is not to be had here (AssertionError)" in capsys.readouterr().out
+    train_step = plain_step(model)
+    assert not compile_forward(train_step, torch.randint(11, (2, 2, 12))) and train_step.forward is model
+    assert "torch.compile is not available on this machine (AssertionError)" in capsys.readouterr().out
     assert all(weight.grad is None for weight in model.parameters())
 
 

@@ -1,110 +1,119 @@
-"""The training loop. It knows no text and no model: it is handed both."""
+"""The training loop. It imports neither texts nor models: it is handed both."""
 
 import contextlib
 import math
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from training.precision import autocast
 from utils.errors import UserError
 
 
 @dataclass
 class Progress:
-    """How far a run has come: what it needs, besides weights and optimizers, to go on as if it had never stopped."""
+    """How far a run is: with weights and optimizer states, all that resuming needs."""
 
     step: int = 0
+    tokens: int = 0
+    """Tokens trained on, each as often as it was seen."""
     seconds: float = 0.0
     best_loss: float = math.inf
     evaluations_since_best: int = 0
 
 
+@dataclass
+class Trainer:
+    """What `fit` needs."""
+
+    train_step: Callable
+    """(step, batches, lr_factor) -> mean loss, a 0-dim tensor: a `training.step.TrainStep`."""
+    batch: Callable
+    """(step, i) -> x and y, int64, (B, T) each: micro-batch i of a step."""
+    lr_factor: Callable
+    """step -> learning rate as a fraction of the peak learning rate."""
+    evaluate: Callable
+    """(progress, train_loss) -> whether to stop. Called before the first step, every `eval_interval` steps and at the
+    end, with the mean training loss since the last call (None at the start); it evaluates, saves and reports."""
+    accumulation: int
+    """Micro-batches per step."""
+    max_iters: int
+    eval_interval: int
+    seed: int
+
+
 @contextlib.contextmanager
-def ctrl_c_as_flag():
-    """Within it, the first Ctrl-C sets the event that is given and a second one leaves at once."""
-    pressed = threading.Event()
+def interrupt_as_flag():
+    """Context in which the first Ctrl-C or SIGTERM sets the event that it yields, and a second one ends the process."""
+    interrupted = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def handler(*_):
-        pressed.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def restore():
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    before = signal.signal(signal.SIGINT, handler)
+    def set_flag(*_):
+        interrupted.set()
+        restore()
+
+    for number in before:
+        signal.signal(number, set_flag)
     try:
-        yield pressed
+        yield interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
-def fit(model, optimizers, lr_factor, batch, evaluated, s, progress, dtype, scaler):
-    """Train `model` from `progress.step` to `s.max_iters` (TrainingSettings), or until `evaluated` says stop.
+def fit(trainer, progress):
+    """Train from `progress.step` until `max_iters`, until `evaluate` returns True, or until Ctrl-C or SIGTERM.
 
-    - `lr_factor(step)`: the share of the optimizers' learning rates that this step takes.
-    - `batch(step, i)`: x and y, (B, T) each, of micro-batch i.
-    - `evaluated(progress, train_loss)`: called before the first step, every `s.eval_interval` steps and at the end,
-      with the mean loss since the last time (None at the start); it measures, saves, shows; True from it means stop.
-    - `dtype` is what matrices are multiplied in, `scaler` the GradScaler (disabled unless that is float16).
-
-    All that is random in a step follows from the seed and the number of the step, so a run that goes on from saved
-    weights gives the numbers of an unbroken one. Raises UserError when the loss is not finite.
+    Randomness depends only on the seed and the step number, so a resumed run reproduces an uninterrupted one exactly.
+    Raises UserError if the loss is not finite.
     """
-    device = next(model.parameters()).device
-    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    first, losses, started = progress.step, [], time.perf_counter() - progress.seconds
-    weights = [weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]]
-    with ctrl_c_as_flag() as ctrl_c, tqdm(unit=" tokens", unit_scale=True, smoothing=0.05) as bar:
-        for step in range(first, s.max_iters + 1):
-            last = ctrl_c.is_set() or step == s.max_iters
-            if last or step % s.eval_interval == 0:
-                if step > first or progress.best_loss == math.inf:  # a run that goes on was evaluated where it starts
-                    if ctrl_c.is_set():
-                        tqdm.write("Ctrl-C: one last evaluation (a second Ctrl-C leaves at once)")
-                    progress.step, progress.seconds = step, time.perf_counter() - started
-                    train_loss = check_finite(torch.stack(losses).mean(), step) if losses else None
-                    last |= evaluated(progress, train_loss)
-                    losses = []
-                if last:
-                    return
+    first, started = progress.step, time.perf_counter() - progress.seconds
+    evaluated_at_start = progress.best_loss < math.inf  # a resumed run was evaluated at the step where it resumes
+    loss_sum, n_losses = 0.0, 0
+    with interrupt_as_flag() as interrupted, tqdm(unit=" tokens", unit_scale=True, smoothing=0.05) as bar:
+        for step in range(first, trainer.max_iters + 1):
+            last = interrupted.is_set() or step == trainer.max_iters
+            due = last or step % trainer.eval_interval == 0
+            if due and not (step == first and evaluated_at_start):
+                if interrupted.is_set():
+                    tqdm.write("interrupted: one last evaluation (a second Ctrl-C ends the run at once)")
+                progress.step, progress.seconds = step, time.perf_counter() - started
+                train_loss = check_finite(loss_sum / n_losses, step) if n_losses else None
+                last |= trainer.evaluate(progress, train_loss)
+                loss_sum, n_losses = 0.0, 0
+            if last:
+                return
 
-            torch.manual_seed(int(np.random.SeedSequence((s.seed, step)).generate_state(1)[0]))
-            for optimizer, lrs in zip(optimizers, peaks, strict=True):
-                for group, peak in zip(optimizer.param_groups, lrs, strict=True):
-                    group["lr"] = peak * lr_factor(step)
-            batches = [batch(step, i) for i in range(s.accumulation)]
-            targets = sum((y != -100).sum() for _, y in batches)
-            step_loss = torch.zeros((), device=device)
-            for x, y in batches:  # means, weighed by their targets, add up to the mean of one large batch
-                with autocast(device.type, dtype):
-                    loss = model(x.to(device), y.to(device))[1]  # no name for the logits: they go before backward
-                loss = loss * ((y != -100).sum() / targets).to(device)
-                scaler.scale(loss).backward()
-                step_loss += loss.detach()
-            for optimizer in optimizers:
-                scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(weights, s.grad_clip)
-            for optimizer in optimizers:
-                scaler.step(optimizer)
-                optimizer.zero_grad()
-            scaler.update()
-
-            losses.append(step_loss)
+            seed_step(trainer.seed, step)
+            batches = [trainer.batch(step, i) for i in range(trainer.accumulation)]
+            loss = trainer.train_step(step, batches, trainer.lr_factor(step))
+            loss_sum, n_losses = loss_sum + loss, n_losses + 1  # a tensor: reading its value would wait for the device
             tokens = sum(x.numel() for x, _ in batches)
+            progress.tokens += tokens
             if bar.total is None:
-                bar.reset(total=(s.max_iters - first) * tokens)
+                bar.reset(total=(trainer.max_iters - first) * tokens)
             if step % 10 == 0:
-                bar.set_postfix(loss=f"{check_finite(step_loss, step):.3f}", refresh=False)
+                bar.set_postfix(loss=f"{check_finite(loss, step):.3f}", refresh=False)
             bar.update(tokens)
 
 
+def seed_step(seed, step):
+    """Seed the random generators of all devices for one step."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
+
+
 def check_finite(loss, step):
-    """The loss, a float or a tensor of one number, as a float. Raises UserError if it is not finite."""
+    """Convert a loss, a float or a 0-dim tensor, to a float. Raises UserError if it is not finite."""
     loss = float(loss)
     if not math.isfinite(loss):
-        raise UserError(f"the loss is {loss} at step {step}, so training stops; what was saved is as it was. "
-                        "Try lower learning rates or a longer warm-up")
+        raise UserError(f"the loss is {loss} at step {step}: training stops, and saved files are unchanged. Use lower "
+                        "learning rates or a longer warmup")
     return loss

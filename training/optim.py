@@ -1,20 +1,28 @@
-"""Optimizers and the course of their learning rates."""
+"""Optimizers, learning rate schedules, and the moving average of the weights."""
 
+import contextlib
 import math
 
 import torch
 
+STACK = 2**25  # numbers in the matrices that Muon orthogonalizes at once: bounds its memory
+
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: each step goes equally far in all directions of a matrix (Jordan et al., 2024).
+    """Orthogonalized momentum (Jordan et al., 2024): an update changes a matrix equally in all its directions.
 
-    The steps are those of `torch.optim.Muon`, which always multiplies in bfloat16, though: on a CPU that has no
-    instructions for it, that takes fifty times as long as float32. `dtype` is what it multiplies in here. A group may
-    say how many `rows` belong together, where several matrices are kept as one: each is orthogonalised by itself.
+    The updates are those of `torch.optim.Muon`, except for two things. Matrices of equal shape are orthogonalized
+    together. And `dtype` is the dtype of the matrix products: torch's is always bfloat16, which takes fifty times as
+    long as float32 on a CPU without instructions for it.
+
+    A parameter group may give `rows`, the numbers of rows of several matrices that are stored as one, such as queries,
+    keys and values: each is orthogonalized separately. Learning rates are 0-dim tensors, so that a CUDA graph reads
+    their current values.
     """
 
     def __init__(self, params, lr, weight_decay, momentum, dtype):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "rows": None})
+        super().__init__(params, {"lr": torch.as_tensor(lr), "weight_decay": weight_decay, "momentum": momentum,
+                                  "rows": None})
         self.dtype = dtype
 
     @torch.no_grad()
@@ -23,48 +31,117 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight not in self.state:
                     self.state[weight]["momentum"] = torch.zeros_like(weight)
-                momentum = self.state[weight]["momentum"]
-                momentum.lerp_(weight.grad, 1 - group["momentum"])
-                update = weight.grad.lerp(momentum, group["momentum"]).to(self.dtype)
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                sizes = group["rows"] or [len(weight)]
-                for matrix, its_update in zip(weight.split(sizes), update.split(sizes), strict=True):
-                    rows, columns = matrix.shape
-                    matrix.add_(orthogonal(its_update), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+            for stack in stacks(group["params"], group["rows"]):
+                weights = [weight[rows] for weight, rows in stack]  # views, (r, c) each
+                gradients = [weight.grad[rows] for weight, rows in stack]
+                averages = [self.state[weight]["momentum"][rows] for weight, rows in stack]
+                torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+                updates = torch.stack(torch._foreach_lerp(gradients, averages, group["momentum"]))  # Nesterov
+                updates = updates.to(self.dtype)  # (N, r, c); a line of its own, which frees the float32 numbers
+                updates = orthogonalize(updates).float()
+                updates *= group["lr"] * max(1, updates.size(1) / updates.size(2)) ** 0.5
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_sub_(weights, updates.unbind())
 
 
-def orthogonal(matrix):
-    """Bring all singular values of a matrix near 1, by five Newton-Schulz iterations: nothing but products."""
-    x = matrix.T if matrix.size(0) > matrix.size(1) else matrix
-    x = x / x.norm().clamp(min=1e-7)
-    for _ in range(5):
-        a = x @ x.T
-        b = torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315)  # -4.7750 a + 2.0315 a a
-        x = torch.addmm(x, b, x, beta=3.4445)  # 3.4445 x + b x
-    return x.T if matrix.size(0) > matrix.size(1) else x
+def stacks(weights, sizes=None):
+    """Group matrices by shape: lists of (weight, slice of its rows), each with at most STACK numbers.
 
-
-def make_optimizers(model, s, dtype):
-    """The optimizers for a GPT by OptimSettings. Weight decay is for the matrices in its blocks alone.
-
-    The others are few and not products of one another: embeddings, norms, biases and the head.
+    `sizes` are the numbers of rows of the matrices that each weight consists of; None: it is a single one.
     """
+    by_shape = {}
+    for weight in weights:
+        start = 0
+        for size in sizes or [len(weight)]:
+            by_shape.setdefault((size, weight.size(1)), []).append((weight, slice(start, start + size)))
+            start += size
+    for (rows, columns), matrices in by_shape.items():
+        at_once = max(1, STACK // (rows * columns))
+        for first in range(0, len(matrices), at_once):
+            yield matrices[first : first + at_once]
+
+
+def orthogonalize(x):
+    """Bring all singular values of the matrices x (N, r, c) close to 1 by five Newton-Schulz iterations."""
+    if x.size(1) > x.size(2):
+        return orthogonalize(x.mT).mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):  # x <- 3.4445 x - 4.7750 (x x^T) x + 2.0315 (x x^T)^2 x
+        a = x @ x.mT
+        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, b, x, beta=3.4445)
+    return x
+
+
+def make_optimizers(model, settings, dtype):
+    """The optimizers of a GPT, by OptimSettings. Only the matrices in its blocks have weight decay.
+
+    Muon is for matrices that multiply activations. Embeddings, norms, biases and the head belong to AdamW.
+    """
+    device = model.head.weight.device
     matrices = [weight for weight in model.blocks.parameters() if weight.ndim == 2]
     others = [weight for weight in model.parameters() if not any(weight is matrix for matrix in matrices)]
-    if s.name == "adamw":
-        groups = [{"params": matrices, "weight_decay": s.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        return [torch.optim.AdamW(groups, s.adamw_lr, betas=s.betas, fused=True)]
-    joined = [block.attention.qkv.weight for block in model.blocks]
-    single = [weight for weight in matrices if not any(weight is other for other in joined)]
-    groups = [{"params": joined, "rows": [*model.blocks[0].attention.parts.values()]}, {"params": single}]
-    return [Muon(groups, s.muon_lr, s.weight_decay, s.momentum, dtype),
-            torch.optim.AdamW(others, s.adamw_lr, betas=s.betas, weight_decay=0.0, fused=True)]
+    adamw = {"lr": torch.tensor(settings.adamw_lr, device=device), "betas": settings.betas, "fused": True,
+             "capturable": device.type == "cuda"}
+    if settings.name == "adamw":
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return [torch.optim.AdamW(groups, **adamw)]
+    fused = [block.attention.qkv.weight for block in model.blocks]
+    single = [weight for weight in matrices if not any(weight is other for other in fused)]
+    groups = [{"params": fused, "rows": [*model.blocks[0].attention.parts.values()]}, {"params": single}]
+    muon_lr = torch.tensor(settings.muon_lr, device=device)
+    return [Muon(groups, muon_lr, settings.weight_decay, settings.momentum, dtype),
+            torch.optim.AdamW(others, weight_decay=0.0, **adamw)]
 
 
-def lr_factor(step, s, max_iters):
-    """The share of the highest learning rate that step number `step`, from 0, of `max_iters` takes."""
-    if step < s.warmup_iters:
-        return (step + 1) / (s.warmup_iters + 1)
-    left = 1 - (step - s.warmup_iters) / max(1, max_iters - s.warmup_iters)  # of the time after the warm-up: 1 to 0
-    fall = {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "wsd": min(1.0, 5 * left)}[s.schedule]
-    return s.final_lr + (1 - s.final_lr) * fall
+def lr_factor(step, settings, max_iters):
+    """The learning rate of step number `step`, from 0, of `max_iters`, as a fraction of the peak learning rate."""
+    if step < settings.warmup_iters:
+        return (step + 1) / (settings.warmup_iters + 1)
+    left = 1 - (step - settings.warmup_iters) / max(1, max_iters - settings.warmup_iters)  # 1 to 0 after the warmup
+    decay = {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "wsd": min(1.0, 5 * left)}
+    return settings.final_lr + (1 - settings.final_lr) * decay[settings.schedule]
+
+
+class WeightAverage:
+    """Exponential moving average (EMA) of a model's weights, which often has a lower loss than the last weights.
+
+    After step number t, from 0, an average moves by the fraction max(1 - decay, 9 / (t + 10)) towards the weights: the
+    first steps, which start from random weights, are forgotten sooner.
+    """
+
+    def __init__(self, model, decay):
+        self.weights = dict(model.named_parameters())
+        self.averages = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.decay = decay
+        self.rate = torch.zeros((), device=model.head.weight.device)  # a tensor, for CUDA graphs
+
+    def set_step(self, step):
+        self.rate.fill_(max(1 - self.decay, 9 / (step + 10)))
+
+    @torch.no_grad()
+    def update(self):
+        for name, average in self.averages.items():
+            average.lerp_(self.weights[name], self.rate)
+
+    @torch.no_grad()
+    def swap(self):
+        """Exchange the model's weights and their averages."""
+        for name, average in self.averages.items():
+            weight_before = self.weights[name].clone()
+            self.weights[name].copy_(average)
+            average.copy_(weight_before)
+
+    @contextlib.contextmanager
+    def in_model(self):
+        """Context in which the model has the averaged weights."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    def load(self, averages):
+        """Continue from saved averages, a dictionary like `self.averages`."""
+        for name, average in self.averages.items():
+            average.copy_(averages[name])

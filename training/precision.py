@@ -39,4 +39,4 @@ def writing_dtype(device):
 
 def autocast(device, dtype):
     """The context in which a model multiplies its matrices in `dtype`."""
-    return torch.autocast(device, dtype, enabled=dtype != torch.float32)
+    return torch.autocast(device, dtype, enabled=dtype != torch.float32, cache_enabled=False)  # for CUDA graphs

@@ -1,5 +1,6 @@
 """A run: settings in, a folder with checkpoints, metrics and a picture out."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -12,16 +13,17 @@ from tqdm import tqdm
 
 from data.prepare import open_tokens
 from data.tokenizer import tokenizer_from_dict
-from data.windows import RandomWindows, ShuffledWindows, SlidingWindows, check_length
+from data.windows import check_length, make_windows
 from models.generate import generate_text
 from models.zoo import ZOO
 from training.checkpoint import load_weights, read_run, save_checkpoint
 from training.evaluate import estimate_loss
-from training.loop import Progress, check_finite, fit
-from training.optim import lr_factor, make_optimizers
+from training.loop import Progress, Trainer, check_finite, fit
+from training.optim import WeightAverage, lr_factor, make_optimizers
 from training.plots import plot_losses
 from training.precision import autocast, pick_device, pick_dtype
 from training.preflight import memory_advice, settle
+from training.step import TrainStep, accelerate
 from utils.errors import UserError
 from utils.files import replacing
 from utils.parameters import count_parameters
@@ -71,6 +73,7 @@ def train(settings):
 
     optimizers = make_optimizers(model, settings.optim, dtype)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+    average = None if settings.optim.ema is None else WeightAverage(model, settings.optim.ema)
     progress, metrics = Progress(), []
     if saved:
         load_weights(model, saved["weights"], last_path)
@@ -78,19 +81,21 @@ def train(settings):
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state})  # its settings are those of today
         if saved["scaler"]:  # empty, where the run was in another precision until now
             scaler.load_state_dict(saved["scaler"])
+        if average:
+            average.load(saved.get("average") or dict(model.named_parameters()))  # without one, it starts here
         progress, metrics = Progress(**saved["progress"]), saved["metrics"]
         print(f"going on from step {progress.step}")
     del saved  # as large as the model and its optimizers
-    if d.windows == "random":
-        windows = RandomWindows(text.train, model.block_size, s.batch_size, s.seed)
-    else:
-        sliding = SlidingWindows(text.train, model.block_size, d.stride)
-        windows = ShuffledWindows(sliding, s.batch_size, s.accumulation, s.seed)
-    record = Record(folder, settings, model, tokenizer, optimizers, scaler, val_tokens, dtype, metrics)
-    faster = compiled(model, windows.batch(0, 0), s.compile, dtype)
+    windows = make_windows(text.train, d, model.block_size, s.batch_size, s.accumulation, s.seed)
+    train_step = TrainStep(model, optimizers, s.grad_clip, dtype, scaler, average)
+    steps_left = s.max_iters - progress.step
+    compiled = accelerate(train_step, windows.batch(0, 0), s.compile, steps_left * s.accumulation)
+    record = Record(folder, settings, model, tokenizer, optimizers, scaler, val_tokens, dtype, metrics, average)
+    record.settled["compile"] = "yes" if compiled else "no"
+    trainer = Trainer(train_step, windows.batch, lambda step: lr_factor(step, settings.optim, s.max_iters),
+                      record.evaluated, s.accumulation, s.max_iters, s.eval_interval, s.seed)
     with memory_advice(config, plan):
-        fit(faster, optimizers, lambda step: lr_factor(step, settings.optim, s.max_iters), windows.batch,
-            record.evaluated, s, progress, dtype, scaler)
+        fit(trainer, progress)
     minutes = progress.seconds / 60
     print(f"{progress.step} steps in {minutes:.1f} minutes, best validation loss {progress.best_loss:.4f}")
     print(f"talk to it: python terminal_demo.py {folder / 'best.pt'}")
@@ -121,35 +126,19 @@ def as_begun(s, settled, device):
         s = dataclasses.replace(s, batch_size=settled["batch_size"], accumulation=settled["accumulation"])
     if s.dtype == "auto" and device == settled["device"]:
         s = dataclasses.replace(s, dtype=settled["dtype"])
+    if s.compile == "auto" and device == settled["device"]:
+        s = dataclasses.replace(s, compile=settled.get("compile", "auto"))  # older runs do not have it
     return s
-
-
-def compiled(model, batch, wish, dtype):
-    """The model by torch.compile, where that is wished for and can be had; else the model."""
-    device = next(model.parameters()).device
-    if wish == "no" or wish == "auto" and device.type != "cuda":
-        return model
-    try:
-        faster = torch.compile(model)
-        with autocast(device.type, dtype):
-            loss = faster(*(ids.to(device) for ids in batch))[1]
-        loss.backward()
-        return faster
-    except Exception as error:  # no compiler, no Triton: whatever it is, the model works as it is
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"torch.compile is not to be had here ({why}): training goes on without it")
-        return model
-    finally:
-        model.zero_grad()
 
 
 class Record:
     """What a run leaves behind: best.pt, last.pt, metrics.jsonl, loss.png and settings.yaml in its folder."""
 
-    def __init__(self, folder, settings, model, tokenizer, optimizers, scaler, val_tokens, dtype, metrics):
+    def __init__(self, folder, settings, model, tokenizer, optimizers, scaler, val_tokens, dtype, metrics,
+                 average):
         self.folder, self.settings, self.model, self.tokenizer = folder, settings, model, tokenizer
         self.optimizers, self.scaler, self.val_tokens, self.dtype = optimizers, scaler, val_tokens, dtype
-        self.metrics, s = metrics, settings.training
+        self.metrics, self.average, s = metrics, average, settings.training
         self.settled = {"path": settings.data.path, "text": digest(val_tokens), "optimizer": settings.optim.name,
                         "device": next(model.parameters()).device.type, "batch_size": s.batch_size,
                         "accumulation": s.accumulation, "dtype": str(dtype).removeprefix("torch.")}
@@ -167,21 +156,28 @@ class Record:
         s = self.settings.training
         device = next(self.model.parameters()).device.type
         with autocast(device, self.dtype):
-            val_loss = estimate_loss(self.model, self.val_tokens, s.batch_size)
-        check_finite(val_loss, progress.step)
+            val_loss = check_finite(estimate_loss(self.model, self.val_tokens, s.batch_size), progress.step)
+        line = {"step": progress.step, "tokens": progress.tokens, "train_loss": train_loss, "val_loss": val_loss,
+                "seconds": round(progress.seconds, 1)}
+        in_best = contextlib.nullcontext  # the context in which the model has its better weights
+        if self.average:
+            with autocast(device, self.dtype), self.average.in_model():
+                line["ema_val_loss"] = estimate_loss(self.model, self.val_tokens, s.batch_size)
+            if line["ema_val_loss"] < val_loss:
+                val_loss, in_best = line["ema_val_loss"], self.average.in_model
         best = val_loss < progress.best_loss
         progress.best_loss = min(val_loss, progress.best_loss)
         scheduled = progress.step % s.eval_interval == 0  # a Ctrl-C takes nothing from the patience
         progress.evaluations_since_best = 0 if best else progress.evaluations_since_best + scheduled
-        tokens = progress.step * s.batch_size * s.accumulation * self.model.block_size
-        self.metrics.append({"step": progress.step, "tokens": tokens, "train_loss": train_loss, "val_loss": val_loss,
-                             "seconds": round(progress.seconds, 1)})
+        self.metrics.append(line)
         if best:
-            save_checkpoint(self.folder / "best.pt", self.model, self.tokenizer, half=self.settings.output.half)
+            with in_best():
+                save_checkpoint(self.folder / "best.pt", self.model, self.tokenizer, half=self.settings.output.half)
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
         save_checkpoint(self.folder / "last.pt", self.model, self.tokenizer, progress=vars(progress),
                         optimizer_states=[optimizer.state_dict()["state"] for optimizer in self.optimizers],
-                        scaler=self.scaler.state_dict(), metrics=self.metrics, settled=self.settled)
+                        scaler=self.scaler.state_dict(), metrics=self.metrics, settled=self.settled,
+                        average=self.average.averages if self.average else None)
         plot_losses(self.metrics, self.folder / "loss.png", f"{self.settings.run}: {type(self.model).__name__}")
         self.show(progress.step, train_loss, val_loss, best)
         return s.patience is not None and progress.evaluations_since_best >= s.patience

@@ -23,10 +23,11 @@ class DataSettings:
     """Tokens of a BPE that is trained."""
     max_bytes: int = 20_000_000
     """Of more text than this, so much is sampled to train a BPE on. It takes about 100 times as much memory."""
-    windows: Literal["random", "sliding"] = "random"
-    """random: they start anywhere; sliding: every `stride` tokens, each once in an epoch, for small texts."""
-    stride: int = 128
-    """Tokens from one sliding window to the next."""
+    windows: Literal["random", "shuffled", "sliding"] = "random"
+    """Where context windows start. random: anywhere; shuffled: each epoch covers the text once, in random order from a
+    random offset; sliding: every `stride` tokens, each once per epoch, for small texts."""
+    stride: int | None = None
+    """Tokens between the starts of sliding windows, at most block_size; None: 128, or block_size if that is less."""
 
     def __post_init__(self):
         check_numbers(self, positive=("vocab_size", "max_bytes", "stride"))
@@ -78,13 +79,16 @@ class OptimSettings:
     """How the learning rates fall after the warm-up; wsd (warm-up, stable, decay): only in the last fifth, linearly."""
     warmup_iters: int = 20
     """Steps in which the learning rates rise."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, such as 0.998; best.pt gets the averaged weights where
+    they are better. None: no average."""
     final_lr: float = 0.0
     """What is left of the learning rates at the end, as a share of the highest."""
 
     def __post_init__(self):
         check_numbers(self, positive=("muon_lr", "adamw_lr"),
                       not_negative=("weight_decay", "momentum", "warmup_iters", "final_lr"))
-        for name, values in (("momentum", [self.momentum]), ("betas", self.betas)):
+        for name, values in (("momentum", [self.momentum]), ("betas", self.betas), ("ema", [self.ema or 0.0])):
             if not all(0 <= value < 1 for value in values):
                 raise UserError(f"{name} cannot be {getattr(self, name)}: give numbers from 0 to below 1")
         if self.final_lr > 1:

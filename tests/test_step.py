@@ -1,0 +1,157 @@
+"""The training step against a plain loop; CUDA graphs against eager steps."""
+
+import copy
+
+import pytest
+import torch
+from small_models import small_model
+
+from training import step as step_module
+from training.loop import seed_step
+from training.optim import WeightAverage, make_optimizers
+from training.settings import OptimSettings
+from training.step import TrainStep, accelerate
+
+DISABLED = torch.amp.GradScaler("cpu", enabled=False)
+
+
+def make_step(device="cpu", dropout=0.0, name="muon", ema=None):
+    """A small model on a device, and its TrainStep, always with the same weights."""
+    model = small_model("BardGPT", dropout=dropout).to(device).train()
+    average = None if ema is None else WeightAverage(model, ema)
+    optimizers = make_optimizers(model, OptimSettings(name=name), torch.float32)
+    return model, TrainStep(model, optimizers, 1.0, torch.float32, DISABLED, average)
+
+
+def batches(step, n=1):
+    torch.manual_seed(100 + step)
+    return [tuple(torch.randint(11, (2, 4, 12))) for _ in range(n)]
+
+
+def run(train_step, steps, n=1):
+    losses = []
+    for step in steps:
+        micro_batches = batches(step, n)
+        seed_step(0, step)
+        losses.append(train_step(step, micro_batches, 1 / (1 + step)).item())
+    return losses
+
+
+def weights_of(model):
+    return torch.cat([weight.detach().flatten().cpu() for weight in model.parameters()])
+
+
+def test_a_step_equals_a_plain_loop():
+    model, train_step = make_step(name="adamw")
+    plain = copy.deepcopy(model)
+    blocks = [weight for weight in plain.blocks.parameters() if weight.ndim == 2]
+    others = [weight for weight in plain.parameters() if all(weight is not block for block in blocks)]
+    adamw = torch.optim.AdamW([{"params": blocks, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+                              betas=(0.9, 0.95), foreach=False)
+    for step in range(3):
+        loss = train_step(step, batches(step, 3), 0.5)
+        whole = [torch.cat(ids) for ids in zip(*batches(step, 3), strict=True)]
+        expected = plain(*whole)[1]
+        for group in adamw.param_groups:
+            group["lr"] = 0.5 * OptimSettings().adamw_lr
+        adamw.zero_grad()
+        expected.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        adamw.step()
+        torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(weights_of(model), weights_of(plain), atol=1e-5, rtol=1e-5)
+
+
+# ---- CUDA graphs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_cuda_needed(monkeypatch):
+    """Make `capture` work on a CPU: a graph calls its function again, after the same warmup."""
+    def fake_graph(function, pool):
+        for _ in range(3):
+            function()
+        return function
+
+    monkeypatch.setattr(step_module, "cuda_graph", fake_graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize("n, captured_after", [(1, 0), (3, 0), (2, 2)])
+def test_capture_changes_no_state_and_no_step(no_cuda_needed, name, n, captured_after):
+    eager_model, eager = make_step(dropout=0.3, name=name, ema=0.9)
+    model, train_step = make_step(dropout=0.3, name=name, ema=0.9)
+    expected = run(eager, range(6), n)
+    losses = run(train_step, range(captured_after), n)
+    train_step.capture(*batches(0)[0])
+    losses += run(train_step, range(captured_after, 6), n)
+    assert losses == expected and torch.equal(weights_of(model), weights_of(eager_model))
+    for averaged, other in zip(train_step.average.averages.values(), eager.average.averages.values(), strict=True):
+        assert torch.equal(averaged, other)
+
+
+@pytest.mark.parametrize("seconds, wish, compiled", [
+    (0.1, "auto", True), (0.001, "auto", False), (0.1, "no", False), (0.001, "yes", True)])
+def test_on_a_gpu_compiling_is_chosen_for_long_runs(monkeypatch, capsys, seconds, wish, compiled):
+    def compile_forward(train_step, batch):
+        train_step.forward = "fast"
+        return True
+
+    captures = []
+    monkeypatch.setattr(TrainStep, "capture", lambda train_step, x, y: captures.append(train_step.forward))
+    monkeypatch.setattr(step_module, "time_micro_step", lambda *_: seconds)
+    monkeypatch.setattr(step_module, "compile_forward", compile_forward)
+    model, train_step = make_step()
+    train_step.device = torch.device("cuda")
+    assert accelerate(train_step, batches(0)[0], wish, micro_steps=10_000) is compiled
+    assert captures == ([model, "fast"] if compiled else [model])
+    line = capsys.readouterr().out
+    assert line.startswith(f"training step: captured as CUDA graphs; {'compiled' if compiled else 'not compiled'} (")
+    assert ("minutes of training remain" in line) == (wish == "auto")
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_captured_steps_equal_eager_steps(name, n):
+    eager_model, eager = make_step("cuda", name=name, ema=0.9)
+    model, train_step = make_step("cuda", name=name, ema=0.9)
+    train_step.capture(*batches(0)[0])
+    expected, losses = run(eager, range(20), n), run(train_step, range(20), n)
+    assert losses == pytest.approx(expected, rel=1e-3) and losses[-1] < losses[0]
+
+
+@needs_cuda
+def test_captured_dropout_depends_on_seed_and_step_only():
+    def first_loss(seed, step):
+        _, train_step = make_step("cuda", dropout=0.5)
+        train_step.capture(*batches(0)[0])
+        micro_batches = batches(0)
+        seed_step(seed, step)
+        return train_step(0, micro_batches, 0.0).item()
+
+    losses = [first_loss(seed, step) for seed, step in ((0, 0), (0, 1), (1, 0))]
+    assert len(set(losses)) == 3 and first_loss(0, 1) == losses[1]
+
+
+@needs_cuda
+def test_a_resumed_captured_run_equals_an_uninterrupted_one():
+    model, train_step = make_step("cuda", dropout=0.5)
+    train_step.capture(*batches(0)[0])
+    run(train_step, range(3))
+    weights = copy.deepcopy(model.state_dict())
+    states = [copy.deepcopy(optimizer.state_dict()["state"]) for optimizer in train_step.optimizers]
+    expected = run(train_step, range(3, 6))
+
+    model.load_state_dict(weights)
+    optimizers = make_optimizers(model, OptimSettings(), torch.float32)
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    resumed = TrainStep(model, optimizers, 1.0, torch.float32, DISABLED)
+    resumed.capture(*batches(0)[0])
+    assert run(resumed, range(3, 6)) == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,181 @@
+"""One training step: forward and backward passes of its micro-batches, then one update of the weights."""
+
+import time
+
+import torch
+
+from training.precision import autocast
+
+COMPILE_SECONDS = 30  # what torch.compile takes, as measured on an H100: 26 to 38 s
+
+
+class TrainStep:
+    """A training step as a function: `train_step(step, batches, lr_factor)`.
+
+    - `forward`: the model, compiled or not, as a function of x and y, (B, T) each, that returns (logits, loss).
+    - `optimizers`: their learning rates are 0-dim tensors, and the values at this point are the peak learning rates.
+    - `scaler`: a GradScaler, disabled unless `dtype`, of the matrix products, is float16.
+    - `average`: a WeightAverage to update in every step, or None.
+
+    Nothing in a step waits for the device. After `capture`, a step is two CUDA graphs.
+    """
+
+    def __init__(self, forward, optimizers, grad_clip, dtype, scaler, average=None):
+        self.forward, self.optimizers, self.grad_clip = forward, optimizers, grad_clip
+        self.dtype, self.scaler, self.average = dtype, scaler, average
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        self.weights = [weight for group in groups for weight in group["params"]]
+        self.device = self.weights[0].device
+        self.learning_rates = [(group["lr"], float(group["lr"])) for group in groups]
+        self.x = self.y = None  # the current micro-batch, (B, T) each
+        self.share = torch.zeros((), device=self.device)  # of the step's targets that are in the micro-batch
+        self.loss = torch.zeros((), device=self.device)
+        self.captured = False
+        self.run_micro_step, self.run_update = self.micro_step, self.update
+
+    def __call__(self, step, batches, lr_factor):
+        """Train on micro-batches (x, y), int64, (B, T) each, in host memory; targets of -100 are ignored.
+
+        Returns the mean loss per target, a 0-dim tensor that the next call overwrites.
+        """
+        for lr, peak in self.learning_rates:
+            lr.fill_(peak * lr_factor)
+        if self.average:
+            self.average.set_step(step)
+        targets = [int((y != -100).sum()) for _, y in batches]
+        self.loss.zero_()
+        for (x, y), n in zip(batches, targets, strict=True):
+            self.share.fill_(n / sum(targets))  # weighted means add up to the mean of one large batch
+            self.load(x, y)
+            self.run_micro_step()
+        self.run_update()
+        return self.loss
+
+    def load(self, x, y):
+        if self.captured:  # the graph reads these tensors; from pinned memory, the copy does not block
+            self.x.copy_(x.pin_memory(), non_blocking=True)
+            self.y.copy_(y.pin_memory(), non_blocking=True)
+        else:
+            self.x, self.y = x.to(self.device), y.to(self.device)
+
+    def micro_step(self):
+        with autocast(self.device.type, self.dtype):
+            loss = self.forward(self.x, self.y)[1]  # the logits get no name: they are freed before the backward pass
+        loss = loss * self.share
+        self.scaler.scale(loss).backward()
+        self.loss += loss.detach()
+
+    def update(self):
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(self.weights, self.grad_clip)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=not self.captured)  # graphs write to the same gradients every time
+        self.scaler.update()
+        if self.average:
+            self.average.update()
+
+    def capture(self, x, y):
+        """From now on, run a step as two CUDA graphs, for micro-batches of the shape of x and y (B, T).
+
+        Leaves weights, optimizer states and averages as they are. Not for a GradScaler, which waits for the device.
+        """
+        self.captured = True
+        self.x, self.y = x.to(self.device), y.to(self.device)
+        for weight in self.weights:
+            weight.grad = torch.zeros_like(weight)
+        for tensor in [lr for lr, _ in self.learning_rates] + ([self.average.rate] if self.average else []):
+            tensor.zero_()  # the warmup must not change the weights
+        before = {key: tensor.to("cpu", copy=True) for key, tensor in optimizer_tensors(self.optimizers).items()}
+        pool = torch.cuda.graph_pool_handle()  # shared: the two graphs never run at the same time
+        self.run_micro_step = cuda_graph(self.micro_step, pool)
+        torch._foreach_zero_([weight.grad for weight in self.weights])
+        self.run_update = cuda_graph(self.update, pool)
+        for key, tensor in optimizer_tensors(self.optimizers).items():
+            if key in before:
+                tensor.copy_(before[key])
+            else:
+                tensor.zero_()  # a state that the warmup created: all of them start at zero
+
+
+def optimizer_tensors(optimizers):
+    """The tensors in the states of optimizers, by optimizer, parameter and name."""
+    return {(i, weight, name): tensor for i, optimizer in enumerate(optimizers)
+            for weight, state in optimizer.state.items() for name, tensor in state.items()}
+
+
+def cuda_graph(function, pool):
+    """Record the CUDA kernels that `function()` launches, and return a function that launches all of them at once.
+
+    For a small model, launching a kernel from Python takes longer than running it, and a step has hundreds. The graph
+    reads and writes the same memory every time, so whatever changes between steps has to be in a tensor. Dropout draws
+    new masks from the seed that is current when the graph is launched.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # warmup: libraries allocate workspaces in their first calls, which cannot be recorded
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        function()
+    return graph.replay
+
+
+def accelerate(train_step, batch, compile, micro_steps):
+    """Use torch.compile and CUDA graphs where they pay; print one line that says what was chosen and why.
+
+    `batch` is a micro-batch (x, y), (B, T) each, of the shape that all have; `compile` is auto, yes or no; and
+    `micro_steps` is the number of micro-batches left to train on. Returns whether the model is compiled.
+    """
+    on_cuda = train_step.device.type == "cuda"
+    can_capture = on_cuda and not train_step.scaler.is_enabled()
+    if can_capture:
+        train_step.capture(*batch)
+    why = f"by --training.compile {compile}"
+    if compile == "auto":
+        seconds = micro_steps * time_micro_step(train_step, batch) if on_cuda else 0
+        compile = "yes" if seconds > 10 * COMPILE_SECONDS else "no"
+        why = f"about {seconds / 60:.1f} minutes of training remain, and compiling takes {COMPILE_SECONDS} s"
+    compiled = compile == "yes" and compile_forward(train_step, batch)
+    if compiled and can_capture:
+        train_step.capture(*batch)
+    if on_cuda:
+        graphs = "captured as CUDA graphs" if can_capture else "not captured: float16 needs a gradient scaler"
+        print(f"training step: {graphs}; {'compiled' if compiled else 'not compiled'} ({why})")
+    return compiled
+
+
+def time_micro_step(train_step, batch):
+    """Seconds that the forward and backward pass of one micro-batch take; leaves no gradients behind."""
+    train_step.load(*batch)
+    train_step.run_micro_step()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(5):
+        train_step.run_micro_step()
+    torch.cuda.synchronize()
+    seconds = (time.perf_counter() - start) / 5
+    for optimizer in train_step.optimizers:
+        optimizer.zero_grad(set_to_none=not train_step.captured)
+    return seconds
+
+
+def compile_forward(train_step, batch):
+    """Compile the model of a step, if this machine can; else print one line. Returns whether it is compiled."""
+    plain = train_step.forward
+    try:
+        train_step.forward = torch.compile(plain)
+        train_step.x, train_step.y = (ids.to(train_step.device) for ids in batch)
+        train_step.micro_step()
+        return True
+    except Exception as error:  # no compiler, no Triton, or any bug in them: the plain model works
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"torch.compile is not available on this machine ({reason}): training continues without it")
+        train_step.forward = plain
+        return False
+    finally:
+        for optimizer in train_step.optimizers:
+            optimizer.zero_grad(set_to_none=not train_step.captured)
