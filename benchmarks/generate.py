@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from side_by_side import in_turns, nanogpt_model  # noqa: E402
 
+from models.cache import KVCache  # noqa: E402
 from models.config import SamplingConfig  # noqa: E402
 from models.generate import generate, window_start  # noqa: E402
-from models.gpt import KVCache  # noqa: E402
 from models.zoo import BardGPT  # noqa: E402
 from training.checkpoint import SHIPPED, load_model  # noqa: E402
 from training.precision import writing_dtype  # noqa: E402

@@ -1,19 +1,20 @@
-"""The only sampling loop."""
+"""Sampling: the only loop that generates tokens."""
 
 import contextlib
 
 import torch
 import torch.nn.functional as F
 
-from models.gpt import KVCache
+from models.cache import KVCache, StaticKVCache
+from utils.cuda_graph import cuda_graph
 
 
 def window_start(n, block_size):
-    """Where the window starts in which the token after n others is guessed.
+    """Start of the context window from which the token after n tokens is predicted.
 
-    Up to block_size tokens the model sees all of them. When they are too many, half a window is dropped at once and the
-    rest is read afresh, so that this happens every block_size / 2 tokens and not at each: a cached key holds its
-    position, and the whole cache is wrong as soon as the window moves.
+    Up to block_size tokens, the model sees all of them. After that, half a window is dropped at once and the rest is
+    read again: cached keys contain their positions, so the whole cache is invalid as soon as the window moves, and this
+    way it moves only every block_size / 2 tokens.
 
     >>> [window_start(n, 4) for n in range(1, 10)]
     [0, 0, 0, 0, 2, 2, 4, 4, 6]
@@ -22,9 +23,103 @@ def window_start(n, block_size):
     return max(0, -(-(n - block_size) // step) * step)
 
 
+@torch.inference_mode()
+def generate(model, ids, max_new_tokens, sampling, stop_tokens=(), vocab_size=None):
+    """Yield token ids, one by one, that continue the non-empty list `ids`.
+
+    Ends after `max_new_tokens`, or before the first of `stop_tokens`. `sampling` is a SamplingConfig. The context
+    window moves as in `window_start`. The model should be in evaluation mode. If it has more logits than there are
+    tokens, `vocab_size` is the number of tokens.
+    """
+    on_cuda = model.head.weight.device.type == "cuda"
+    sampler = GraphSampler(model, sampling, vocab_size) if on_cuda else Sampler(model, sampling, vocab_size)
+    ids, start = list(ids), None
+    for _ in range(max_new_tokens):
+        if start == window_start(len(ids), model.block_size):
+            next_id = sampler.next_after(ids[-1])
+        else:
+            start = window_start(len(ids), model.block_size)
+            next_id = sampler.restart(ids[start:])
+        if next_id in stop_tokens:
+            return
+        ids.append(next_id)
+        yield next_id
+
+
+class Sampler:
+    """Samples one token after another; caches the keys and values of the tokens so far."""
+
+    def __init__(self, model, sampling, vocab_size=None):
+        self.model, self.sampling = model, sampling
+        self.vocab_size = vocab_size or model.head.out_features
+        self.device = model.head.weight.device
+        self.cache = self.make_cache()
+        self.in_context = torch.zeros(self.vocab_size, dtype=torch.bool, device=self.device)
+        self.noise = torch.ones(self.vocab_size, device=self.device)
+        self.generator = torch.Generator(self.device)
+        if sampling.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(sampling.seed)
+
+    def make_cache(self):
+        return KVCache(self.model)
+
+    def restart(self, ids):
+        """Empty the cache; return the token that follows `ids`, at most block_size of them."""
+        self.cache.clear()
+        self.in_context.zero_()
+        self.noise.exponential_(generator=self.generator)
+        with onednn(enabled=len(ids) > 1):
+            return self.sample(torch.tensor([ids], device=self.device)).item()
+
+    def next_after(self, token):
+        """Return the token that follows `token`, which itself follows those before."""
+        self.noise.exponential_(generator=self.generator)
+        with onednn(enabled=False):
+            return self.sample(torch.tensor([[token]], device=self.device)).item()
+
+    def sample(self, x):
+        """Return the token that follows x (1, T) as a 0-dim tensor, without waiting for the device."""
+        logits = self.model.head(self.model.features(x, self.cache)[0, -1]).float()[: self.vocab_size]  # (V)
+        self.in_context.index_fill_(0, x[0], True)
+        return draw(logits, self.in_context, self.sampling, self.noise)
+
+
+class GraphSampler(Sampler):
+    """A Sampler for CUDA, where launching the kernels of one token takes longer than running them: `next_after` is a
+    CUDA graph. Everything that changes from token to token is in a tensor."""
+
+    def __init__(self, model, sampling, vocab_size=None):
+        super().__init__(model, sampling, vocab_size)
+        self.token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        self.next_token = torch.zeros((), dtype=torch.long, device=self.device)
+        self.length, self.graph = 0, None
+
+    def make_cache(self):
+        return StaticKVCache(self.model)
+
+    def restart(self, ids):
+        self.length = len(ids)
+        return super().restart(ids)
+
+    def next_after(self, token):
+        self.noise.exponential_(generator=self.generator)
+        self.token.fill_(token)
+        self.cache.position.fill_(self.length)
+        self.length += 1
+        if self.graph is None:
+            self.graph = cuda_graph(self.sample_next)
+        self.graph()
+        return self.next_token.item()
+
+    def sample_next(self):
+        self.next_token.copy_(self.sample(self.token))
+
+
 @contextlib.contextmanager
 def onednn(enabled):
-    """Whether oneDNN may multiply. A single token in bfloat16 takes it three times as long as PyTorch's own loops."""
+    """Enable or disable oneDNN. For one token in bfloat16, it takes three times as long as PyTorch's own kernels."""
     before = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = enabled
     try:
@@ -33,58 +128,34 @@ def onednn(enabled):
         torch.backends.mkldnn.enabled = before
 
 
-@torch.inference_mode()
-def generate(model, ids, max_new_tokens, sampling, stop_tokens=(), vocab_size=None):
-    """Yield token ids, one by one, that continue the list `ids`, which is not empty.
+def draw(logits, in_context, sampling, noise):
+    """Draw the next token, a 0-dim tensor, from its logits (V).
 
-    It ends after `max_new_tokens`, or before the first of `stop_tokens`. `sampling` is a SamplingConfig. The window
-    moves as `window_start` says. The model should be in evaluation mode; where it has room for more tokens than there
-    are, `vocab_size` says how many there are.
+    `in_context` (V) marks the tokens that the repetition penalty applies to. `noise` (V) is exponentially distributed:
+    the largest quotient of probability and noise is a sample from the probabilities. (torch.multinomial computes the
+    same, but waits for the device to check its input.)
     """
-    device = model.head.weight.device
-    generator = torch.Generator(device)
-    generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed)
-    ids, cache, start = list(ids), KVCache(model), 0
-    new = ids  # what the cache does not hold yet
-    for _ in range(max_new_tokens):
-        if start != window_start(len(ids), model.block_size):
-            start = window_start(len(ids), model.block_size)
-            cache.clear()
-            new = ids[start:]
-        with onednn(enabled=len(new) > 1):
-            logits = model.head(model.features(torch.tensor([new], device=device), cache)[0, -1]).float()  # (V)
-        next_id = draw(logits[:vocab_size], ids[start:], sampling, generator)
-        if next_id in stop_tokens:
-            return
-        ids.append(next_id)
-        new = [next_id]
-        yield next_id
-
-
-def draw(logits, context, sampling, generator=None):
-    """A token id from the logits (V) of the next token, after the ids of `context`."""
     if sampling.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(context)), device=logits.device)
-        score, penalty = logits[seen], sampling.repetition_penalty
-        logits = logits.index_put((seen,), torch.where(score > 0, score / penalty, score * penalty))
+        penalized = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
+        logits = torch.where(in_context, penalized, logits)
     if sampling.temperature == 0:
-        return logits.argmax().item()
+        return logits.argmax()
     logits = logits / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
     probabilities = F.softmax(logits, dim=-1)
     if sampling.top_p is not None and sampling.top_p < 1:
-        falling, order = probabilities.sort(descending=True)
-        enough = falling.cumsum(0) - falling >= sampling.top_p  # those before already have top_p together
-        probabilities[order[enough]] = 0.0
-    return torch.multinomial(probabilities, 1, generator=generator).item()
+        descending, order = probabilities.sort(descending=True)
+        needed = descending.cumsum(0) - descending < sampling.top_p  # those before do not reach top_p yet
+        probabilities = torch.zeros_like(probabilities).scatter(0, order, descending * needed)
+    return (probabilities / noise).argmax()
 
 
 def generate_text(model, tokenizer, prompt, max_new_tokens, sampling, stop_tokens=(), stop_strings=()):
-    """Yield with each token the text that it completes, continuing `prompt`: none for half a character.
+    """Yield, with each token, the text that it completes, continuing `prompt`; "" while a character is incomplete.
 
-    It ends before the first of `stop_strings`; what may be the start of one is held back until that is clear. What is
-    left at the end comes then.
+    Ends before the first of `stop_strings`; text that may be the start of one is held back until that is decided. What
+    is left at the end is yielded last.
     """
     ids = tokenizer.encode(prompt) or [tokenizer.start_id]
     complete, held = tokenizer.stream(), ""

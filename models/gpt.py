@@ -14,8 +14,8 @@ from models.layers import Block, NoPosition, NoRotation, Rotary, make_norm
 class GPT(nn.Module):
     """A decoder-only Transformer (Radford et al., 2018). The named models of `models.zoo` are its subclasses.
 
-    A subclass has a `config`; keyword arguments change fields of it: `GPT2(n_blocks=6)`. What does not fit together
-    raises UserError, and a name that is not a field TypeError.
+    A subclass has a `config`; keyword arguments change its fields: `GPT2(n_blocks=6)`. Fields that do not fit together
+    raise UserError, and a name that is not a field raises TypeError.
     """
 
     config: ModelConfig
@@ -24,7 +24,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config = dataclasses.replace(type(self).config, **changes)
         self.block_size = config.block_size
-        self.activation_checkpointing = False  # True: recompute a block's activations for its gradient, to save memory
+        self.activation_checkpointing = False  # True: recompute activations in the backward pass, to save memory
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         learned = config.position == "learned"
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd) if learned else NoPosition()
@@ -38,10 +38,11 @@ class GPT(nn.Module):
             self.head.weight = self.token_embedding.weight
 
     def reset_parameters(self):
-        """Embeddings of std 0.02. Zeros where a block or the head ends: a block adds nothing at first, a calm start.
+        """Embeddings with std 0.02. Zeros at the end of each block and in the head: stable at initialization, as every
+        block starts as the identity and every token is equally likely.
 
-        With a tied head each token would then guess itself, and be sure of it. There a block ends as in GPT-2, with std
-        0.02 / sqrt(2 n_blocks).
+        With a tied head, each token would then predict itself with high confidence. There, a block ends with std
+        0.02 / sqrt(2 n_blocks), as in GPT-2.
         """
         for module in self.modules():
             if isinstance(module, nn.Embedding):
@@ -57,12 +58,12 @@ class GPT(nn.Module):
             nn.init.normal_(block.feed_forward.down.weight, std=end_std)
 
     def features(self, x, cache=None):
-        """What the head reads, (B, T, C), for token ids x (B, T).
+        """The input of the head, (B, T, C), for token ids x (B, T).
 
-        With a `KVCache`, x continues the tokens that are in there: any number of them if it is empty, else one.
+        With a `KVCache`, x continues the tokens in it: any number of tokens if it is empty, otherwise one.
         """
-        start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + x.size(1), device=x.device)  # (T)
+        T = x.size(1)
+        positions = torch.arange(T, device=x.device) if cache is None else cache.next_positions(T)  # (T)
         h = self.dropout(self.token_embedding(x) + self.position_embedding(positions))  # (B, T) -> (B, T, C)
         rotation = self.rotary(positions)
         for i, block in enumerate(self.blocks):
@@ -73,47 +74,10 @@ class GPT(nn.Module):
         return self.final_norm(h)
 
     def forward(self, x, y=None):
-        """Logits (B, T, V) in float32 for token ids x (B, T), and the mean loss where there are targets y (B, T).
+        """Logits (B, T, V) in float32 for token ids x (B, T), and the mean loss if targets y (B, T) are given.
 
-        Targets of -100 do not count.
+        Targets of -100 are ignored.
         """
         logits = self.head(self.features(x)).float()  # (B, T, V)
         loss = None if y is None else F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-100)
         return logits, loss
-
-
-class LayerCache:
-    """Keys and values of one layer, (B, nkv, block_size, hs) each, filled from the left."""
-
-    def __init__(self, shape, dtype, device):
-        self.keys, self.values = torch.empty(2, *shape, dtype=dtype, device=device)
-        self.length = 0
-
-    def append(self, k, v):
-        """Take in k and v (B, nkv, T, hs); return all so far, (B, nkv, S, hs) each."""
-        end = self.length + k.size(2)
-        self.keys[:, :, self.length : end] = k
-        self.values[:, :, self.length : end] = v
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-
-class KVCache:
-    """What the attention of all layers needs to remember of one text's tokens so far: up to block_size of them.
-
-    A CPU's is in float32: there a query meets keys in bfloat16 three to six times as slowly.
-    """
-
-    def __init__(self, model):
-        config, weight = model.config, model.head.weight
-        shape = (1, config.kv_heads, config.block_size, config.head_size)
-        dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
-        self.layers = [LayerCache(shape, dtype, weight.device) for _ in model.blocks]
-
-    @property
-    def length(self):
-        return self.layers[0].length
-
-    def clear(self):
-        for layer in self.layers:
-            layer.length = 0

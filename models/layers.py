@@ -1,4 +1,4 @@
-"""The parts of a block. In the shapes, B is batch, T time, C n_embd, nh heads, hs head size (C / nh)."""
+"""The parts of a block. Shapes: B batch, T time, C n_embd, nh heads, nkv key-value heads, hs head size (C / nh)."""
 
 import math
 from functools import partial
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 
 def make_norm(config, size, learned=True):
-    """The norm that the configuration names, over so many channels; `learned`: with weights of its own."""
+    """The norm that the configuration names, over `size` channels; `learned`: with weights."""
     norms = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
     return norms[config.norm](size, eps=config.norm_eps, elementwise_affine=learned)
 
@@ -18,14 +18,14 @@ def make_norm(config, size, learned=True):
 
 
 class NoPosition(nn.Module):
-    """Adds nothing to the embeddings, where the positions are in the attention."""
+    """No position embedding, for models that rotate queries and keys instead."""
 
     def forward(self, positions):
         return torch.zeros((), device=positions.device)
 
 
 class NoRotation(nn.Module):
-    """Nothing for `rotate` to turn by, where the positions are in the embeddings."""
+    """No rotation, for models with learned position embeddings."""
 
     def forward(self, positions):
         return None
@@ -34,8 +34,8 @@ class NoRotation(nn.Module):
 class Rotary(nn.Module):
     """Rotary position embedding (Su et al., 2021, section 3.2), in the half-split layout of Llama.
 
-    A head's channels i and i + hs / 2 are a point in the plane, turned by position / theta^(2 i / hs): the product of a
-    query and a key then depends on how far apart they are, and on nothing else of where they stand.
+    Channels i and i + hs / 2 of a head are a point in the plane, which is rotated by position / theta^(2 i / hs). The
+    product of a query and a key then depends on their positions only through the distance between them.
     """
 
     def __init__(self, config):
@@ -48,24 +48,24 @@ class Rotary(nn.Module):
         self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)
 
     def forward(self, positions):
-        """What `rotate` turns by at positions (T): cosines and sines, (T, 1, hs) each."""
+        """Cosines and sines for `rotate` at positions (T): (T, 1, hs) each."""
         return self.cos[positions, None], self.sin[positions, None]
 
 
 def rotate(x, rotation):
-    """Queries or keys x (B, T, nh, hs), turned by what Rotary or NoRotation gave."""
+    """Rotate queries or keys x (B, T, nh, hs) by the output of Rotary or NoRotation."""
     if rotation is None:
         return x
     cos, sin = (table.to(x.dtype) for table in rotation)  # (T, 1, hs) each
-    swapped = x.roll(x.size(-1) // 2, dims=-1)  # the two halves
+    swapped = x.roll(x.size(-1) // 2, dims=-1)  # exchanges the two halves
     return torch.addcmul(x * cos, swapped, sin)
 
 
 # ---- Attention -------------------------------------------------------------------------------------------------------
 
 
-def textbook_attention(q, k, v):
-    """Causal `scaled_dot_product_attention`, in the words of the textbook: (B, nh, T, hs) each, in and out."""
+def reference_attention(q, k, v):
+    """Causal attention as in the paper: q, k, v and the result are (B, nh, T, hs)."""
     later = torch.full((q.size(2), q.size(2)), -math.inf, dtype=q.dtype, device=q.device).triu(1)  # (T, T)
     scores = (q * q.size(3) ** -0.5) @ k.transpose(2, 3) + later  # (B, nh, T, T)
     return F.softmax(scores, dim=-1) @ v
@@ -74,11 +74,11 @@ def textbook_attention(q, k, v):
 class Attention(nn.Module):
     """Causal attention (Vaswani et al., 2017, section 3.2) with grouped queries (Ainslie et al., 2023).
 
-    Each of the nkv heads of keys and values serves nh / nkv heads of queries. Multi-head attention is nkv = nh.
+    Each of the nkv heads of keys and values is shared by nh / nkv heads of queries; nkv = nh is multi-head attention.
 
-    Queries, keys and values come from one matrix: it writes some 10% faster than three, and under autocast one copy of
-    its input is kept for the gradient instead of three. A state_dict holds three, `query`, `key` and `value`, as in
-    transformer_4d.py.
+    Queries, keys and values come from one fused matrix: generation is about 10% faster than with three, and under
+    autocast one copy of the input is kept for the backward pass instead of three. A state_dict has three matrices,
+    `query`, `key` and `value`, as in transformer_4d.py.
     """
 
     def __init__(self, config):
@@ -93,27 +93,28 @@ class Attention(nn.Module):
         self.register_load_state_dict_pre_hook(join_qkv)
 
     def forward(self, x, rotation, cache=None):
-        """(B, T, C) in and out. `rotation` is that of the positions; with a `cache`, x continues what is in there."""
+        """x and the result are (B, T, C). `rotation` belongs to the positions; with a cache, x continues its tokens."""
         B, T, C = x.shape
         heads = self.qkv(x).view(B, T, self.num_heads + 2 * self.kv_heads, -1)  # (B, T, nh + 2 nkv, hs)
         qk, v = heads.split((self.num_heads + self.kv_heads, self.kv_heads), dim=2)
-        qk = rotate(self.qk_norm(qk).to(v.dtype), rotation)  # autocast on CUDA norms in float32
+        qk = rotate(self.qk_norm(qk).to(v.dtype), rotation)  # CUDA's autocast computes norms in float32
         q, k = qk.split((self.num_heads, self.kv_heads), dim=2)  # (B, T, nh, hs), (B, T, nkv, hs)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh, T, hs), (B, nkv, T, hs) twice
+        mask = None
         if cache is not None:
-            k, v = cache.append(k, v)  # (B, nkv, S, hs), S = all tokens so far
+            k, v, mask = cache.append(k, v)  # (B, nkv, S, hs), S: all tokens so far, or the whole cache with a mask
         groups = self.num_heads // self.kv_heads
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (B, nh, S, hs)
         if T > 1 and k.dtype == torch.bfloat16 and k.device.type == "cpu":
-            y = textbook_attention(q, k, v)  # there the fast way takes twice as long
-        else:  # a single token may look at everything; more than one start with an empty cache
-            y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, is_causal=T > 1).to(q.dtype)  # (B, nh, T, hs)
+            y = reference_attention(q, k, v)  # half the time of scaled_dot_product_attention there
+        else:  # several tokens start with an empty cache; a single one attends to all before
+            y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, mask, is_causal=T > 1).to(q.dtype)  # (B, nh, T, hs)
         return self.out(y.transpose(1, 2).reshape(B, T, C))  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
 
 
 def split_qkv(attention, weights, prefix, _):
-    """Give what `Attention` puts into a state_dict three names."""
+    """Split the fused matrix of an `Attention` in its state_dict into query, key and value."""
     for kind in dict(attention.qkv.named_parameters()):
         joined = weights.pop(f"{prefix}qkv.{kind}")
         parts = zip(attention.parts, joined.split([*attention.parts.values()]), strict=True)
@@ -121,7 +122,7 @@ def split_qkv(attention, weights, prefix, _):
 
 
 def join_qkv(attention, weights, prefix, *_):
-    """The other way round, for what it takes from a state_dict."""
+    """The inverse of `split_qkv`, when a state_dict is loaded."""
     for kind in dict(attention.qkv.named_parameters()):
         names = [f"{prefix}{part}.{kind}" for part in attention.parts]
         if all(name in weights for name in names):
@@ -132,7 +133,7 @@ def join_qkv(attention, weights, prefix, *_):
 
 
 class FeedForward(nn.Module):
-    """Each token by itself: wider, an activation, and back. (B, T, C) in and out."""
+    """Two linear layers with an activation in between, applied to each position independently."""
 
     def __init__(self, config, activation):
         super().__init__()
@@ -145,7 +146,7 @@ class FeedForward(nn.Module):
 
 
 class GatedFeedForward(FeedForward):
-    """SwiGLU (Shazeer, 2020): what passes is decided by a second, gating matrix."""
+    """SwiGLU (Shazeer, 2020): the hidden layer is multiplied by the activation of a second linear layer, the gate."""
 
     def __init__(self, config, activation):
         super().__init__(config, activation)
@@ -156,7 +157,7 @@ class GatedFeedForward(FeedForward):
 
 
 def squared_relu(x):
-    """ReLU, squared (So et al., 2021)."""
+    """Squared ReLU (So et al., 2021)."""
     x = F.relu(x)
     return x * x
 
@@ -170,7 +171,7 @@ def make_feed_forward(config):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each behind a norm and added to what came in (Xiong et al., 2020)."""
+    """Attention and feed-forward, each after a norm and inside a residual connection (Xiong et al., 2020)."""
 
     def __init__(self, config):
         super().__init__()

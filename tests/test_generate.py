@@ -1,4 +1,4 @@
-"""Sampling against the model without a cache, against transformers, and with a model that writes the alphabet."""
+"""Sampling against the model without a cache, against transformers, and with a model that generates the alphabet."""
 
 import doctest
 import itertools
@@ -19,16 +19,24 @@ from utils.errors import UserError
 
 GREEDY = SamplingConfig(temperature=0)
 
+
+def draw_id(logits, context, sampling, generator=None):
+    """`draw` for a list of token ids as the context; returns an int."""
+    in_context = torch.zeros(len(logits), dtype=torch.bool)
+    in_context[context] = True
+    return draw(logits, in_context, sampling, torch.empty(len(logits)).exponential_(generator=generator)).item()
+
+
 # ---- The window ------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_of_the_window_is_true():
+def test_the_docstring_example_holds():
     results = doctest.testmod(models.generate)
     assert results.attempted and not results.failed
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 4, 7, 8])
-def test_the_window_drops_half_of_itself_when_it_is_full(block_size):
+def test_a_full_window_drops_half_of_its_tokens(block_size):
     start = 0
     for n in range(1, 100):
         if n - start > block_size:
@@ -40,35 +48,35 @@ def test_the_window_drops_half_of_itself_when_it_is_full(block_size):
 
 
 def window_logits(model, ids):
-    """The logits of the next token, with the whole window read afresh."""
+    """The logits of the next token, computed without a cache."""
     with torch.no_grad():
         return model(torch.tensor([ids[window_start(len(ids), model.block_size) :]]))[0][0, -1]
 
 
-@pytest.mark.parametrize("penalty", [1.0, 3.0])  # without one, an untrained model soon repeats one token for ever
+@pytest.mark.parametrize("penalty", [1.0, 3.0])  # 1.0: an untrained model soon repeats one token
 @pytest.mark.parametrize("n_prompt", [1, 30])
 @pytest.mark.parametrize("block_size", [1, 2, 7, 12])
 @pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])  # learned, rotary; EasyGPT: grouped queries
-def test_greedy_with_the_cache_is_greedy_without_also_past_the_context(name, block_size, n_prompt, penalty):
+def test_greedy_output_with_the_cache_equals_greedy_output_without(name, block_size, n_prompt, penalty):
     model = small_model(name, block_size=block_size)
     sampling = SamplingConfig(temperature=0, repetition_penalty=penalty)
     prompt = [i * i % 11 for i in range(n_prompt)]
     ids = list(prompt)
     for _ in range(40):
-        ids.append(draw(window_logits(model, ids), ids[window_start(len(ids), block_size) :], sampling))
+        ids.append(draw_id(window_logits(model, ids), ids[window_start(len(ids), block_size) :], sampling))
     assert list(generate(model, prompt, 40, sampling)) == ids[n_prompt:]
     assert penalty == 1 or len(set(ids[n_prompt:])) >= min(block_size, 3)
 
 
 def text_and_logits(model, monkeypatch):
-    """The ids of a text that the model writes, and the logits from which each but the first was drawn."""
+    """The ids of a generated text, and the logits from which each but the first was drawn."""
     seen = []
     monkeypatch.setattr(models.generate, "draw", lambda logits, *rest: seen.append(logits) or draw(logits, *rest))
     return [3, *generate(model, [3], 40, SamplingConfig(temperature=1.0, seed=0))], seen
 
 
 @pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])
-def test_tokens_are_drawn_from_the_logits_that_the_model_gives_to_the_window(name, monkeypatch):
+def test_tokens_are_drawn_from_the_logits_of_the_window(name, monkeypatch):
     model = small_model(name, block_size=7)
     ids, seen = text_and_logits(model, monkeypatch)
     assert len(set(ids)) > 8
@@ -77,7 +85,7 @@ def test_tokens_are_drawn_from_the_logits_that_the_model_gives_to_the_window(nam
 
 
 @pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])
-def test_in_bfloat16_the_logits_are_those_of_float32_but_for_rounding(name, monkeypatch):
+def test_logits_in_bfloat16_equal_those_in_float32_up_to_rounding(name, monkeypatch):
     model = small_model(name, block_size=7)
     ids, seen = text_and_logits(small_model(name, block_size=7).bfloat16(), monkeypatch)
     for n, logits in enumerate(seen, start=1):
@@ -85,7 +93,7 @@ def test_in_bfloat16_the_logits_are_those_of_float32_but_for_rounding(name, monk
         assert (logits - expected).abs().max() < 0.2 * expected.std()
 
 
-def test_what_pytorch_multiplies_with_is_as_before_between_two_tokens_and_after_an_error(monkeypatch):
+def test_onednn_is_enabled_again_between_tokens_and_after_an_error(monkeypatch):
     model = small_model("BardGPT")
     for _ in generate(model, [3], 3, GREEDY):
         assert torch.backends.mkldnn.enabled
@@ -95,14 +103,14 @@ def test_what_pytorch_multiplies_with_is_as_before_between_two_tokens_and_after_
     assert torch.backends.mkldnn.enabled
 
 
-def test_tokens_that_there_are_not_are_never_drawn():
+def test_ids_without_a_token_are_never_drawn():
     model, sampling = small_model("BardGPT", vocab_size=64), SamplingConfig(temperature=5.0, seed=0)
     assert max(generate(model, [3], 100, sampling)) > 5 >= max(generate(model, [3], 100, sampling, vocab_size=6))
     text = "".join(generate_text(model, CharTokenizer("abcdef"), "ab", 100, sampling))
     assert len(text) == 100 and set(text) <= set("abcdef")
 
 
-def test_tokens_are_read_one_by_one_but_where_the_window_moves(monkeypatch):
+def test_the_model_reads_one_token_at_a_time_except_where_the_window_moves(monkeypatch):
     model, lengths = small_model("BardGPT", block_size=8), []
     features = model.features
     monkeypatch.setattr(model, "features", lambda x, cache: lengths.append(x.size(1)) or features(x, cache))
@@ -110,11 +118,47 @@ def test_tokens_are_read_one_by_one_but_where_the_window_moves(monkeypatch):
     assert lengths == [3, 1, 1, 1, 1, 1, 5, 1, 1, 1, 5, 1, 1, 1, 5, 1, 1, 1, 5, 1]
 
 
-# ---- Drawing ---------------------------------------------------------------------------------------------------------
+# ---- CUDA graphs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", [
+    GREEDY, SamplingConfig(temperature=0, repetition_penalty=3.0), SamplingConfig(seed=1, temperature=1.0, top_p=0.9)],
+    ids=["greedy", "penalty", "top_p"])
+@pytest.mark.parametrize("n_prompt", [1, 30])
+@pytest.mark.parametrize("block_size", [1, 7])
+@pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])
+def test_the_graph_sampler_generates_the_tokens_of_the_eager_one(name, block_size, n_prompt, sampling, monkeypatch):
+    """On a CPU, with a graph that calls its function after the same warmup."""
+    def fake_graph(function):
+        for _ in range(3):
+            function()
+        return function
+
+    model, prompt = small_model(name, block_size=block_size), [i * i % 11 for i in range(n_prompt)]
+    expected = list(generate(model, prompt, 40, sampling))
+    monkeypatch.setattr(models.generate, "cuda_graph", fake_graph)
+    monkeypatch.setattr(models.generate, "Sampler", models.generate.GraphSampler)
+    assert list(generate(model, prompt, 40, sampling)) == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("penalty", [1.0, 3.0])
+@pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])
+def test_greedy_output_on_cuda_equals_greedy_output_without_a_cache(name, penalty):
+    model = small_model(name).to("cuda")
+    sampling, ids = SamplingConfig(temperature=0, repetition_penalty=penalty), [3]
+    for _ in range(40):
+        x = torch.tensor([ids[window_start(len(ids), model.block_size) :]], device="cuda")
+        with torch.no_grad():
+            ids.append(draw_id(model(x)[0][0, -1].cpu(), x[0].tolist(), sampling))
+    assert list(generate(model, [3], 40, sampling)) == ids[1:]
+
+
+# ---- Sampling --------------------------------------------------------------------------------------------------------
 
 
 def theirs(logits, context, s):
-    """The probabilities (V) after the processors of transformers, in the order in which its `generate` has them."""
+    """The probabilities (V) after transformers' logits processors, in the order of its `generate`."""
     processors = [transformers.TemperatureLogitsWarper(s.temperature)]
     if s.repetition_penalty != 1:
         processors.insert(0, transformers.RepetitionPenaltyLogitsProcessor(s.repetition_penalty))
@@ -130,45 +174,50 @@ def theirs(logits, context, s):
     {"temperature": 1.0, "top_p": 0.7}, {"temperature": 0.7, "top_k": 6, "top_p": 0.9},
     {"temperature": 1.0, "repetition_penalty": 1.8}, {"temperature": 1.5, "repetition_penalty": 0.6, "top_k": 5},
 ], ids=str)  # fmt: skip
-def test_tokens_are_drawn_as_often_as_transformers_says(settings):
+def test_sampling_frequencies_match_the_probabilities_of_transformers(settings):
     torch.manual_seed(0)
     logits, context, s, n = torch.randn(9) * 1.5, [4, 0, 4, 7], SamplingConfig(**settings), 4000
     expected = n * theirs(logits, context, s)
     before, generator = logits.clone(), torch.Generator().manual_seed(0)
     counts = torch.zeros(9)
     for _ in range(n):
-        counts[draw(logits, context, s, generator)] += 1
+        counts[draw_id(logits, context, s, generator)] += 1
     possible = expected > 0
     assert counts[~possible].sum() == 0
     chi_square = ((counts - expected).square() / expected)[possible].sum()
-    assert chi_square < 32  # of 8 degrees of freedom or fewer: by chance in one case of ten thousand
+    assert chi_square < 32  # at most 8 degrees of freedom: exceeded by chance once in ten thousand
     assert torch.equal(logits, before)
 
 
 @pytest.mark.parametrize("top_p, possible", [(0.4, {2}), (0.49, {2}), (0.51, {2, 0}), (0.9, {2, 0, 3}),
                                              (0.99, {2, 0, 3, 1})])
-def test_top_p_leaves_the_fewest_tokens_that_have_it_together(top_p, possible):
+def test_top_p_keeps_the_fewest_tokens_whose_probabilities_reach_it(top_p, possible):
     logits = torch.tensor([0.3, 0.05, 0.5, 0.15]).log()
     s, generator = SamplingConfig(temperature=1.0, top_p=top_p), torch.Generator().manual_seed(0)
-    assert {draw(logits, [], s, generator) for _ in range(300)} == possible
+    assert {draw_id(logits, [], s, generator) for _ in range(300)} == possible
 
 
-def test_temperature_zero_takes_the_likeliest_and_the_penalty_counts_there_too():
+def test_temperature_zero_is_greedy_and_the_repetition_penalty_applies():
     logits = torch.tensor([2.0, -1.0, 1.5])
-    assert draw(logits, [0, 1], GREEDY) == 0
-    assert draw(logits, [0, 1], SamplingConfig(temperature=0, repetition_penalty=2.0)) == 2  # of 1, -2, 1.5
-    assert draw(-logits, [1], SamplingConfig(temperature=0, repetition_penalty=4.0)) == 1  # of -2, 0.25, -1.5
-    assert draw(torch.tensor([-1.0, -1.5]), [0], SamplingConfig(temperature=0, repetition_penalty=2.0)) == 1
+    assert draw_id(logits, [0, 1], GREEDY) == 0
+    assert draw_id(logits, [0, 1], SamplingConfig(temperature=0, repetition_penalty=2.0)) == 2  # of 1, -2, 1.5
+    assert draw_id(-logits, [1], SamplingConfig(temperature=0, repetition_penalty=4.0)) == 1  # of -2, 0.25, -1.5
+    assert draw_id(torch.tensor([-1.0, -1.5]), [0], SamplingConfig(temperature=0, repetition_penalty=2.0)) == 1
 
 
-def test_the_penalty_is_for_the_tokens_in_the_window(monkeypatch):
+def test_the_repetition_penalty_applies_to_the_tokens_in_the_window(monkeypatch):
     contexts = []
-    monkeypatch.setattr(models.generate, "draw", lambda logits, context, *_: contexts.append(context) or 0)
-    list(generate(small_model("BardGPT", block_size=4), [1, 2, 3], 4, GREEDY))
-    assert contexts == [[1, 2, 3], [1, 2, 3, 0], [3, 0, 0], [3, 0, 0, 0]]
+
+    def first_token(logits, in_context, *_):
+        contexts.append(in_context.nonzero().flatten().tolist())
+        return torch.tensor(0)
+
+    monkeypatch.setattr(models.generate, "draw", first_token)
+    list(generate(small_model("BardGPT", block_size=4), [1, 2, 3], 5, GREEDY))
+    assert contexts == [[1, 2, 3], [0, 1, 2, 3], [0, 3], [0, 3], [0]]
 
 
-def test_the_same_seed_writes_the_same_and_no_seed_anew():
+def test_a_fixed_seed_reproduces_the_output_and_none_varies_it():
     model = small_model("BardGPT")
 
     def tokens(seed):
@@ -179,7 +228,7 @@ def test_the_same_seed_writes_the_same_and_no_seed_anew():
 
 
 @pytest.mark.parametrize("seed", [1, None])
-def test_the_random_numbers_of_others_stay_as_they_were(seed):
+def test_sampling_does_not_touch_the_global_random_state(seed):
     model = small_model("BardGPT")
     before = torch.get_rng_state()
     list(generate(model, [0], 5, SamplingConfig(seed=seed)))
@@ -193,7 +242,7 @@ def test_the_random_numbers_of_others_stay_as_they_were(seed):
     ({"repetition_penalty": 0.0}, "repetition_penalty cannot be 0.0"), ({"repetition_penalty": math.inf}, "repetition"),
     ({"seed": -1}, "seed cannot be -1"), ({"seed": 2**63}, "seed"),
 ])  # fmt: skip
-def test_sampling_that_cannot_be_is_quoted(change, named):
+def test_invalid_sampling_settings_are_user_errors(change, named):
     with pytest.raises(UserError, match=named):
         SamplingConfig(**change)
 
@@ -202,7 +251,7 @@ def test_sampling_that_cannot_be_is_quoted(change, named):
 
 
 def alphabet_model():
-    """After each of its eight tokens comes the next one, and after the last the first."""
+    """A model that follows each of eight tokens by the next one, and the last by the first."""
     model = ZOO["RainbowGPT"](n_embd=8, num_heads=2, n_blocks=1, block_size=6, vocab_size=8, dropout=0.0).eval()
     with torch.no_grad():
         model.token_embedding.weight.copy_(torch.eye(8))
@@ -212,59 +261,59 @@ def alphabet_model():
 
 
 def pieces(prompt, n, vocab="abcdefgh", **stops):
-    """What is written, without the tokens that completed nothing."""
+    """The pieces of generated text that are not empty."""
     written = generate_text(alphabet_model(), CharTokenizer(vocab), prompt, n, GREEDY, **stops)
     return [piece for piece in written if piece]
 
 
-def test_text_continues_the_prompt_for_as_many_tokens_as_are_asked_for():
+def test_text_continues_the_prompt_for_the_given_number_of_tokens():
     assert pieces("cd", 7) == ["e", "f", "g", "h", "a", "b", "c"]
     assert pieces("cd", 0) == []
 
 
-def test_an_empty_prompt_is_the_start_of_a_line():
+def test_an_empty_prompt_starts_a_line():
     assert pieces("", 3, vocab="abcd\nfgh") == ["f", "g", "h"]
-    assert pieces("", 3) == ["b", "c", "d"]  # where there are no lines, the first token
+    assert pieces("", 3) == ["b", "c", "d"]  # a vocabulary without line feed: the first token
 
 
-def test_text_comes_as_it_is_made():
+def test_text_is_streamed():
     endless = generate_text(alphabet_model(), CharTokenizer("abcdefgh"), "a", 10**9, GREEDY)
     assert "".join(itertools.islice(endless, 10)) == "bcdefghabc"
 
 
-def test_there_is_a_piece_for_each_token_also_where_it_completes_nothing():
+def test_each_token_yields_a_piece_even_if_empty():
     written = generate_text(alphabet_model(), CharTokenizer("abcdefgh"), "a", 6, GREEDY, stop_strings=("cdx",))
     assert list(written) == ["b", "", "", "cde", "f", "g"]
 
 
-def test_a_stop_token_ends_the_text_and_is_not_part_of_it():
+def test_a_stop_token_ends_the_text_and_is_left_out():
     assert "".join(pieces("c", 20, stop_tokens=(0,))) == "defgh"
     assert list(generate(alphabet_model(), [2], 20, GREEDY, stop_tokens=(6, 5))) == [3, 4]
 
 
-def test_a_stop_string_ends_the_text_and_nothing_of_it_is_shown():
+def test_a_stop_string_ends_the_text_and_is_left_out():
     assert "".join(pieces("a", 20, stop_strings=("efg",))) == "bcd"
     assert "".join(pieces("a", 20, stop_strings=("efg", "gh", "de"))) == "bc"
     assert "".join(pieces("g", 20, stop_strings=("hab",))) == ""
-    assert "".join(pieces("bc", 20, stop_strings=("cd",))) == "defghab"  # the prompt is no part of the text
+    assert "".join(pieces("bc", 20, stop_strings=("cd",))) == "defghab"  # the prompt does not count
 
 
-def test_a_false_start_of_a_stop_string_is_held_back_and_then_shown():
+def test_a_false_start_of_a_stop_string_is_held_back_and_then_yielded():
     assert pieces("a", 6, stop_strings=("cdx",)) == ["b", "cde", "f", "g"]
-    assert pieces("a", 3, stop_strings=("cdx",)) == ["b", "cd"]  # at the end it is clear, too
+    assert pieces("a", 3, stop_strings=("cdx",)) == ["b", "cd"]  # the end decides, too
 
 
-def shown(tokens, stops):
-    """The pieces to be shown: after each token, all that cannot be the start of a stop string."""
-    n_shown = 0
+def expected_pieces(tokens, stops):
+    """By brute force: after each token, all text that cannot be the start of a stop string."""
+    n_yielded = 0
     for end in range(1, len(tokens) + 1):
         text = "".join(tokens[:end])
         places = [text.index(stop) for stop in stops if stop in text]
         clear = next((n for n in range(len(text)) if any(stop.startswith(text[n:]) for stop in stops)), len(text))
         ready = min(places) if places else len(text) if end == len(tokens) else clear
-        if ready > n_shown:
-            yield text[n_shown:ready]
-            n_shown = ready
+        if ready > n_yielded:
+            yield text[n_yielded:ready]
+            n_yielded = ready
         if places:
             return
 
@@ -276,6 +325,6 @@ def test_stop_strings_across_tokens_of_several_characters_are_found(monkeypatch)
         stops = ["".join(rng.choices("ab", k=rng.randrange(2, 6))) for _ in range(rng.randrange(3))]
         monkeypatch.setattr(models.generate, "generate", lambda *_, ids=ids: iter(ids))
         written = generate_text(None, CharTokenizer(vocab), "", len(ids), GREEDY, stop_strings=stops)
-        assert "".join(written) == "".join(shown([vocab[i] for i in ids], stops))
+        assert "".join(written) == "".join(expected_pieces([vocab[i] for i in ids], stops))
         stopped += any(stop in "".join(vocab[i] for i in ids) for stop in stops)
     assert 100 < stopped < 400

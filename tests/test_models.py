@@ -11,7 +11,7 @@ from small_models import SIZES, small_model
 import transformer_4d
 from data.tokenizer import CharTokenizer
 from models.config import ModelConfig
-from models.layers import textbook_attention
+from models.layers import reference_attention
 from models.zoo import ZOO
 from training.checkpoint import load_model, save_checkpoint
 from utils.errors import UserError
@@ -157,11 +157,11 @@ def test_dropout_is_for_training_alone():
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_the_textbook_attention_and_the_fast_one_agree(dtype, tolerance):
+def test_reference_attention_equals_pytorchs_fused_attention(dtype, tolerance):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 7, 8, dtype=dtype)  # (B, nh, T, hs) = (2, 3, 7, 8) each
     fast = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    torch.testing.assert_close(textbook_attention(q, k, v), fast, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(reference_attention(q, k, v), fast, atol=tolerance, rtol=tolerance)
 
 
 # ---- transformer_4d.py -----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import time
 import torch
 
 from training.precision import autocast
+from utils.cuda_graph import cuda_graph
 
 COMPILE_SECONDS = 30  # what torch.compile takes, as measured on an H100: 26 to 38 s
 
@@ -103,25 +104,6 @@ def optimizer_tensors(optimizers):
     """The tensors in the states of optimizers, by optimizer, parameter and name."""
     return {(i, weight, name): tensor for i, optimizer in enumerate(optimizers)
             for weight, state in optimizer.state.items() for name, tensor in state.items()}
-
-
-def cuda_graph(function, pool):
-    """Record the CUDA kernels that `function()` launches, and return a function that launches all of them at once.
-
-    For a small model, launching a kernel from Python takes longer than running it, and a step has hundreds. The graph
-    reads and writes the same memory every time, so whatever changes between steps has to be in a tensor. Dropout draws
-    new masks from the seed that is current when the graph is launched.
-    """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # warmup: libraries allocate workspaces in their first calls, which cannot be recorded
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        function()
-    return graph.replay
 
 
 def accelerate(train_step, batch, compile, micro_steps):
