@@ -18,7 +18,7 @@ from functools import partial
 from models.config import SamplingConfig
 from models.generate import generate_text
 from training.checkpoint import SHIPPED, load_model
-from training.precision import pick_device, writing_dtype
+from training.precision import inference_dtype, pick_device
 from utils.errors import Parser, UserError, command
 from utils.parameters import count_parameters
 
@@ -74,7 +74,7 @@ class Demo:
     def load(self, path):
         """Take the model of a checkpoint. Raises UserError, and then the one before stays."""
         model, tokenizer = load_model(path, self.device)
-        self.model, self.tokenizer, self.path = model.to(writing_dtype(self.device)), tokenizer, path
+        self.model, self.tokenizer, self.path = model.to(inference_dtype(self.device)), tokenizer, path
 
     def describe(self):
         n_params = count_parameters(self.model.config)

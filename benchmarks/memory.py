@@ -1,13 +1,13 @@
-"""The peak of memory in training and in writing: predicted by utils/memory.py against what PyTorch hands out.
+"""Peak memory of training and generation: predicted by utils/memory.py against what PyTorch allocates.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --device cuda
 
-Each row of training is two steps of training/loop.py with the optimizers of train.py, nothing compiled; each row of
-writing is models/generate.py after a prompt of the whole context. On a CPU the measure is the highest "Total Allocated"
-that torch.profiler reports: every block that PyTorch's allocator hands out and takes back is an event there, those
-within an op too (the profiler reports its start and end on standard error). To be done in minutes, models of more than
-50 M parameters are cut there to three blocks. On CUDA it is torch.cuda.max_memory_allocated, models are whole and
+A row of training is two steps of training/loop.py with the optimizers of train.py, not compiled; a row of generation is
+models/generate.py after a prompt of the whole context. On a CPU, the peak is the highest "Total Allocated" that
+torch.profiler reports: every block that PyTorch's allocator hands out or takes back is an event, those inside an op
+included (the profiler prints its start and end to standard error). Models of more than 50 M parameters are reduced to
+three blocks there, to finish within minutes. On CUDA, the peak is torch.cuda.max_memory_allocated, models are whole and
 batches eight times as large.
 """
 
@@ -20,10 +20,11 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ["TQDM_DISABLE"] = "1"  # a line per row is enough; torch imports tqdm, which looks here only then
+os.environ["TQDM_DISABLE"] = "1"  # one line per row is enough; tqdm reads this when it is imported
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from side_by_side import device_name  # noqa: E402
 
 from data.windows import RandomWindows  # noqa: E402
 from models.config import SamplingConfig  # noqa: E402
@@ -33,7 +34,7 @@ from training.loop import Progress, Trainer, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
 from training.precision import pick_device  # noqa: E402
 from training.settings import OptimSettings  # noqa: E402
-from training.step import TrainStep  # noqa: E402
+from training.step import TrainStep, accelerate  # noqa: E402
 from utils.errors import Parser, command  # noqa: E402
 from utils.memory import MIB, Plan, cublas_workspace, inference_memory, readable, training_memory  # noqa: E402
 from utils.parameters import count_parameters  # noqa: E402
@@ -51,11 +52,11 @@ TRAINING = [  # model, changes to it, and to the plan
     ("GPT2", {"block_size": 512}, {"batch_size": 1, "dtype": "bfloat16", "accumulation": 2, "optimizer": "adamw"}),
     ("GPT2", {"block_size": 512}, {"batch_size": 2, "dtype": "bfloat16", "activation_checkpointing": True}),
 ]
-WRITING = ["TransformerModel", "UltimateModel", "BardGPT", "PoemGPT", "SmallGPT90M", "GPT2"]
+GENERATION = ["TransformerModel", "UltimateModel", "BardGPT", "PoemGPT", "SmallGPT90M", "GPT2"]
 
 
 def peak_bytes(build, run, device):
-    """The most that PyTorch's allocator has handed out at once while `run` ran with what `build` returned, that too."""
+    """The most memory that PyTorch's allocator has handed out at once, while `run(build())` runs."""
     gc.collect()
     if device == "cuda":
         built = build()
@@ -77,7 +78,7 @@ def peak_bytes(build, run, device):
 
 
 def train(model, plan):
-    """Two steps: only from the second on is all there that stays from step to step."""
+    """Two steps: the memory that stays from step to step is complete only in the second."""
     model.activation_checkpointing = plan.activation_checkpointing
     dtype = getattr(torch, plan.dtype)
     tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=100_000)
@@ -85,47 +86,56 @@ def train(model, plan):
     optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype)
     scaler = torch.amp.GradScaler(plan.device, enabled=dtype == torch.float16)
     train_step = TrainStep(model, optimizers, 1.0, dtype, scaler)
+    accelerate(train_step, batch(0, 0), "no", micro_steps=0)  # on CUDA, captures the step as train.py does
     trainer = Trainer(train_step, batch, lambda step: 1.0, lambda *_: False, plan.accumulation, max_iters=2,
                       eval_interval=1000, seed=0)
     fit(trainer, Progress())
 
 
-def write(model, prompt_tokens):
-    list(generate(model.eval(), [1] * prompt_tokens, 2, SamplingConfig()))
+def describe(plan, changes):
+    """The settings of a row that have no column of their own."""
+    words = []
+    if plan.activation_checkpointing:
+        words.append("checkpointing")
+    if "n_blocks" in changes:
+        words.append("3 blocks")
+    if plan.accumulation > 1:
+        words.append(f"accumulation {plan.accumulation}")
+    return ", ".join(words)
 
 
-def show(predicted, measured, *words):
-    """Print a row; return its error, as a share of what was measured."""
+def print_row(predicted, measured, *cells):
+    """Print a row of the table; return the error of the prediction as a fraction of the measured peak."""
     error = predicted / measured - 1
-    print("".join(f"{word:<{width}}" for word, width in zip(words, (17, 8, 6, 10, 7, 25), strict=False))
-          + f"{predicted / MIB:10,.1f}{measured / MIB:10,.1f}{error:9.2%}", flush=True)
+    cells = (*cells, f"{predicted / MIB:,.1f}", f"{measured / MIB:,.1f}", f"{error:.2%}")
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
     return error
+
+
+def print_head(title):
+    print(f"\n{title}, peaks in MiB\n\n| model | context | batch | dtype | optimizer | settings | predicted | measured | "
+          "error |\n|---|---|---|---|---|---|---|---|---|")
 
 
 @command
 def main():
     parser = Parser(__doc__)
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="(%(default)s)")
-    args = parser.parse_args()
-    device = pick_device(args.device)
-    card = {}
-    if device == "cuda":
-        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; peaks in MiB\n")
-        card["workspace"] = cublas_workspace(torch.cuda.get_device_capability()[0])
-    else:
-        print(f"CPU, torch {torch.__version__}, {torch.get_num_threads()} threads; peaks in MiB\n"
-              "On CUDA the predictions have not been measured unless you do it: --device cuda\n")
+    device = pick_device(parser.parse_args().device)
+    card = {"workspace": cublas_workspace(torch.cuda.get_device_capability()[0])} if device == "cuda" else {}
+    print(f"{device_name(device)}, torch {torch.__version__}")
 
-    print(f"{'':17}{'context':8}{'batch':6}{'dtype':10}{'by':7}{'':25} predicted  measured    error")
+    print_head("Generation")
     errors = []
-    for name, dtype in itertools.product(WRITING, HALF):  # first, while only the forward pass has a workspace
+    for name, dtype in itertools.product(GENERATION, HALF):  # first: only the backward pass has a second workspace
         c = ZOO[name].config
-        measured = peak_bytes(lambda n=name, t=dtype: ZOO[n]().to(device, getattr(torch, t)),
-                              lambda m, T=c.block_size: write(m, T), device)
-        errors.append(show(inference_memory(c, c.block_size, dtype, device, **card).allocated, measured, name,
-                           c.block_size, 1, dtype, "", "writing"))
-    print(f"\n{len(errors)} rows of writing, worst error {max(errors, key=abs):.2%}\n")
+        measured = peak_bytes(lambda n=name, t=dtype: ZOO[n]().to(device, getattr(torch, t)).eval(),
+                              lambda m, T=c.block_size: list(generate(m, [1] * T, 2, SamplingConfig())), device)
+        predicted = inference_memory(c, c.block_size, dtype, device, **card).allocated
+        errors.append(print_row(predicted, measured, name, c.block_size, 1, dtype, "", ""))
+    print(f"\n{len(errors)} rows of generation, worst error {max(errors, key=abs):.2%}")
 
+    print_head("Training")
     errors = []
     for name, changes, planned in TRAINING:
         times = 8 if device == "cuda" else 1
@@ -133,17 +143,14 @@ def main():
         if device == "cpu" and count_parameters(ZOO[name].config) > 50e6:
             changes = changes | {"n_blocks": 3}
         with torch.device("meta"):
-            model = ZOO[name](**changes)
-        assert count_parameters(model.config) == sum(weight.numel() for weight in model.parameters())
-        how = ", ".join(["checkpointing"] * plan.activation_checkpointing + ["3 blocks"] * ("n_blocks" in changes)
-                        + [f"accumulation {plan.accumulation}"] * (plan.accumulation > 1))
-        predicted = training_memory(model.config, plan)
+            c = ZOO[name](**changes).config
+        predicted = training_memory(c, plan)
         if device == "cuda" and predicted.total > torch.cuda.mem_get_info()[1]:
-            print(f"{name} at batch {plan.batch_size} in {plan.dtype} takes {readable(predicted.total)}: left out")
+            print(f"(left out: {name} with batch size {plan.batch_size} in {plan.dtype}, {readable(predicted.total)})")
             continue
         measured = peak_bytes(lambda n=name, c=changes: ZOO[n](**c).to(device), lambda m, p=plan: train(m, p), device)
-        errors.append(show(predicted.allocated, measured, name, model.block_size, plan.batch_size, plan.dtype,
-                           plan.optimizer, how))
+        errors.append(print_row(predicted.allocated, measured, name, c.block_size, plan.batch_size, plan.dtype,
+                                plan.optimizer, describe(plan, changes)))
     print(f"\n{len(errors)} rows of training, worst error {max(errors, key=abs):.2%}")
 
 

@@ -1,20 +1,25 @@
-"""Speed of training on a CPU: training/loop.py against nanoGPT's step, in turns.
+"""Training speed: training/loop.py against nanoGPT's training step, in turns.
 
     python benchmarks/train.py PATH/TO/nanoGPT
+    python benchmarks/train.py PATH/TO/nanoGPT --device cuda
 
-Both train a model of RainbowGPT's shape, without dropout, on the same batches. Ours is the loop that train.py runs,
-with its optimizers (Muon and AdamW) and, where the CPU is fast in it, bfloat16. nanoGPT does what its own train.py
-does on a CPU: float32, AdamW, nothing compiled.
+Both train a model of the same width, depth, heads, context, vocabulary and biases, without dropout, on the same
+batches. Ours is the step that train.py runs. nanoGPT does what its own train.py does: on a CPU float32 without
+compilation, on CUDA bfloat16, torch.compile and fused AdamW. On CUDA, ours is compiled too, inside CUDA graphs; compile
+time is not counted.
 
-The share of the matrix-multiply rate counts 6 N + 12 L C T operations a token (Chowdhery et al., 2022, appendix B):
-N is the parameters without the embeddings, which are looked up and not multiplied, L the blocks, C the width, T the
-context. What the optimizers multiply does not count.
+BardGPT and EasyGPT have parts that nanoGPT lacks (rotary positions, QK norm, SwiGLU, grouped queries), so there only
+the sizes are the same. RainbowGPT differs from nanoGPT in its activation, and GPT2 is the same model.
+
+The utilization counts 6 N + 12 L C T operations per token (Chowdhery et al., 2022, appendix B): N is the number of
+parameters that are multiplied, L the number of blocks, C the width, T the context. Optimizers do not count. 100% is the
+rate of a product of two large matrices, measured in the same run.
 """
 
 import contextlib
 import io
 import sys
-import timeit
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,85 +28,118 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from side_by_side import in_turns, nanogpt_model  # noqa: E402
+from side_by_side import device_name, in_turns, matmul_rate, nanogpt_model, synchronize  # noqa: E402
 
 from data.windows import RandomWindows  # noqa: E402
-from models.zoo import RainbowGPT  # noqa: E402
+from models.zoo import ZOO  # noqa: E402
 from training.loop import Progress, Trainer, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
-from training.precision import pick_dtype  # noqa: E402
+from training.precision import autocast, pick_device, pick_dtype  # noqa: E402
 from training.settings import OptimSettings  # noqa: E402
-from training.step import TrainStep  # noqa: E402
-from utils.errors import Parser, command  # noqa: E402
+from training.step import TrainStep, accelerate  # noqa: E402
+from utils.errors import Parser, check_numbers, command  # noqa: E402
 from utils.parameters import flops_per_token  # noqa: E402
 
 
-def our_trainer(model, batch, dtype):
+@dataclass
+class Case:
+    """What is trained, once with each of our optimizers."""
+
+    model: str
+    batch_size: int
+    optimizers: tuple = ("muon",)
+
+
+CASES = {"cpu": [Case("RainbowGPT", 16)],
+         "cuda": [Case("BardGPT", 64), Case("GPT2", 16, ("adamw", "muon")), Case("EasyGPT", 16)]}
+
+
+def our_trainer(model, optimizer, batch, dtype):
     """A function that trains for a number of steps."""
-    optimizers, progress = make_optimizers(model, OptimSettings(), dtype), Progress()
-    train_step = TrainStep(model, optimizers, 1.0, dtype, torch.amp.GradScaler("cpu", enabled=False))
+    device = model.head.weight.device.type
+    progress = Progress()
+    optimizers = make_optimizers(model, OptimSettings(name=optimizer), dtype)
+    train_step = TrainStep(model, optimizers, 1.0, dtype, torch.amp.GradScaler(device, enabled=False))
+    if device == "cuda":
+        accelerate(train_step, batch(0, 0), "yes", micro_steps=0)
 
     def advance(steps):
         trainer = Trainer(train_step, batch, lambda step: 1.0, lambda *_: False, accumulation=1,
-                          max_iters=progress.step + steps, eval_interval=1000, seed=0)
+                          max_iters=progress.step + steps, eval_interval=10**9, seed=0)
         with contextlib.redirect_stderr(io.StringIO()):  # hides the progress bar: one line per turn is enough
             fit(trainer, progress)
+        synchronize(device)
 
     return advance
 
 
-def nanogpt_trainer(model, batch):
-    """A function that trains for so many steps more."""
-    optimizer = model.configure_optimizers(weight_decay=0.1, learning_rate=1e-3, betas=(0.9, 0.99), device_type="cpu")
+def nanogpt_trainer(model, batch, dtype):
+    """A function that trains for a number of steps."""
+    device = next(model.parameters()).device.type
+    with contextlib.redirect_stdout(sys.stderr):  # it prints what it decays
+        optimizer = model.configure_optimizers(0.1, learning_rate=1e-3, betas=(0.9, 0.99), device_type=device)
+    forward = torch.compile(model) if device == "cuda" else model
 
     def advance(steps):
         for step in range(steps):
-            _, loss = model(*(ids.contiguous() for ids in batch(step, 0)))
+            x, y = batch(step, 0)
+            if device == "cuda":
+                x, y = (ids.pin_memory().to(device, non_blocking=True) for ids in (x, y))
+            with autocast(device, dtype):
+                _, loss = forward(x.contiguous(), y.contiguous())
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        synchronize(device)
 
     return advance
 
 
-def multiply_rate(dtype):
-    """Operations per second in the product of two large matrices."""
-    a, b = torch.randn(2, 2048, 2048).to(dtype)
-    return 2 * 2048**3 / min(timeit.repeat(lambda: a @ b, number=1, repeat=20))
+def measure(case, nanogpt, device, steps, turns):
+    """Train in turns with nanoGPT and with each of our optimizers; return the tokens/s of each, by name."""
+    dtype = pick_dtype(device)
+    c = ZOO[case.model](dropout=0.0).config
+    tokens = np.random.default_rng(0).integers(c.vocab_size, size=1_000_000)
+    batch = RandomWindows(tokens, c.block_size, case.batch_size, seed=0).batch
+    theirs = nanogpt_model(nanogpt, c).to(device)
+    trainers = {"nanoGPT": nanogpt_trainer(theirs, batch, dtype if device == "cuda" else torch.float32)}
+    for optimizer in case.optimizers:
+        trainers[optimizer] = our_trainer(ZOO[case.model](dropout=0.0).to(device), optimizer, batch, dtype)
+    for advance in trainers.values():
+        advance(2)  # the first steps of a process are slow
+    runs = {name: partial(advance, steps) for name, advance in trainers.items()}
+    return in_turns(runs, steps * case.batch_size * c.block_size, turns)
+
+
+def table(nanogpt, device, steps, turns):
+    """Yield the lines of a Markdown table with all cases of a device."""
+    dtype = pick_dtype(device)
+    rate = matmul_rate(device, dtype)
+    dtype_name = str(dtype).removeprefix("torch.")
+    yield f"Training, {device_name(device)}, ours in {dtype_name}; matrix products reach {rate / 1e12:,.2f} TFLOP/s\n"
+    yield "| model | batch | optimizer | ours (tokens/s) | nanoGPT (tokens/s) | ratio | utilization |"
+    yield "|---|---|---|---|---|---|---|"
+    for case in CASES[device]:
+        c = ZOO[case.model].config
+        speeds = measure(case, nanogpt, device, steps, turns)
+        theirs = speeds.pop("nanoGPT")
+        for optimizer, ours in speeds.items():
+            yield (f"| {case.model} | {case.batch_size} x {c.block_size} | {optimizer} | {ours:,.0f} | {theirs:,.0f} | "
+                   f"{ours / theirs:.2f} | {ours * flops_per_token(c) / rate:.0%} |")
 
 
 @command
 def main():
     parser = Parser(__doc__)
     parser.add_argument("nanogpt", type=Path, help="a checkout of nanoGPT")
-    parser.add_argument("--batch_size", type=int, default=16, help="windows in a step (%(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="in a turn (%(default)s)")
-    parser.add_argument("--turns", type=int, default=5, help="of each; the median counts (%(default)s)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="steps per turn (%(default)s)")
+    parser.add_argument("--turns", type=int, default=5, help="turns of each; the median counts (%(default)s)")
     args = parser.parse_args()
-
-    dtype = pick_dtype("cpu")
-    model = RainbowGPT(dropout=0.0)
-    c = model.config
-    tokens = np.random.default_rng(0).integers(c.vocab_size, size=1_000_000)
-    batch = RandomWindows(tokens, c.block_size, args.batch_size, seed=0).batch
-    trainers = {
-        "ours": our_trainer(model, batch, dtype),
-        "nanoGPT": nanogpt_trainer(nanogpt_model(args.nanogpt, c), batch),
-    }
-    dtype_name = str(dtype).removeprefix("torch.")
-    print(f"RainbowGPT, batch {args.batch_size} x {c.block_size}, {torch.get_num_threads()} threads; ours multiplies "
-          f"in {dtype_name}, nanoGPT in float32\n")
-    for advance in trainers.values():
-        advance(2)  # the first steps of a process are slow
-    runs = {name: partial(advance, args.steps) for name, advance in trainers.items()}
-    speed = in_turns(runs, args.steps * args.batch_size * c.block_size, args.turns)
-
-    flops, rate = flops_per_token(c), multiply_rate(dtype)
-    print(f"\nours: {speed['ours']:,.0f} tokens/s\n"
-          f"  {speed['ours'] / speed['nanoGPT']:.2f} times nanoGPT's {speed['nanoGPT']:,.0f}\n"
-          f"  {speed['ours'] * flops / rate:.0%} of the {rate / 1e9:,.0f} GFLOP/s at which this machine multiplies in "
-          f"{dtype_name}, at {flops / 1e6:.1f} MFLOP a token (6 N + 12 L C T)")
+    check_numbers(args, positive=("steps", "turns"))
+    for line in table(args.nanogpt, pick_device(args.device), args.steps, args.turns):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

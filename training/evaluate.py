@@ -1,4 +1,4 @@
-"""The one way to measure a loss."""
+"""The only code that evaluates a loss."""
 
 import numpy as np
 import torch
@@ -7,17 +7,17 @@ from tqdm import tqdm
 
 @torch.no_grad()
 def estimate_loss(model, tokens, batch_size):
-    """Mean loss, in nats per token, over all of `tokens` (an array of ids), in order, window by window.
+    """Mean loss, in nats per token, over all of `tokens`, an array of ids (N), split into consecutive windows.
 
-    The windows do not overlap, so the same weights always give the same number. Each token but the first is a target
-    once; what it is guessed from begins with its window.
+    The windows do not overlap, so the same weights always give the same loss. Each token but the first is a target
+    once, predicted from the tokens before it in its window.
     """
     T = model.block_size
     device = next(model.parameters()).device
     whole = (len(tokens) - 1) // T * T
     x, y = (tokens[i : i + whole].reshape(-1, T) for i in (0, 1))  # (N, T) each, y one token later
     batches = [(x[i : i + batch_size], y[i : i + batch_size]) for i in range(0, len(x), batch_size)]
-    if whole < len(tokens) - 1:  # the last window is a short one
+    if whole < len(tokens) - 1:  # the last window is shorter
         batches.append((tokens[None, whole:-1], tokens[None, whole + 1 :]))
     was_training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""Which device, and which numbers."""
+"""Device and dtype of matrix products."""
 
 import timeit
 
@@ -8,35 +8,41 @@ from utils.errors import UserError
 
 
 def pick_device(name="auto"):
-    """The name of the device to use: the first of CUDA, MPS and CPU that is there, or the one that is asked for."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """Return the name of a device: `name`, or for `auto` the first of CUDA, MPS and CPU that is available.
+
+    Raises UserError if the device is not available.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return next(device for device in there if there[device])
-    if not there[name]:
-        raise UserError(f"device {name} is not to be had here: give {' or '.join(d for d in there if there[d])}")
+        return next(device for device in available if available[device])
+    if not available[name]:
+        choices = " or ".join(device for device in available if available[device])
+        raise UserError(f"device {name} is not available on this machine: use {choices}")
     return name
 
 
 def pick_dtype(device, name="auto"):
-    """What to multiply matrices in: bfloat16 where the device is fast in it, else float16 on a GPU, else float32."""
+    """Return the dtype for matrix products in training: bfloat16 where the device is fast in it, else float16 on a GPU,
+    else float32. A `name` other than auto decides."""
     if name != "auto":
         return getattr(torch, name)
     if device == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device == "mps":
         return torch.float32
-    full = torch.ones(512, 512)  # timed, because CPUs differ here by a factor of a hundred
+    full = torch.ones(512, 512)  # timed, because CPUs differ by a factor of a hundred
     half = full.bfloat16()
     full_seconds, half_seconds = (min(timeit.repeat(lambda a=a: a @ a, number=1, repeat=5)) for a in (full, half))
     return torch.bfloat16 if half_seconds < 0.7 * full_seconds else torch.float32
 
 
-def writing_dtype(device):
-    """What to keep a model in that writes. A token needs all weights and multiplies each once: what counts is how
-    small they are, on a CPU even on one that is slow in bfloat16."""
+def inference_dtype(device):
+    """Return the dtype of a model that generates text. Every token reads all weights once, so that their size decides,
+    even on a CPU that is slow in bfloat16."""
     return torch.bfloat16 if device == "cpu" else pick_dtype(device)
 
 
 def autocast(device, dtype):
-    """The context in which a model multiplies its matrices in `dtype`."""
-    return torch.autocast(device, dtype, enabled=dtype != torch.float32, cache_enabled=False)  # for CUDA graphs
+    """Context in which matrix products are computed in `dtype`. Without a cache of cast weights: a CUDA graph must not
+    read tensors that were allocated before it."""
+    return torch.autocast(device, dtype, enabled=dtype != torch.float32, cache_enabled=False)
