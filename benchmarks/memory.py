@@ -113,8 +113,9 @@ def print_row(predicted, measured, *cells):
 
 
 def print_head(title):
-    print(f"\n{title}, peaks in MiB\n\n| model | context | batch | dtype | optimizer | settings | predicted | measured | "
-          "error |\n|---|---|---|---|---|---|---|---|---|")
+    print(f"\n{title}, peaks in MiB\n")
+    print("| model | context | batch | dtype | optimizer | settings | predicted | measured | error |")
+    print("|---|---|---|---|---|---|---|---|---|")
 
 
 @command
