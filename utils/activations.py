@@ -1,7 +1,7 @@
 """What each op of a block keeps for its gradient, and what its gradient makes, in bytes.
 
 This follows models/layers.py line by line. M is the tokens of a micro-batch, B times T; the other letters are those of
-`utils.parameters.letters`. In the functions c is a configuration, s its `Sizes` and p a `utils.memory.Plan`.
+`utils.parameters.symbols`. In the functions c is a configuration, s its `Sizes` and p a `utils.memory.Plan`.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 Nothing is measured or allocated here. A training step is played through op by op, as models/layers.py, training/loop.py
 and training/optim.py do it, and each op says what it keeps for its gradient and what its gradient makes. The most that
 is alive at once is the answer, with what it consists of. In the comments and names, M is the tokens of a micro-batch,
-B times T; other letters are those of `utils.parameters.letters`.
+B times T; other letters are those of `utils.parameters.symbols`.
 
 benchmarks/memory.py holds this against what PyTorch really hands out. On a CPU that was done; what is said of CUDA
 follows from reading its kernels and has not been measured yet. `torch.compile`, which fuses ops, takes less.

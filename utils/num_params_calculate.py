@@ -39,7 +39,7 @@ from utils.memory import (  # noqa: E402
     training_memory,
     weight_bytes,
 )
-from utils.parameters import count_parameters, flops_per_token, letters, parameter_table  # noqa: E402
+from utils.parameters import count_parameters, flops_per_token, parameter_table, symbols  # noqa: E402
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": KIB, "mib": MIB, "gib": GIB, "tib": 2**40}
@@ -115,7 +115,7 @@ def configuration(args):
 
 def show_parameters(c):
     n, rows = count_parameters(c), parameter_table(c)
-    print("Parameters\n  " + "   ".join(f"{letter} = {name} {value:,}" for letter, (name, value) in letters(c).items()))
+    print("Parameters\n  " + "   ".join(f"{letter} = {name} {value:,}" for letter, (name, value) in symbols(c).items()))
     print(f"\n  {'component':36}{'shape':>16}  {'formula':38}{'count':>15}{'share':>8}")
     for row in rows:
         shape = " x ".join(f"{side:,}" for side in row.shape)
