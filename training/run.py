@@ -15,13 +15,14 @@ from data.tokenizer import tokenizer_from_dict
 from data.windows import RandomWindows, ShuffledWindows, SlidingWindows, check_length
 from models.generate import generate_text
 from models.zoo import ZOO
-from training.checkpoint import load_weights, read_run, save_checkpoint
+from training.checkpoint import save_checkpoint
 from training.evaluate import estimate_loss
 from training.loop import Progress, check_finite, fit
 from training.optim import lr_factor, make_optimizers
 from training.plots import plot_losses
 from training.precision import autocast, pick_device, pick_dtype
 from training.preflight import memory_advice, settle
+from training.run_state import check_optimizer_states, read_run
 from utils.errors import UserError
 from utils.files import replacing
 from utils.parameters import count_parameters
@@ -73,7 +74,8 @@ def train(settings):
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     progress, metrics = Progress(), []
     if saved:
-        load_weights(model, saved["weights"], last_path)
+        check_optimizer_states(optimizers, saved["optimizer_states"], last_path)
+        model.load_state_dict(saved["weights"])
         for optimizer, state in zip(optimizers, saved["optimizer_states"], strict=True):
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state})  # its settings are those of today
         if saved["scaler"]:  # empty, where the run was in another precision until now
