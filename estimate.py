@@ -57,8 +57,9 @@ def main():
     with autocast(device, pick_dtype(device)):
         loss = estimate_loss(model, tokens, args.batch_size)
 
-    print(f"{one_line(str(args.checkpoint))}: {type(model).__name__}, {count_parameters(model.config):,} parameters")
-    print(f"{one_line(str(args.data))} ({text.title}), split {args.split}: {len(tokens):,} tokens\n")
+    print(one_line(f"{args.checkpoint}: {type(model).__name__}, {count_parameters(model.config):,} parameters"))
+    print(one_line(f"{args.data} ({text.title}), split {args.split}: {len(tokens):,} tokens"))
+    print()
     print(f"loss                {loss:.4f}   nats per token")
     print(f"perplexity          {perplexity(loss):.3f}")
     print(f"bits per character  {bits_per_character(loss, tokens[1:], tokenizer):.4f}")
@@ -87,7 +88,8 @@ def print_comparison(loss, text, vocab_size):
     rows = [(uniform, "uniform baseline, ln V"), (ngram, "5-gram baseline"), (loss, "<- this checkpoint")]
     if isinstance(text.tokenizer, CharTokenizer):
         rows += REFERENCES.get(text.title, [])
-    print(f"\ncomparison on the validation split of {text.title}:")
+    print()
+    print(one_line(f"comparison on the validation split of {text.title}:"))
     for row_loss, name in sorted(rows):
         print(f"  {row_loss:.4f}  {name}")
     print(f"\n{verdict(loss, uniform, ngram)}")
