@@ -144,10 +144,10 @@ def test_a_member_marked_as_a_folder_is_an_error(path):
     assert f"{path} is damaged" in error_of(path)
 
 
-def rewrite_archive(path, compression=zipfile.ZIP_STORED):
-    """Write the archive again with zipfile, with the same members."""
+def rewrite_archive(path, compression=zipfile.ZIP_STORED, **changed):
+    """Write the archive again with zipfile; `changed` are the new contents of members."""
     with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
+        members = {name: archive.read(name) for name in archive.namelist()} | changed
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in members.items():
             member = zipfile.ZipInfo(name)
@@ -165,6 +165,24 @@ def repeat_entries(path, count):
     directory = data[start : data.rindex(b"PK\x05\x06")] + entry * count
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, n, n, len(directory), start, 0)
     path.write_bytes(data[:start] + directory + end)
+
+
+def test_a_checkpoint_with_a_changed_pickle_is_an_error_or_a_model(path):
+    """With a valid CRC-32, so that every change reaches the unpickler and the validation."""
+    with zipfile.ZipFile(path) as archive:
+        data, random = archive.read("archive/data.pkl"), Random(0)
+    for _ in range(300):
+        changed = bytearray(data)
+        for _ in range(random.choice((1, 1, 3))):
+            changed[random.randrange(len(data))] = random.randrange(256)
+        rewrite_archive(path, **{"archive/data.pkl": bytes(changed)})
+        try:
+            model, tokenizer = load_model(path)
+        except UserError as error:
+            assert str(path) in str(error)
+        else:
+            logits, _ = model(torch.zeros(1, model.block_size, dtype=torch.long))
+            assert logits.isfinite().all() and len(tokenizer.encode(tokenizer.decode([0]))) == 1
 
 
 @pytest.mark.parametrize("attack", [

@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import stat
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def read_checkpoint(path):
         if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a device or a pipe may never end
             raise OSError(errno.EINVAL, "not a regular file")
         check_archive(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about rare kinds of tensors, which are errors here
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no {path}: give the path of a checkpoint, or train a model first with "
                         "python train.py config/bard_gpt.yaml or python transformer_4d.py") from None

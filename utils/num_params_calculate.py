@@ -83,7 +83,7 @@ def parse_bytes(text):
     """The bytes in a text such as 8GiB or 24GB, for argparse."""
     number, unit = re.fullmatch(r"(.*?)\s*([a-z]*)", text.strip(), re.IGNORECASE | re.DOTALL).groups()
     if unit.lower() not in UNITS:
-        raise argparse.ArgumentTypeError(f"{one_line(text, 60)!r} needs a unit of memory: give a size such as 8GiB or 24GB")
+        raise argparse.ArgumentTypeError(f"{one_line(text, 60)!r} needs a unit of memory, such as 8GiB or 24GB")
     size = parse_number(number) * UNITS[unit.lower()]
     if not 1 <= size < 2**63:
         raise argparse.ArgumentTypeError(f"{one_line(text, 60)} is out of range: give a size > 0 and below 2^63 bytes")
