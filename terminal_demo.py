@@ -29,7 +29,7 @@ SETTINGS = {  # the fields of ReplyConfig: type and description
     "top_k": (int, "sample only from this many of the most likely tokens"),
     "top_p": (float, "sample only from the smallest set of tokens with this total probability"),
     "repetition_penalty": (float, "above 1 makes tokens that are in the context less likely"),
-    "seed": (int, "fixed seed: reproducible output"),
+    "seed": (int, "fixed seed: reproducible output, with the same number of threads"),
     "max_tokens": (int, "maximum number of tokens to generate for a prompt"),
 }
 

@@ -9,8 +9,7 @@ from utils.fields import check_types
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture of a GPT. Raises UserError for values of the wrong type and for sizes that do not fit together.
-    """
+    """The architecture of a GPT. Raises UserError for values of the wrong type and sizes that do not fit together."""
 
     n_embd: int
     """Embedding width (C), a multiple of num_heads."""
@@ -35,8 +34,7 @@ class ModelConfig:
     feed_forward: Literal["relu", "relu2", "gelu", "swiglu"] = "relu"
     """ReLU, squared ReLU (So et al., 2021), GELU with the tanh approximation, or SwiGLU (Shazeer, 2020)."""
     qk_norm: bool = False
-    """Normalize queries and keys before their dot product (Dehghani et al., 2023), by the norm above without weights.
-    """
+    """Normalize queries and keys before their product (Dehghani et al., 2023), with the norm above without weights."""
     bias: bool = False
     """Biases in the linear layers of attention and feed-forward."""
     head_bias: bool = False

@@ -206,8 +206,7 @@ class Step(Ledger):
             self.drop("gradients", 4 * count // self.shards)
 
     def backward_op(self, op, incoming):
-        """Simulate the backward pass of an operation that gets `incoming` bytes of gradients; return those it passes.
-        """
+        """Simulate the backward pass of an operation for a gradient of `incoming` bytes; return the bytes it passes on."""
         copy = self.half * op.weights if op.casts else 0
         self.add("backward buffers", op.buffers + copy)
         if not copy:
