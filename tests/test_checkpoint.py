@@ -347,4 +347,4 @@ def test_a_value_that_is_no_weight_of_the_model_is_named(path, change_head, prob
 ])  # fmt: skip
 def test_an_unsupported_checkpoint_entry_is_quoted(path, entries, quoted):
     change(path, **entries)
-    assert quoted in error_of(path)
+    assert str(path) in error_of(path) and quoted in error_of(path)

@@ -107,7 +107,10 @@ def check_model(checkpoint, path):
     kind = checkpoint["tokenizer"].get("kind")
     if not isinstance(kind, str):
         raise UserError(f"{path} has a tokenizer of kind {kind}, which is not a name: use another checkpoint")
-    tokenizer = tokenizer_from_dict(checkpoint["tokenizer"])
+    try:
+        tokenizer = tokenizer_from_dict(checkpoint["tokenizer"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if not 0 < tokenizer.vocab_size <= config.vocab_size:
         raise UserError(f"{path} has a tokenizer of {tokenizer.vocab_size} tokens, but a model with vocab_size "
                         f"{config.vocab_size}: save the model with the tokenizer it was trained with")

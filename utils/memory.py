@@ -206,7 +206,7 @@ class Step(Ledger):
             self.drop("gradients", 4 * count // self.shards)
 
     def backward_op(self, op, incoming):
-        """Simulate the backward pass of an operation for a gradient of `incoming` bytes; return the bytes it passes on."""
+        """Simulate the backward pass of an operation for `incoming` bytes of gradients; return the bytes passed on."""
         copy = self.half * op.weights if op.casts else 0
         self.add("backward buffers", op.buffers + copy)
         if not copy:
