@@ -20,6 +20,7 @@ from training.evaluate import estimate_loss
 from training.precision import autocast, pick_device, pick_dtype
 from utils.errors import Parser, UserError, command
 from utils.parameters import count_parameters
+from utils.printable import one_line
 
 # Validation losses on tiny Shakespeare, in nats per character. A loss on another text or per token of another
 # tokenizer is not comparable.
@@ -56,13 +57,22 @@ def main():
     with autocast(device, pick_dtype(device)):
         loss = estimate_loss(model, tokens, args.batch_size)
 
-    print(f"{args.checkpoint}: {type(model).__name__}, {count_parameters(model.config):,} parameters")
-    print(f"{args.data} ({text.title}), split {args.split}: {len(tokens):,} tokens\n")
+    print(one_line(f"{args.checkpoint}: {type(model).__name__}, {count_parameters(model.config):,} parameters"))
+    print(one_line(f"{args.data} ({text.title}), split {args.split}: {len(tokens):,} tokens"))
+    print()
     print(f"loss                {loss:.4f}   nats per token")
-    print(f"perplexity          {math.exp(loss):.3f}")
+    print(f"perplexity          {perplexity(loss):.3f}")
     print(f"bits per character  {bits_per_character(loss, tokens[1:], tokenizer):.4f}")
     if args.split == "val":
         print_comparison(loss, text, model.config.vocab_size)
+
+
+def perplexity(loss):
+    """exp(loss), or infinity where that exceeds the range of a float."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def bits_per_character(loss, targets, tokenizer):
@@ -78,7 +88,8 @@ def print_comparison(loss, text, vocab_size):
     rows = [(uniform, "uniform baseline, ln V"), (ngram, "5-gram baseline"), (loss, "<- this checkpoint")]
     if isinstance(text.tokenizer, CharTokenizer):
         rows += REFERENCES.get(text.title, [])
-    print(f"\ncomparison on the validation split of {text.title}:")
+    print()
+    print(one_line(f"comparison on the validation split of {text.title}:"))
     for row_loss, name in sorted(rows):
         print(f"  {row_loss:.4f}  {name}")
     print(f"\n{verdict(loss, uniform, ngram)}")
@@ -86,7 +97,7 @@ def print_comparison(loss, text, vocab_size):
 
 def verdict(loss, uniform, ngram):
     """One line that says whether a validation loss is normal, given the two baselines; all in nats per token."""
-    if loss >= uniform:
+    if not loss < uniform:  # NaN included
         return ("No better than the uniform baseline: the checkpoint is untrained, or was trained on a different text "
                 "or with a different tokenizer.")
     if loss >= ngram:

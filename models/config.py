@@ -1,68 +1,67 @@
-"""What a model is made of, and how it writes: two frozen dataclasses that check themselves. They need no torch."""
+"""The configurations of a model and of sampling: two frozen dataclasses that validate themselves, without torch."""
 
-import math
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from dataclasses import dataclass
+from typing import Literal
 
 from utils.errors import UserError, check_numbers
+from utils.fields import check_types
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture of a GPT. Sizes that don't fit together raise UserError."""
+    """The architecture of a GPT. Raises UserError for values of the wrong type and sizes that do not fit together."""
 
     n_embd: int
-    """Width (C): the numbers that stand for one token. A multiple of num_heads."""
+    """Embedding width (C), a multiple of num_heads."""
     block_size: int
-    """Context (T): the most tokens that the model sees at once."""
+    """Context length (T): the maximum number of tokens that the model attends to."""
     n_blocks: int
-    """Depth: how often attention and feed-forward follow each other."""
+    """Number of Transformer blocks (L)."""
     num_heads: int
-    """Attention heads in a block (nh). A multiple of num_kv_heads."""
+    """Attention heads per block (nh), a multiple of num_kv_heads."""
     vocab_size: int = 65
-    """Different tokens (V); the default is that of tiny Shakespeare's characters."""
+    """Vocabulary size (V); the default is the number of distinct characters in tiny Shakespeare."""
     num_kv_heads: int | None = None
-    """Heads of keys and values, each shared by num_heads / num_kv_heads queries; None: as many as num_heads."""
+    """Key and value heads, each shared by num_heads / num_kv_heads query heads; None: num_heads."""
     n_hidden: int | None = None
-    """Width of the feed-forward's inside; None: four times n_embd."""
+    """Hidden size of the feed-forward network (H); None: 4 n_embd."""
     dropout: float = 0.0
-    """Share set to zero in training, against learning by heart, of the embeddings and of what a block's parts add."""
+    """Dropout probability of the embeddings and of the output of attention and feed-forward."""
     norm: Literal["layer", "rms"] = "layer"
-    """LayerNorm, with bias (Ba et al., 2016), or RMSNorm (Zhang and Sennrich, 2019)."""
+    """LayerNorm with bias (Ba et al., 2016) or RMSNorm (Zhang and Sennrich, 2019)."""
     position: Literal["learned", "rotary"] = "learned"
-    """A learned vector per position, or rotated queries and keys (Su et al., 2021)."""
+    """Learned position embeddings, or rotary ones (Su et al., 2021)."""
     feed_forward: Literal["relu", "relu2", "gelu", "swiglu"] = "relu"
-    """ReLU, squared ReLU (So et al., 2021), GELU in its tanh form, or SwiGLU (Shazeer, 2020)."""
+    """ReLU, squared ReLU (So et al., 2021), GELU with the tanh approximation, or SwiGLU (Shazeer, 2020)."""
     qk_norm: bool = False
-    """Queries and keys brought to length sqrt(hs) before they meet, by the same norm (Dehghani et al., 2023)."""
+    """Normalize queries and keys before their product (Dehghani et al., 2023), with the norm above without weights."""
     bias: bool = False
-    """Biases in attention and feed-forward."""
+    """Biases in the linear layers of attention and feed-forward."""
     head_bias: bool = False
     """A bias in the head."""
     tied: bool = False
-    """The head shares its weight with the token embedding (Press and Wolf, 2017)."""
+    """Share the weight of the head with the token embedding (Press and Wolf, 2017)."""
     norm_eps: float = 1e-5
-    """Added to the variance, or the mean square, before its root is taken."""
+    """Added to the variance or the mean square in the norms, for numerical stability."""
     rope_theta: float = 10_000.0
-    """Base of the rotation's wavelengths."""
+    """Base of the rotary frequencies, at least 1."""
 
     def __post_init__(self):
+        check_types(self)
         check_numbers(self, positive=("n_embd", "block_size", "n_blocks", "num_heads", "vocab_size", "num_kv_heads",
-                                      "n_hidden", "norm_eps", "rope_theta"))
-        for field in fields(self):
-            value, choices = getattr(self, field.name), get_args(field.type)
-            if get_origin(field.type) is Literal and value not in choices:
-                raise UserError(f"{field.name} cannot be {value}: give one of {', '.join(choices)}")
+                                      "n_hidden", "norm_eps"))
         if self.n_embd % self.num_heads:
-            raise UserError(f"n_embd {self.n_embd} is not a multiple of num_heads {self.num_heads}: make it one")
+            raise UserError(f"n_embd {self.n_embd} must be a multiple of num_heads {self.num_heads}")
         if self.num_heads % self.kv_heads:
-            raise UserError(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.kv_heads}: make it one")
+            raise UserError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.kv_heads}")
         if self.position == "rotary" and self.head_size % 2:
             raise UserError(f"rotary positions need an even head size, n_embd / num_heads, not {self.head_size}")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout cannot be {self.dropout}: give a share from 0 to below 1")
+            raise UserError(f"dropout cannot be {self.dropout}: give a number >= 0 and < 1")
+        if self.rope_theta < 1:
+            raise UserError(f"rope_theta cannot be {self.rope_theta}: give a number >= 1")
         if self.tied and self.head_bias:
-            raise UserError("a tied head has no bias of its own: choose tied or head_bias")
+            raise UserError("a tied head has no bias: choose either tied or head_bias")
 
     @property
     def head_size(self):
@@ -79,27 +78,28 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is drawn. Values that make no sense raise UserError."""
+    """How the next token is sampled. Raises UserError for values outside their range."""
 
     temperature: float = 0.8
-    """Below 1 the likely tokens become likelier; 0 always takes the likeliest."""
+    """Divides the logits: below 1 makes likely tokens likelier; 0 always takes the most likely one."""
     top_k: int | None = None
-    """Draw from the k likeliest tokens only."""
+    """Sample only from the k most likely tokens."""
     top_p: float | None = None
-    """Draw from the fewest tokens that have this much probability together (Holtzman et al., 2020)."""
+    """Sample only from the smallest set of tokens with this total probability (Holtzman et al., 2020)."""
     repetition_penalty: float = 1.0
-    """Above 1, tokens that are in the context become less likely (Keskar et al., 2019, section 4.1)."""
+    """Above 1 makes tokens that are in the context less likely (Keskar et al., 2019, section 4.1)."""
     seed: int | None = None
-    """The same seed writes the same text; None draws anew each time."""
+    """Fixed seed: reproducible output, on the same machine with the same number of threads. None: random."""
 
     def __post_init__(self):
-        if not (self.temperature == 0 or 1e-3 <= self.temperature < math.inf):
-            raise UserError(f"temperature cannot be {self.temperature}: give 0, or 0.001 or more")
+        check_types(self)
+        if self.temperature != 0 and self.temperature < 1e-3:
+            raise UserError(f"temperature cannot be {self.temperature}: give 0, or a number >= 0.001")
         if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k cannot be {self.top_k}: give 1 or more")
+            raise UserError(f"top_k cannot be {self.top_k}: give a number >= 1")
         if self.top_p is not None and not 1e-6 <= self.top_p <= 1:
-            raise UserError(f"top_p cannot be {self.top_p}: give a share from 0.000001 to 1")
+            raise UserError(f"top_p cannot be {self.top_p}: give a number from 0.000001 to 1")
         if not 1e-3 <= self.repetition_penalty <= 1e3:
             raise UserError(f"repetition_penalty cannot be {self.repetition_penalty}: give a number from 0.001 to 1000")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise UserError(f"seed cannot be {self.seed}: give a whole number from 0 to below 2^63")
+        if self.seed is not None and self.seed < 0:
+            raise UserError(f"seed cannot be {self.seed}: give an integer >= 0")

@@ -1,10 +1,11 @@
-"""The calculator against the models, hand computation, and what PyTorch's allocator really hands out."""
+"""The calculator against the models, hand computation, and the measured allocations of PyTorch."""
 
 import importlib.util
 import math
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from utils.memory import (
     CONTEXT,
     GIB,
     MIB,
+    Ledger,
     Plan,
     advice,
     cache_bytes,
@@ -33,14 +35,14 @@ from utils.memory import (
     training_memory,
     weight_bytes,
 )
-from utils.parameters import count_parameters, flops_per_token, parameter_table
+from utils.parameters import count_parameters, flops_per_token, parameter_table, weight_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "utils" / "num_params_calculate.py"
 
 every_model = pytest.mark.parametrize("name", ZOO)
 SMALL = {"n_embd": 96, "num_heads": 6, "block_size": 64, "n_blocks": 2, "n_hidden": 256, "vocab_size": 211}
-KINDS = [  # something of everything that a configuration can choose
+KINDS = [  # every choice of a configuration at least once
     {"head_bias": True},
     {"feed_forward": "relu2", "dropout": 0.1},
     {"feed_forward": "gelu", "bias": True, "tied": True, "dropout": 0.1},
@@ -61,7 +63,7 @@ def build(c):
 
 @pytest.fixture(scope="module")
 def benchmark():
-    """benchmarks/memory.py, which knows how to measure."""
+    """benchmarks/memory.py, for its measurements."""
     spec = importlib.util.spec_from_file_location("memory_benchmark", ROOT / "benchmarks" / "memory.py")
     module = importlib.util.module_from_spec(spec)
     before = os.environ.copy(), list(sys.path)
@@ -75,8 +77,8 @@ def benchmark():
 # ---- Parameters ------------------------------------------------------------------------------------------------------
 
 
-def in_the_model(model):
-    """Name, shape and number of each kind of weight of a model, its blocks together."""
+def weights_by_kind(model):
+    """Shape and total number of elements of each kind of weight in a model, all blocks together."""
     found = {}
     for name, weight in model.state_dict().items():
         if model.config.tied and name == "head.weight":
@@ -90,19 +92,33 @@ def in_the_model(model):
 
 
 @every_model
-def test_the_table_is_what_the_model_has(name):
+def test_the_table_matches_the_model(name):
     with torch.device("meta"):
         model = ZOO[name]()
     rows = parameter_table(model.config)
-    assert {row.component: (row.shape, row.count) for row in rows} == in_the_model(model)
+    assert {row.component: (row.shape, row.count) for row in rows} == weights_by_kind(model)
     assert count_parameters(model.config) == sum(weight.numel() for weight in model.parameters())
 
 
 @every_kind
-def test_the_table_is_what_a_configuration_that_is_typed_in_has(kind):
+def test_the_table_matches_a_model_of_any_configuration(kind):
     with torch.device("meta"):
         model = ZOO["TransformerModel"](**SMALL | {"head_bias": False} | kind)
-    assert {row.component: (row.shape, row.count) for row in parameter_table(model.config)} == in_the_model(model)
+    assert {row.component: (row.shape, row.count) for row in parameter_table(model.config)} == weights_by_kind(model)
+
+
+@every_model
+def test_the_weight_shapes_are_those_of_the_state_dict(name):
+    with torch.device("meta"):
+        model = ZOO[name]()
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    shapes = list(weight_shapes(model.config))
+    assert dict(shapes) == expected and len(shapes) == len(expected)
+
+
+def test_the_weight_shapes_of_any_number_of_blocks_are_generated_one_by_one():
+    names = (name for name, _ in weight_shapes(replace(ZOO["BardGPT"].config, n_blocks=10**15)))
+    assert [next(names) for _ in range(5)][-1] == "blocks.0.attention_norm.weight"
 
 
 @every_model
@@ -114,9 +130,9 @@ def test_a_formula_gives_the_count_beside_it(name):
 
 
 @every_kind
-def test_the_operations_are_those_that_pytorch_counts(kind):
+def test_the_flops_are_those_that_pytorch_counts(kind):
     c = small_config(**kind | {"dropout": 0.0})
-    model = build(c).bfloat16()  # on a CPU that is the attention of plain products
+    model = build(c).bfloat16()  # on a CPU: attention as plain matrix products
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, c.block_size, dtype=torch.long))
     assert flops_per_token(c) * 2 * c.block_size == 3 * counter.get_total_flops()  # backward is twice forward
@@ -142,23 +158,23 @@ def test_weights_and_optimizer_state_by_hand():
     assert parts(optimizer="muon")["optimizer state"] == 4 * MATRICES + 8 * (N - MATRICES)
 
 
-def test_gradients_are_all_there_in_the_optimizer_step_and_throughout_with_accumulation():
-    wide = replace(TINY, n_embd=64)  # weights outweigh 12 tokens: the peak is where all gradients are there
+def test_all_gradients_are_alive_in_the_optimizer_step_and_always_with_accumulation():
+    wide = replace(TINY, n_embd=64)  # with only 12 tokens, the peak is in the optimizer step
     assert training_memory(wide, Plan(batch_size=3)).parts["gradients"] == 4 * count_parameters(wide)
-    long = replace(TINY, vocab_size=5000)  # logits outweigh the weights: the peak is before the first gradient
+    long = replace(TINY, vocab_size=5000)  # with large logits, the peak is before the first gradient
     assert "gradients" not in training_memory(long, Plan(batch_size=300)).parts
     assert training_memory(long, Plan(batch_size=300, accumulation=2)).parts["gradients"] == 4 * count_parameters(long)
 
 
 def test_activations_of_a_block_by_hand():
     s, p = Sizes(TINY, Plan(batch_size=3)), Plan(batch_size=3)
-    # x and two numbers per token, twice, for the norms; the norms' results for the layers behind them; q, k, v, the
-    # heads' result and a number per head and token; ReLU's result
+    # Input and two numbers per token for each norm; the results of the norms for the linear layers; q, k, v, the result
+    # of attention and a number per head and token; the result of ReLU.
     by_hand = 2 * (12 * 8 + 2 * 12) + 2 * 12 * 8 + 4 * 12 * 8 + 12 * 2 + 12 * 32
-    assert sum(op.keeps for op in attention_ops(TINY, s, p) + feed_forward_ops(TINY, s, p)) == 4 * by_hand
+    assert sum(op.saved for op in attention_ops(TINY, s, p) + feed_forward_ops(TINY, s, p)) == 4 * by_hand
 
 
-def test_autocast_copies_are_the_matrices_and_the_head_in_half():
+def test_autocast_copies_are_the_matrices_and_the_head_in_half_precision():
     long = replace(TINY, vocab_size=5000)
     copies = training_memory(long, Plan(batch_size=300, dtype="bfloat16")).parts["autocast copies"]
     assert copies == 2 * (MATRICES + 5000 * 8)
@@ -170,15 +186,15 @@ def test_logits_and_their_loss_are_three_times_batch_context_vocabulary():
     assert training_memory(long, Plan(batch_size=300)).parts["logits and loss"] == 3 * (4 * 300 * 4 * 5000)
 
 
-def test_checkpointing_keeps_the_input_of_each_block():
-    deep = replace(TINY, n_blocks=50, vocab_size=50_000)  # the peak is at the loss, where nothing is computed again
+def test_activation_checkpointing_saves_the_input_of_each_block():
+    deep = replace(TINY, n_blocks=50, vocab_size=50_000)  # the peak is at the loss, before recomputation
     plan = Plan(batch_size=300, activation_checkpointing=True)
     tokens = 300 * 4
-    around = 8 * tokens + (8 + 2 + 8) * 4 * tokens  # token ids; the last norm, and what the head keeps
+    around = 8 * tokens + (8 + 2 + 8) * 4 * tokens  # token ids; the final norm, and the input of the head
     assert training_memory(deep, plan).parts["activations"] == 50 * 4 * tokens * 8 + around
 
 
-def test_ddp_adds_a_copy_of_the_gradients_and_fsdp_shares():
+def test_ddp_adds_a_copy_of_the_gradients_and_fsdp_shards():
     one, ddp, fsdp = (training_memory(TINY, Plan(gpus=gpus, strategy=strategy, device="cuda")).parts
                       for gpus, strategy in ((1, "ddp"), (4, "ddp"), (4, "fsdp")))
     assert ddp.keys() - one.keys() == {"other GPUs"} and ddp["other GPUs"] == 4 * N
@@ -211,7 +227,7 @@ def test_the_parts_add_up_and_grow_with_batch_context_and_width(name, device, dt
 
 
 @every_model
-def test_accumulation_and_checkpointing_go_the_right_way(name):
+def test_accumulation_takes_more_memory_and_activation_checkpointing_less(name):
     c, plan = ZOO[name].config, Plan(batch_size=8, dtype="bfloat16")
     assert training_memory(c, replace(plan, activation_checkpointing=True)).total < training_memory(c, plan).total
     assert training_memory(c, replace(plan, accumulation=2)).total > training_memory(c, plan).total
@@ -223,23 +239,23 @@ def test_accumulation_and_checkpointing_go_the_right_way(name):
 
 @every_kind
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_block_keeps_what_autograd_saves(kind, dtype):
+def test_a_block_saves_what_autograd_saves(kind, dtype):
     c, plan = small_config(**kind), Plan(batch_size=4, dtype=dtype)
     ops = attention_ops(c, Sizes(c, plan), plan) + feed_forward_ops(c, Sizes(c, plan), plan)
-    predicted = sum(op.keeps + (2 * op.weights if op.casts and plan.autocast else 0) for op in ops)
+    predicted = sum(op.saved + (2 * op.weights if op.casts and plan.autocast else 0) for op in ops)
 
     block, saved = Block(c), {}
     rotation = Rotary(c)(torch.arange(c.block_size)) if c.position == "rotary" else None
-    known = {tensor.untyped_storage().data_ptr() for tensor in [*block.parameters(), *(rotation or ())]}
+    persistent = {tensor.untyped_storage().data_ptr() for tensor in [*block.parameters(), *(rotation or ())]}
 
-    def keep(tensor):
+    def record(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
+        if storage.data_ptr() not in persistent:
             saved[storage.data_ptr()] = storage
         return tensor
 
     x = torch.randn(4, c.block_size, c.n_embd, requires_grad=True)
-    with saved_tensors_hooks(keep, lambda tensor: tensor), \
+    with saved_tensors_hooks(record, lambda tensor: tensor), \
             torch.autocast("cpu", getattr(torch, dtype), enabled=plan.autocast):
         block(x, rotation)
     assert sum(storage.nbytes() for storage in saved.values()) == pytest.approx(predicted, rel=0.01)
@@ -247,7 +263,7 @@ def test_a_block_keeps_what_autograd_saves(kind, dtype):
 
 @pytest.fixture
 def one_thread():
-    """oneDNN's scratch grows with the threads, by some 0.2 MB: nothing in a real model, but much in these."""
+    """The scratch memory of oneDNN grows by some 0.2 MB per thread, too much for the tolerance of small models."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -259,7 +275,7 @@ def one_thread():
     Plan(batch_size=4), Plan(batch_size=4, dtype="bfloat16"), Plan(batch_size=1, optimizer="adamw", accumulation=2),
     Plan(batch_size=4, dtype="bfloat16", activation_checkpointing=True), Plan(batch_size=4, dtype="float16"),
 ], ids=lambda plan: f"{plan.dtype}-{plan.optimizer}-{plan.accumulation}-{plan.activation_checkpointing}")  # fmt: skip
-def test_the_peak_of_training_is_what_the_allocator_hands_out(kind, plan, benchmark, one_thread):
+def test_the_peak_of_training_is_what_pytorch_allocates(kind, plan, benchmark, one_thread):
     c = small_config(**kind)
     measured = benchmark.peak_bytes(lambda: build(c), lambda model: benchmark.train(model, plan), "cpu")
     assert training_memory(c, plan).allocated == pytest.approx(measured, rel=0.03)
@@ -267,7 +283,7 @@ def test_the_peak_of_training_is_what_the_allocator_hands_out(kind, plan, benchm
 
 @pytest.mark.parametrize("changes", [{"block_size": 512, "n_embd": 24, "n_blocks": 1}, {"block_size": 4}])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_peak_is_right_where_attention_and_where_the_optimizer_makes_it(changes, dtype, benchmark):
+def test_the_peak_is_right_in_attention_and_in_the_optimizer_step(changes, dtype, benchmark):
     c, plan = small_config(**changes), Plan(batch_size=2, dtype=dtype)
     measured = benchmark.peak_bytes(lambda: build(c), lambda model: benchmark.train(model, plan), "cpu")
     assert training_memory(c, plan).allocated == pytest.approx(measured, rel=0.03)
@@ -286,10 +302,10 @@ def test_the_largest_batch_fits_and_one_more_does_not(name, memory):
     assert training_memory(c, replace(plan, batch_size=most + 1)).total > memory
 
 
-@pytest.mark.parametrize("windows, accumulation", [(1, 1), (24, 1), (7, 2), (64, 3)])
-def test_the_plan_that_fits_keeps_the_tokens_of_a_step_in_the_fewest_micro_batches(windows, accumulation):
-    c, plan = TINY, Plan(batch_size=windows, accumulation=accumulation)
-    total = windows * accumulation
+@pytest.mark.parametrize("batch_size, accumulation", [(1, 1), (24, 1), (7, 2), (64, 3)])
+def test_the_fitting_plan_has_as_many_tokens_per_step_in_the_fewest_micro_batches(batch_size, accumulation):
+    c, plan = TINY, Plan(batch_size=batch_size, accumulation=accumulation)
+    total = batch_size * accumulation
     for memory in (training_memory(c, replace(plan, batch_size=n, accumulation=2)).total for n in (1, 5, 12, 200)):
         fitting = fitting_plan(c, plan, memory)
         fits = [n for n in range(1, total + 1) if total % n == 0 and
@@ -298,10 +314,28 @@ def test_the_plan_that_fits_keeps_the_tokens_of_a_step_in_the_fewest_micro_batch
     assert fitting_plan(c, plan, CONTEXT["cpu"]) is None
 
 
-def test_the_plan_that_fits_is_found_for_any_number_of_windows():
-    memory = training_memory(TINY, Plan(batch_size=12, accumulation=2)).total
-    fitting = fitting_plan(TINY, Plan(batch_size=10**20), memory)
-    assert (fitting.batch_size, fitting.accumulation) == (10, 10**19)
+@pytest.mark.parametrize("total, fits, expected", [
+    (10**18, 12, 10), (10**9 + 7, 12, 1), (10**9 + 7, 10**8, 1), (2 * (10**9 + 7), 10**9 + 7, 10**9 + 7),
+    (2**61 - 1, 2**40, 1), (2**62, 2**50 + 1, 2**50),
+])  # fmt: skip
+def test_the_fitting_plan_is_found_quickly_for_any_number_of_sequences(total, fits, expected):
+    memory = training_memory(TINY, Plan(batch_size=fits, accumulation=2)).total
+    fitting = fitting_plan(TINY, Plan(batch_size=total), memory)
+    assert (fitting.batch_size, fitting.accumulation) == (expected, total // expected)
+
+
+@pytest.mark.parametrize("changes", [{"dtype": "bfloat16"}, {"activation_checkpointing": True}, {"accumulation": 2}])
+@every_kind
+def test_blocks_that_are_not_simulated_add_what_simulated_ones_add(kind, changes, monkeypatch):
+    def simulate_all(ledger, times, simulate):
+        for _ in range(times):
+            simulate()
+
+    configs = [small_config(**kind, n_blocks=n_blocks) for n_blocks in (1, 2, 3, 7)]
+    plan = Plan(batch_size=4, **changes)
+    computed = [training_memory(c, plan) for c in configs]
+    monkeypatch.setattr(Ledger, "repeat", simulate_all)
+    assert computed == [training_memory(c, plan) for c in configs]
 
 
 def test_advice_is_a_setting_that_fits():
@@ -314,38 +348,38 @@ def test_advice_is_a_setting_that_fits():
     assert "not even a batch of 1" in advice(ZOO["GPT2XL"].config, plan, GIB)
 
 
-# ---- Writing ---------------------------------------------------------------------------------------------------------
+# ---- Inference -------------------------------------------------------------------------------------------------------
 
 
-def skip_if_a_caller_keeps_arguments(c):
+def skip_if_callers_keep_arguments_alive(c):
     if c.feed_forward == "relu2" and sys.version_info < (3, 11):
-        pytest.skip("in Python 3.10 a caller keeps what it calls a function with: one (T, H) more with squared ReLU")
+        pytest.skip("in Python 3.10 the caller of a function keeps its arguments alive: one (T, H) more, squared ReLU")
 
 
-def test_weights_and_cache_for_writing_by_hand():
+def test_weights_and_kv_cache_by_hand():
     assert weight_bytes(TINY, "float32") == 4 * N and weight_bytes(TINY, "bfloat16") == 2 * N
     rows, vectors = 5 + 4 + 4 * 8 + 32 + 8 + 5, 2 * 16 + 16 + 5
     assert weight_bytes(TINY, "int8") == (N - vectors) + 4 * rows + 4 * vectors
     c = ZOO["EasyGPT"].config
-    assert cache_bytes(c, 1000, "bfloat16") == 2 * 24 * 4 * 64 * 1000 * 2  # 4 of 16 heads have keys and values
+    assert cache_bytes(c, 1000, "bfloat16") == 2 * 24 * 4 * 64 * 1000 * 2  # 4 key and value heads
     assert inference_memory(c, 10, "bfloat16").parts["KV cache"] == cache_bytes(c, 1024, "float32")
     assert inference_memory(c, 10, "bfloat16", "cuda").parts["KV cache"] == cache_bytes(c, 1024, "bfloat16")
 
 
 @every_kind
 @pytest.mark.parametrize("prompt, dtype", [(1, "float32"), (64, "float32"), (1, "bfloat16")])
-def test_the_peak_of_writing_is_what_the_allocator_hands_out(kind, prompt, dtype, benchmark):
+def test_the_peak_of_inference_is_what_pytorch_allocates(kind, prompt, dtype, benchmark):
     c = small_config(**kind)
-    skip_if_a_caller_keeps_arguments(c)
+    skip_if_callers_keep_arguments_alive(c)
     measured = benchmark.peak_bytes(lambda: build(c).to(getattr(torch, dtype)),
                                     lambda model: benchmark.write(model, prompt), "cpu")
     assert inference_memory(c, prompt, dtype).allocated == pytest.approx(measured, rel=0.03)
 
 
-@pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "PoemGPT"])  # real ones: oneDNN's scratch is nothing beside
-def test_the_peak_of_writing_in_bfloat16_is_what_the_allocator_hands_out(name, benchmark):
+@pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "PoemGPT"])  # large enough to ignore oneDNN's scratch memory
+def test_the_peak_of_inference_in_bfloat16_is_what_pytorch_allocates(name, benchmark):
     c = ZOO[name].config
-    skip_if_a_caller_keeps_arguments(c)
+    skip_if_callers_keep_arguments_alive(c)
     measured = benchmark.peak_bytes(lambda: ZOO[name]().bfloat16(),
                                     lambda model: benchmark.write(model, c.block_size), "cpu")
     assert inference_memory(c, c.block_size, "bfloat16").allocated == pytest.approx(measured, rel=0.01)
@@ -365,7 +399,7 @@ def calculate(monkeypatch, capsys, *arguments):
     return *capsys.readouterr(), code
 
 
-def test_the_command_answers_from_anywhere(tmp_path):
+def test_the_command_runs_in_any_folder(tmp_path):
     done = subprocess.run([sys.executable, str(SCRIPT)], cwd=tmp_path, text=True, encoding="utf-8", capture_output=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "3,691,073" in done.stdout.splitlines()[0]
@@ -373,7 +407,7 @@ def test_the_command_answers_from_anywhere(tmp_path):
 
 
 @every_model
-def test_the_command_shows_tables_that_add_up(name, monkeypatch, capsys):
+def test_the_command_prints_tables_that_add_up(name, monkeypatch, capsys):
     out, err, code = calculate(monkeypatch, capsys, "--model", name, "--memory", "24GiB")
     assert (err, code) == ("", 0)
     table = out.split("Parameters")[1].split("Training")[0].splitlines()
@@ -381,21 +415,39 @@ def test_the_command_shows_tables_that_add_up(name, monkeypatch, capsys):
     assert sum(counts[:-1]) == counts[-1] == count_parameters(ZOO[name].config)
 
 
-def test_the_command_takes_any_configuration(monkeypatch, capsys):
+def test_the_command_accepts_any_configuration(monkeypatch, capsys):
     out, _, _ = calculate(monkeypatch, capsys, "--n_embd", 64, "--n_blocks", 1, "--norm", "rms", "--no-head_bias",
                           "--feed_forward", "swiglu", "--num_kv_heads", 2, "--position", "rotary")
     expected = 2 * 65 * 64 + 2 * 64 * 64 + 2 * 32 * 64 + 3 * 256 * 64 + 3 * 64
     assert out.startswith(f"TransformerModel: {expected:,} parameters")
 
 
-def test_the_command_tells_time_and_cost(monkeypatch, capsys):
+def test_the_command_prints_time_and_cost(monkeypatch, capsys):
     flops = flops_per_token(ZOO["GPT2"].config)
     out, _, _ = calculate(monkeypatch, capsys, "--model", "GPT2", "--flops", 1e14, "--gpus", 2, "--tokens",
                           3600 * 2e14 / flops * 10, "--price", 3)
     assert "10.00 hours" in out and "cost: 60.00" in out  # ten hours of two GPUs
 
 
-def test_the_command_draws(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("text, number", [
+    ("1,000,000", 10**6), ("300B", 300 * 10**9), ("312T", 312 * 10**12), ("1.5k", 1500), ("2M", 2 * 10**6),
+    ("2e14", 2 * 10**14), (" 12 ", 12), ("1,234.5K", 1_234_500),
+])  # fmt: skip
+def test_numbers_may_have_commas_and_suffixes(text, number):
+    assert num_params_calculate.parse_int(text) == num_params_calculate.parse_positive(text) == number
+
+
+@pytest.mark.parametrize("arguments", [
+    ("--n_blocks", "1000000000"), ("--batch_size", "1000000007", "--memory", "80GiB", "--n_embd", "4"),
+    ("--n_blocks", 2**63 - 1, "--vocab_size", 2**63 - 1, "--block_size", 2**63 - 1, "--memory", "8GiB"),
+])  # fmt: skip
+def test_the_command_answers_at_once_for_any_size(arguments, monkeypatch, capsys):
+    start = time.perf_counter()
+    assert calculate(monkeypatch, capsys, *arguments)[1:] == ("", 0)
+    assert time.perf_counter() - start < 20
+
+
+def test_the_command_plots(tmp_path, monkeypatch, capsys):
     path = tmp_path / "memory.png"
     out, _, code = calculate(monkeypatch, capsys, "--plot", path, "--memory", "1GiB")
     assert code == 0 and str(path) in out
@@ -414,11 +466,17 @@ def test_the_command_draws(tmp_path, monkeypatch, capsys):
     (("--accumulation", "0"), ("accumulation cannot be 0",)),
     (("--memory", "8"), ("'8'", "a unit")),
     (("--memory", "8 stones"), ("8 stones", "a unit")),
-    (("--memory", "0GiB"), ("0GiB", "more than nothing")),
+    (("--memory", "0GiB"), ("0GiB", "> 0")),
     (("--memory", "-8GiB"), ("memory",)),
-    (("--n_blocks", "two"), ("n_blocks", "two")),
+    (("--memory", "9" * 400 + "GiB"), ("memory", "999...999")), (("--memory", "GiB"), ("memory", "not a number")),
+    (("--n_blocks", "two"), ("n_blocks", "two")), (("--n_blocks", "2.5"), ("n_blocks", "2.5")),
+    (("--n_blocks", 2**63), ("n_blocks", str(2**63), "below 2^63")), (("--n_blocks", "9" * 400), ("999...999",)),
+    (("--n_blocks", "9" * 5000), ("999...999",)), (("--n_embd", "1e999999999"), ("n_embd", "1e999999999")),
+    (("--n_embd", "1,5"), ("n_embd", "1,5")), (("--n_embd", "٣"), ("n_embd", "٣")),
+    (("--batch_size", 2**62, "--accumulation", 2), ("batch_size", "accumulation", "below 2^63")),
+    (("--tokens", "1e400"), ("tokens", "out of range")), (("--price", "nan"), ("price", "nan")),
     (("--dtype", "fp8"), ("dtype", "fp8")),
-    (("--flops", "0"), ("flops", "above zero")),
+    (("--flops", "0"), ("flops", "> 0")),
     (("--plot", "memory.txt"), ("memory.txt", ".png")),
     (("--wings", "2"), ("--wings",)),
 ])  # fmt: skip
@@ -430,7 +488,7 @@ def test_bad_input_is_one_line(arguments, words, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": -1}, {"dtype": "int8"}, {"optimizer": "sgd"}, {"device": "tpu"}])
-def test_a_plan_that_makes_no_sense_is_refused(changes):
+def test_an_invalid_plan_is_an_error(changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         Plan(**changes)
 
@@ -438,7 +496,7 @@ def test_a_plan_that_makes_no_sense_is_refused(changes):
 @pytest.mark.parametrize("text, size", [("8GiB", 8 * GIB), ("24GB", 24 * 10**9), ("1.5 gib", 3 * GIB // 2),
                                         (".5MiB", MIB // 2)])
 def test_memory_is_read_with_its_unit(text, size):
-    assert num_params_calculate.bytes_of(text) == size
+    assert num_params_calculate.parse_bytes(text) == size
 
 
 def test_sizes_are_readable():

@@ -1,4 +1,4 @@
-"""The model that ships is what its README and its YAML say."""
+"""The shipped checkpoint matches its README and its YAML."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ TINY_SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare" / "input.
 README = (ROOT / "checkpoints" / "shakespeare" / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_model_that_ships_is_that_of_the_zoo_by_its_yaml():
+def test_the_shipped_model_has_the_configuration_of_its_yaml():
     model, tokenizer = load_model(SHIPPED)
     settings = yaml.safe_load((ROOT / "config" / "bard_gpt_cpu.yaml").read_text(encoding="utf-8"))
     zoo = ZOO[settings["model"]["name"]]
@@ -31,13 +31,13 @@ def test_the_model_that_ships_is_that_of_the_zoo_by_its_yaml():
 
 
 @pytest.mark.skipif(not TINY_SHAKESPEARE.is_file(), reason=f"there is no {TINY_SHAKESPEARE}")
-def test_the_model_that_ships_reaches_the_loss_that_is_told(folder, run_main):
+def test_the_shipped_model_reaches_the_published_loss(folder, run_main):
     shutil.copy(TINY_SHAKESPEARE, "data/input.txt")
     out = run_main(estimate.main, "--device", "cpu")
     loss = float(re.search(r"loss +([\d.]+)", out)[1])
     assert loss <= 1.4697
-    told = [float(re.search(r"\*\*([\d.]+)\*\*", README)[1]),
-            *(reference for reference, what in estimate.REFERENCES["tiny Shakespeare"] if "ships" in what)]
-    assert told == pytest.approx([loss, loss], abs=0.001)  # bfloat16, where that is fast
+    published = [float(re.search(r"\*\*([\d.]+)\*\*", README)[1]),
+                 *(reference for reference, what in estimate.REFERENCES["tiny Shakespeare"] if "ships" in what)]
+    assert published == pytest.approx([loss, loss], abs=0.001)  # bfloat16, if the CPU is fast at it
     assert float(re.search(r"([\d.]+)  5-gram baseline", out)[1]) == 1.6688
     assert out.splitlines()[-1].endswith("normal for a trained GPT.")

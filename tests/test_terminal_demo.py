@@ -1,12 +1,14 @@
-"""terminal_demo.py: as a command, in a pipe and at a terminal, and its talk line by line."""
+"""terminal_demo.py: as a command, in a pipe, on a terminal, and its prompts and commands line by line."""
 
 import io
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,7 @@ def model(folder):
 
 @pytest.fixture
 def demo(folder, model, capsys, monkeypatch):
-    """Runs the command on lines of standard input; returns what it wrote to its output and to its errors."""
+    """A function that runs the command on lines of standard input and returns its standard output and error."""
     monkeypatch.setattr(terminal_demo, "SHIPPED", folder / "model.pt")
 
     def run(*arguments, stdin=()):
@@ -64,7 +66,7 @@ def command(folder, *arguments, utf8="1", **options):
     return subprocess.Popen(command, env=environment, **options)
 
 
-def test_a_pipe_is_read_as_utf_8_wherever_it_is_read(folder, model, monkeypatch):
+def test_a_pipe_is_read_as_utf_8_in_any_locale(folder, model, monkeypatch):
     monkeypatch.setenv("LC_ALL", "C")
     process = command(folder, "--max_tokens", "1", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                       stderr=subprocess.PIPE, utf8="0")
@@ -72,7 +74,7 @@ def test_a_pipe_is_read_as_utf_8_wherever_it_is_read(folder, model, monkeypatch)
     assert "'É', '中'" in err.decode()
 
 
-def test_in_a_pipe_comes_what_generate_gives_and_nothing_else(folder, model):
+def test_a_pipe_gets_the_output_of_generate_and_nothing_else(folder, model):
     process = command(folder, "--prompt", "heÉllo中", "--max_tokens", "40", "--temperature", "0",
                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
     out, err = process.communicate()
@@ -81,22 +83,22 @@ def test_in_a_pipe_comes_what_generate_gives_and_nothing_else(folder, model):
     assert re.fullmatch(r"skipped.*: 'É', '中'\n40 tokens in \d+\.\d s, [\d,]+ tokens/s\n", err)
 
 
-def test_a_pipe_that_closes_ends_it_quietly(folder, model):
+def test_a_closed_pipe_ends_the_command_quietly(folder, model):
     process = command(folder, "--prompt", "", "--max_tokens", str(10**9),
                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert len(process.stdout.read(100)) == 100  # as it is made, long before its end
+    assert len(process.stdout.read(100)) == 100  # streamed, long before the end
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(60) == 0
 
 
 class Terminal:
-    """The command at a terminal, typed to and read from."""
+    """The command on a terminal."""
 
     def __init__(self, folder):
         import pty
 
-        self.shown = ""
+        self.output = ""
         self.screen, end = pty.openpty()
         self.process = command(folder, stdin=end, stdout=end, stderr=end, start_new_session=True)
         os.close(end)
@@ -108,23 +110,23 @@ class Terminal:
         self.process.send_signal(signal.SIGINT)
 
     def until(self, pattern):
-        """What is shown from here to the end of the first match of a pattern."""
-        while not (match := re.search(pattern, self.shown, re.DOTALL)):
-            assert select.select([self.screen], [], [], 60)[0], f"nothing more after {self.shown!r}"
-            self.shown += os.read(self.screen, 4096).decode()
-        seen, self.shown = self.shown[: match.end()], self.shown[match.end() :]
-        return seen
+        """Return the output from the last call to the end of the first match of a pattern."""
+        while not (match := re.search(pattern, self.output, re.DOTALL)):
+            assert select.select([self.screen], [], [], 60)[0], f"no more output after {self.output!r}"
+            self.output += os.read(self.screen, 4096).decode()
+        matched, self.output = self.output[: match.end()], self.output[match.end() :]
+        return matched
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX terminal")
-def test_at_a_terminal_ctrl_c_ends_the_reply_and_not_the_talk(folder, model):
+def test_on_a_terminal_ctrl_c_stops_the_reply_and_not_the_session(folder, model):
     pytest.importorskip("readline")
     terminal = Terminal(folder)
     try:
         greeting = terminal.until(r"> ")
         assert "DevModel" in greeting and "500" in greeting and "Ctrl-C" in greeting and "exit" in greeting
 
-        terminal.type("\n")  # it writes without end: far more than the 500 tokens of a reply to a prompt
+        terminal.type("\n")  # endless: far more than the 500 tokens of a reply to a prompt
         terminal.until(r".{2000}")
         terminal.ctrl_c()
         end = terminal.until(r"tokens/s[^>]*> ")
@@ -133,11 +135,11 @@ def test_at_a_terminal_ctrl_c_ends_the_reply_and_not_the_talk(folder, model):
 
         terminal.ctrl_c()
         if not select.select([terminal.screen], [], [], 5)[0]:
-            terminal.ctrl_c()  # Python hears one between readline's prompt and its wait for a key only with the next
-        assert "exit" in terminal.until(r"leaves[^>]*> ")
+            terminal.ctrl_c()  # one between readline's prompt and its wait for a key takes effect with the next
+        assert "exit" in terminal.until(r"quits[^>]*> ")
 
         terminal.type("/seed 7\n")
-        terminal.until(r"seed 7\s[^>]*seed 7\s[^>]*> ")  # typed, and answered
+        terminal.until(r"seed 7\s[^>]*seed 7\s[^>]*> ")  # the echo, and the answer
         terminal.type("\x1b[A\n")  # arrow up
         terminal.until(r"seed 7\s[^>]*seed 7\s[^>]*> ")
 
@@ -152,14 +154,14 @@ def test_at_a_terminal_ctrl_c_ends_the_reply_and_not_the_talk(folder, model):
 # ---- Replies ---------------------------------------------------------------------------------------------------------
 
 
-def test_lines_of_a_pipe_are_prompts_and_the_replies_show_them(demo, model):
+def test_lines_of_a_pipe_are_prompts_and_start_their_replies(demo, model):
     out, err = demo("--temperature", 0, "--max_tokens", 15, stdin=["hello", "", " the é"])
-    replies = [greedy(model, prompt, 15) for prompt in ("hello", "\n", " the ")]  # "\n" stands before no prompt
+    replies = [greedy(model, prompt, 15) for prompt in ("hello", "\n", " the ")]  # "\n" stands for an empty prompt
     assert out == "hello{}\n{}\n the {}\n".format(*replies)
-    assert err.count("15 tokens in") == 3 and "skipped, as the vocabulary lacks them: 'é'\n" in err
+    assert err.count("15 tokens in") == 3 and "skipped, not in the vocabulary: 'é'\n" in err
 
 
-def test_text_appears_as_it_is_made(demo, monkeypatch):
+def test_text_is_streamed(demo, monkeypatch):
     stdout, seen = io.BytesIO(), []
 
     def pieces(*_):
@@ -173,24 +175,50 @@ def test_text_appears_as_it_is_made(demo, monkeypatch):
     assert seen == [b"one ", b"one two ", b"one two three"]
 
 
-def test_the_same_seed_writes_the_same_text(demo):
+def test_a_fixed_seed_gives_reproducible_output(demo):
     first, other = demo("--seed", 1, "--prompt", "hello").out, demo("--seed", 2, "--prompt", "hello").out
     assert len(first) == 501 and first == demo("--seed", 1, "--prompt", "hello").out != other
     out = demo("--max_tokens", 500, stdin=["/seed 2", "hello", "/seed 1", "hello"]).out
     assert out == f"hello{other}hello{first}"
 
 
-def test_without_a_seed_each_reply_is_another(demo):
+def test_without_a_seed_replies_differ(demo):
     assert demo("--prompt", "hello").out != demo("--prompt", "hello").out
 
 
-def test_a_prompt_of_unknown_characters_alone_is_no_prompt(demo):
+def test_a_prompt_of_unknown_characters_is_an_empty_prompt(demo):
     assert demo("--seed", 1, "--prompt", "中文").out == demo("--seed", 1, "--prompt", "").out
 
 
-def test_bytes_that_are_no_text_are_skipped(demo, model):
+def test_bytes_that_are_not_utf_8_are_skipped(demo, model):
     out, err = demo("--temperature", 0, "--max_tokens", 5, stdin=b"a\xffb\n")
     assert out == f"ab{greedy(model, 'ab', 5)}\n" and "skipped" in err
+
+
+def test_byte_order_marks_and_carriage_returns_are_no_part_of_piped_prompts(demo):
+    arguments = ["--temperature", 0, "--max_tokens", 5]
+    out, err = demo(*arguments, stdin=b"\xef\xbb\xbfhello\r\n the \r\n")
+    assert out == demo(*arguments, stdin=["hello", " the "]).out and "skipped" not in err
+
+
+def test_many_unknown_characters_are_skipped_quickly_and_counted(demo):
+    unknown = "".join(map(chr, range(0x4E00, 0x4E00 + 20_000)))
+    start = time.perf_counter()
+    out, err = demo("--seed", 1, "--prompt", f"he{unknown}llo")
+    assert time.perf_counter() - start < 10
+    assert out == demo("--seed", 1, "--prompt", "hello").out
+    first = ", ".join(map(repr, unknown[:10]))
+    assert err.splitlines()[0] == f"skipped, not in the vocabulary: {first} and 19,990 more"
+
+
+@pytest.mark.parametrize("terminal, expected", [(True, r"\x1b[2J\x9b\r" + "\t\n"), (False, "\x1b[2J\x9b\r\t\n")])
+def test_control_characters_reach_a_pipe_and_not_a_terminal(demo, monkeypatch, terminal, expected):
+    stdout = io.StringIO()
+    stdout.isatty, stdout.reconfigure = lambda: terminal, lambda **_: None
+    monkeypatch.setattr(terminal_demo, "generate_text", lambda *_: iter(["\x1b[2J", "\x9b\r\t\n"]))
+    monkeypatch.setattr(sys, "stdout", stdout)
+    demo("--prompt", "")
+    assert stdout.getvalue() == expected + "\n"
 
 
 # ---- Commands --------------------------------------------------------------------------------------------------------
@@ -200,7 +228,7 @@ def test_bytes_that_are_no_text_are_skipped(demo, model):
     ("/temperature 0.5", "temperature 0.5"), ("/top_k 3", "top_k 3"), ("/top_p 0.9", "top_p 0.9"),
     ("/repetition_penalty 1.2", "repetition_penalty 1.2"), ("/seed  7 ", "seed 7"), ("/max_tokens 9", "max_tokens 9"),
 ])  # fmt: skip
-def test_a_command_sets_what_the_argument_of_its_name_sets(demo, line, answer):
+def test_a_command_sets_what_the_option_of_the_same_name_sets(demo, line, answer):
     name, value = answer.split()
     out, err = demo("--max_tokens", 60, *["--seed", 3] * (name != "seed"), stdin=[line, f"/{name}", "hello"])
     assert err.splitlines()[:2] == [answer, answer]
@@ -209,11 +237,11 @@ def test_a_command_sets_what_the_argument_of_its_name_sets(demo, line, answer):
 
 
 @pytest.mark.parametrize("name", ["top_k", "top_p", "seed"])
-def test_off_takes_a_setting_back(demo, name):
+def test_off_resets_a_setting(demo, name):
     assert demo(stdin=[f"/{name}", f"/{name} 1", f"/{name} off"]).err.split("\n")[::2] == [f"{name} off"] * 2
 
 
-def test_help_shows_every_command_and_the_present_values(demo, folder):
+def test_help_lists_every_command_and_the_current_values(demo, folder):
     lines = demo("--top_p", 0.75, stdin=["/temperature 0.6", "/help"]).err.splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["/temperature", "/top_k", "/top_p", "/repetition_penalty", "/seed",
                                                    "/max_tokens", "/load", "exit"]
@@ -221,12 +249,12 @@ def test_help_shows_every_command_and_the_present_values(demo, folder):
     assert [line.rsplit(": ", 1)[1] for line in lines[:-1]] == values
 
 
-@pytest.mark.parametrize("leave", ["exit", "quit", "/exit", " exit "])
-def test_after_exit_nothing_is_answered(demo, leave):
-    assert demo(stdin=[leave, "hello", "/help"]) == ("", "")
+@pytest.mark.parametrize("line", ["exit", "quit", "/exit", " exit "])
+def test_exit_ends_the_session(demo, line):
+    assert demo(stdin=[line, "hello", "/help"]) == ("", "")
 
 
-def test_load_takes_another_model(demo, folder):
+def test_load_switches_to_another_model(demo, folder):
     arguments = ["--seed", 1, "--max_tokens", 20]
     out, err = demo(*arguments, stdin=["/load", "hello", f"/load {folder / 'other.pt'}", "hello"])
     assert "model.pt: DevModel" in err and "other.pt: EasyGPT" in err
@@ -234,8 +262,28 @@ def test_load_takes_another_model(demo, folder):
     assert out.startswith(before) and out.removeprefix(before) not in ("", before)
 
 
-def test_a_load_that_fails_leaves_the_model_that_was_there(demo, folder):
-    (folder / "text.pt").write_text("no checkpoint")
+TYPED = [str, '"{}"'.format] + [shlex.quote, lambda path: re.sub(r"([ '])", r"\\\1", path)] * (os.name != "nt")
+
+
+@pytest.mark.parametrize("typed", TYPED, ids=["as is", "in double quotes", "quoted", "escaped"][: len(TYPED)])
+@pytest.mark.parametrize("name", ["my model.pt", "it's here"])
+def test_load_accepts_quotes_escapes_and_folders(demo, folder, typed, name):
+    path = folder / name
+    if name == "it's here":
+        path.mkdir(exist_ok=True)
+    file = path / "best.pt" if path.is_dir() else path
+    file.write_bytes((folder / "other.pt").read_bytes())
+    assert "EasyGPT" in demo(stdin=[f"/load {typed(str(path))}"]).err
+
+
+def test_load_expands_the_home_folder(demo, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("USERPROFILE", str(folder))
+    assert demo(stdin=["/load ~/other.pt", '/load "~/other.pt"']).err.count("EasyGPT") == 2
+
+
+def test_a_failed_load_keeps_the_current_model(demo, folder):
+    (folder / "text.pt").write_text("not a checkpoint")
     arguments = ["--seed", 1, "--max_tokens", 20]
     out, err = demo(*arguments, stdin=[f"/load {folder / 'none.pt'}", f"/load {folder / 'text.pt'}", "hello"])
     assert out == demo(*arguments, stdin=["hello"]).out
@@ -245,11 +293,13 @@ def test_a_load_that_fails_leaves_the_model_that_was_there(demo, folder):
 @pytest.mark.parametrize("line, quoted", [
     ("/temperature -1", "temperature cannot be -1"), ("/temperature warm", "temperature cannot be 'warm'"),
     ("/temperature nan", "nan"), ("/temperature off", "'off'"), ("/top_k 0", "top_k cannot be 0"),
-    ("/top_k 2.5", "'2.5'"), ("/top_p 1.5", "top_p cannot be 1.5"), ("/seed x", "a whole number, or off"),
+    ("/top_k 2.5", "'2.5'"), ("/top_p 1.5", "top_p cannot be 1.5"), ("/seed x", "an integer, or off"),
     ("/repetition_penalty 0", "repetition_penalty cannot be 0"), ("/max_tokens 0", "max_tokens cannot be 0"),
-    ("/load /no/such.pt", "such.pt"), ("/sing", "there is no command /sing"), ("/", "/help"),
+    ("/load /no/such.pt", "such.pt"), ("/load a\0b", r"a\x00b"), ("/load a\x1b[2Jb", r"a\x1b[2Jb"),
+    ("/load 'a b", "'a b"), ("/top_k " + "9" * 5000, "99...99"), ("/seed " + "9" * 400, "seed"),
+    ("/sing", "unknown command /sing"), ("/", "/help"),
 ])  # fmt: skip
-def test_a_mistake_is_named_in_one_line_and_the_talk_goes_on(demo, line, quoted):
+def test_an_error_is_one_line_and_the_session_continues(demo, line, quoted):
     arguments = ["--seed", 1, "--max_tokens", 5]
     out, err = demo(*arguments, stdin=[line, "hello"])
     assert out == demo(*arguments, stdin=["hello"]).out
@@ -261,7 +311,7 @@ def test_a_mistake_is_named_in_one_line_and_the_talk_goes_on(demo, line, quoted)
 
 @pytest.fixture
 def error_line(demo, capsys):
-    """Runs the command, which must fail as it should, and returns what it says."""
+    """A function that runs the command, which must fail with one line, and returns its error message."""
 
     def run(*arguments, **options):
         with pytest.raises(SystemExit) as end:
@@ -274,7 +324,7 @@ def error_line(demo, capsys):
 
 
 @pytest.mark.parametrize("setting, value", [("temperature", -1), ("top_k", 0), ("top_p", 0), ("max_tokens", -5)])
-def test_settings_that_cannot_be_are_quoted(error_line, setting, value):
+def test_invalid_settings_are_quoted(error_line, setting, value):
     assert f"{setting} cannot be {value}" in error_line(f"--{setting}", value)
 
 
@@ -289,15 +339,15 @@ def test_a_missing_checkpoint_is_named(error_line, folder):
     assert "none.pt" in error_line(folder / "none.pt")
 
 
-def test_without_the_model_that_ships_it_says_how_to_make_one(error_line, folder, monkeypatch):
+def test_without_the_shipped_model_the_error_says_how_to_train_one(error_line, folder, monkeypatch):
     monkeypatch.setattr(terminal_demo, "SHIPPED", folder / "none.pt")
     line = error_line()
     assert "none.pt" in line and "python transformer_4d.py" in line and "python train.py config/" in line
 
 
-def test_an_option_of_the_command_takes_what_the_command_in_the_talk_takes(folder, model, run_main, capsys):
+def test_an_option_accepts_what_the_command_of_the_same_name_accepts(folder, model, run_main, capsys):
     given = folder / "model.pt", "--device", "cpu", "--prompt", "he", "--max_tokens", "3"
-    assert len(run_main(terminal_demo.main, *given, "--top_k", "off")) == 4  # and the end of the line
+    assert len(run_main(terminal_demo.main, *given, "--top_k", "off")) == 4  # with the newline
     with pytest.raises(SystemExit):
         run_main(terminal_demo.main, *given, "--top_k", "many")
-    assert capsys.readouterr().err == "error: top_k cannot be 'many': give a whole number, or off\n"
+    assert capsys.readouterr().err == "error: top_k cannot be 'many': give an integer, or off\n"

@@ -1,18 +1,27 @@
 """Checkpoints: the only code that saves and loads models."""
 
+import errno
+import os
 import pickle
-import zipfile
+import stat
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from data.tokenizer import tokenizer_from_dict
 from models.zoo import ZOO
+from training.preflight import free_memory
+from utils.archive import check_archive
 from utils.errors import UserError
 from utils.files import replacing
+from utils.memory import inference_memory, readable
+from utils.parameters import count_parameters, weight_shapes
 
 FORMAT_VERSION = 1
 SHIPPED = Path(__file__).parents[1] / "checkpoints" / "shakespeare" / "best.pt"
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def save_checkpoint(path, model, tokenizer, half=False, **more):
@@ -29,13 +38,18 @@ def save_checkpoint(path, model, tokenizer, half=False, **more):
                     "tokenizer": tokenizer.to_dict(), "weights": weights, **more}, file)
 
 
-def read_checkpoint(path, device="cpu"):
-    """Return the dictionary in a checkpoint file, running no code from it. Raises UserError if that fails."""
+def read_checkpoint(path):
+    """Return the dictionary in a checkpoint file, running no code from it, with its tensors on the CPU.
+
+    Only its format version and the types of its entries are checked. Raises UserError if that fails.
+    """
     try:
-        with zipfile.ZipFile(path) as file:
-            if file.testzip() is not None:  # a member with a wrong CRC-32, which torch.load does not check
-                raise zipfile.BadZipFile
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a device or a pipe may never end
+            raise OSError(errno.EINVAL, "not a regular file")
+        check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about rare kinds of tensors, which are errors here
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no {path}: give the path of a checkpoint, or train a model first with "
                         "python train.py config/bard_gpt.yaml or python transformer_4d.py") from None
@@ -54,45 +68,89 @@ def read_checkpoint(path, device="cpu"):
     return checkpoint
 
 
-def read_run(path):
-    """Return the dictionary in the last.pt of a run. Raises UserError if training cannot resume from it."""
-    if not Path(path).exists():
-        raise UserError(f"there is no {path} to resume from: leave out --resume to start a new run")
-    checkpoint = read_checkpoint(path)
-    if not {"progress", "optimizer_states", "scaler", "metrics", "settled"} <= checkpoint.keys():
-        raise UserError(f"{path} does not contain the full training state that --resume needs: use a last.pt from this "
-                        "version of train.py, or start a new run with --run NAME")
-    return checkpoint
-
-
 def load_model(path, device="cpu"):
-    """Return the model (float32, in evaluation mode) and the tokenizer of a checkpoint. Raises UserError."""
-    checkpoint = read_checkpoint(path, device)
+    """Return the model (float32, in evaluation mode) and the tokenizer of a checkpoint. Raises UserError.
+
+    A folder stands for the best.pt in it.
+    """
+    if os.path.isdir(path):
+        path = Path(path) / "best.pt"
+    checkpoint = read_checkpoint(path)
+    config, tokenizer = check_model(checkpoint, path)
+    # The context length sizes the KV cache and the rotary tables, but with rotary positions no weight.
+    needed, free = inference_memory(config, prompt_tokens=1).allocated, free_memory()
+    if needed > free:
+        raise UserError(f"the model in {path} needs {readable(needed)} of memory, and {readable(free)} is free: use a "
+                        "smaller model, or a machine with more memory")
+    model = ZOO[checkpoint["model_class"]](**vars(config))
+    model.load_state_dict(checkpoint["weights"])
+    return model.to(device).eval(), tokenizer
+
+
+def check_model(checkpoint, path):
+    """Return the ModelConfig and the tokenizer of a checkpoint read from `path`.
+
+    Raises UserError unless these and the weights are valid and match one another. No memory is allocated by the sizes
+    in the configuration.
+    """
     name = checkpoint["model_class"]
     if name not in ZOO:
         raise UserError(f"{path} has model class {name}, which models/zoo.py does not define: update the project")
     try:
         # Older checkpoints of transformer_4d.py lack this key: they were trained without QK norm.
-        model = ZOO[name](**{"qk_norm": False} | checkpoint["config"]).to(device)
-    except TypeError as error:
-        raise UserError(f"{path} has a configuration that {name} rejects ({error}): update the project") from None
-    load_weights(model, checkpoint["weights"], path)
-    tokenizer = tokenizer_from_dict(checkpoint["tokenizer"])
-    if tokenizer.vocab_size > model.config.vocab_size:
+        config = replace(ZOO[name].config, **{"qk_norm": False} | checkpoint["config"])
+    except (TypeError, UserError) as error:
+        raise UserError(f"{path} has a configuration that {name} rejects ({error}): use another checkpoint, or update "
+                        "the project") from None
+    check_weights(checkpoint["weights"], config, path)
+
+    kind = checkpoint["tokenizer"].get("kind")
+    if not isinstance(kind, str):
+        raise UserError(f"{path} has a tokenizer of kind {kind}, which is not a name: use another checkpoint")
+    try:
+        tokenizer = tokenizer_from_dict(checkpoint["tokenizer"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not 0 < tokenizer.vocab_size <= config.vocab_size:
         raise UserError(f"{path} has a tokenizer of {tokenizer.vocab_size} tokens, but a model with vocab_size "
-                        f"{model.config.vocab_size}: save the model with the tokenizer it was trained with")
-    return model.eval(), tokenizer
+                        f"{config.vocab_size}: save the model with the tokenizer it was trained with")
+    return config, tokenizer
 
 
-def load_weights(model, weights, path):
-    """Load weights, read from `path`, into a model. A missing, unexpected or misshapen one is named in a UserError."""
-    expected, kind = model.state_dict(), type(model).__name__
-    for name in [*expected, *weights]:
+def check_weights(weights, config, path):
+    """Raise UserError, naming the weight, unless the weights read from `path` are those of a model of this
+    configuration: none is missing, unexpected, misshapen or not finite."""
+    size, n_params = os.path.getsize(path), count_parameters(config)
+    if 2 * n_params > size:  # float16; with strides of 0, a weight of any shape takes no room in the file
+        raise UserError(f"{path} has {size:,} bytes, too few for the {n_params:,} parameters of its configuration: use "
+                        "another checkpoint, or train again")
+    expected = set()
+    for name, shape in weight_shapes(config):  # at most one name more than there are weights
         if name not in weights:
-            raise UserError(f"{path} is missing the weight {name} of {kind}: use another checkpoint, or train again")
+            raise UserError(f"{path} is missing the weight {name}: use another checkpoint, or train again")
+        problem = tensor_problem(weights[name], shape, WEIGHT_DTYPES)
+        if problem:
+            raise UserError(f"{path}: the weight {name} {problem}: use another checkpoint, or train again")
+        expected.add(name)
+    for name in weights:
         if name not in expected:
-            raise UserError(f"{path} has a weight {name} unexpected in {kind}: use another checkpoint, or train again")
-        if expected[name].shape != weights[name].shape:
-            raise UserError(f"{path} has {name} of shape {tuple(weights[name].shape)}, but {kind} expects "
-                            f"{tuple(expected[name].shape)}: use another checkpoint, or train again")
-    model.load_state_dict(weights)
+            raise UserError(f"{path} has an unexpected weight {name}: use another checkpoint, or train again")
+
+
+def tensor_problem(value, shape, dtypes):
+    """Return why a value from a file is not a dense, finite CPU tensor of this shape and one of these dtypes.
+
+    The answer is a phrase such as "has shape (2, 3), not (3, 2)", or None for a valid tensor.
+    """
+    if not isinstance(value, torch.Tensor):
+        return f"is of type {type(value).__name__}, not a tensor"
+    if value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
+        return "is not a dense tensor"
+    if value.dtype not in dtypes:
+        return f"has dtype {value.dtype}, not {' or '.join(map(str, dtypes))}"
+    if value.shape != shape:
+        return f"has shape {tuple(value.shape)}, not {tuple(shape)}"
+    low, high = torch.aminmax(value)  # unlike isfinite, without a copy; NaN propagates to both
+    if not (low.isfinite() and high.isfinite()):
+        return "has values that are not finite"
+    return None

@@ -16,13 +16,14 @@ from data.tokenizer import tokenizer_from_dict
 from data.windows import check_length, make_windows
 from models.generate import generate_text
 from models.zoo import ZOO
-from training.checkpoint import load_weights, read_run, save_checkpoint
+from training.checkpoint import save_checkpoint
 from training.evaluate import estimate_loss
 from training.loop import Progress, Trainer, check_finite, fit
 from training.optim import WeightAverage, lr_factor, make_optimizers
 from training.plots import plot_losses
 from training.precision import autocast, pick_device, pick_dtype
 from training.preflight import memory_advice, settle
+from training.run_state import check_averages, check_optimizer_states, read_run
 from training.step import TrainStep, accelerate
 from utils.errors import UserError
 from utils.files import replacing
@@ -76,13 +77,17 @@ def train(settings):
     average = None if settings.optim.ema is None else WeightAverage(model, settings.optim.ema)
     progress, metrics = Progress(), []
     if saved:
-        load_weights(model, saved["weights"], last_path)
+        check_optimizer_states(optimizers, saved["optimizer_states"], last_path)
+        model.load_state_dict(saved["weights"])
         for optimizer, state in zip(optimizers, saved["optimizer_states"], strict=True):
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state})  # its settings are those of today
         if saved["scaler"]:  # empty, where the run was in another precision until now
             scaler.load_state_dict(saved["scaler"])
-        if average:
-            average.load(saved.get("average") or dict(model.named_parameters()))  # without one, it starts here
+        if average and saved.get("average"):
+            check_averages(average, saved["average"], last_path)
+            average.load(saved["average"])
+        elif average:
+            average.load(dict(model.named_parameters()))  # the run had none so far: it starts here
         progress, metrics = Progress(**saved["progress"]), saved["metrics"]
         print(f"going on from step {progress.step}")
     del saved  # as large as the model and its optimizers

@@ -1,29 +1,31 @@
-"""What training and writing take of memory, in bytes, before anything is built.
+"""The memory that training and inference take, in bytes, computed before anything is built.
 
-Nothing is measured or allocated here. A training step is played through op by op, as models/layers.py, training/loop.py
-and training/optim.py do it, and each op says what it keeps for its gradient and what its gradient makes. The most that
-is alive at once is the answer, with what it consists of. In the comments and names, M is the tokens of a micro-batch,
-B times T; other letters are those of `utils.parameters.letters`.
+Nothing is measured or allocated here. A training step is simulated operation by operation, as models/layers.py,
+training/loop.py and training/optim.py run it; each operation says what it saves for its backward pass and what that
+allocates. The result is the maximum that is alive at once, split into parts. In comments and names, M is the number of
+tokens in a micro-batch, B times T; the other letters are those of `utils.parameters.symbols`.
 
-benchmarks/memory.py holds this against what PyTorch really hands out. On a CPU that was done; what is said of CUDA
-follows from reading its kernels and has not been measured yet. `torch.compile`, which fuses ops, takes less.
+benchmarks/memory.py compares the result with what PyTorch allocates. On a CPU this has been done; the figures for CUDA
+are derived from PyTorch's kernels and have not been measured yet. `torch.compile`, which fuses operations, takes less.
 """
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from math import prod
+from math import isqrt, prod
+from typing import Literal
 
 from utils.activations import BYTES, Op, Sizes, attention_ops, feed_forward_ops, norm_op
 from utils.errors import UserError, check_numbers
+from utils.fields import check_types
 from utils.parameters import count_parameters, matrices_in_blocks, parameter_table
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
-# Beyond what tensors take: the code and tables of Python and PyTorch. CPU: the resident memory of a process that has
-# imported torch and matplotlib (0.25 GiB on Linux). CUDA: the context with its kernels, which lies on the card but not
-# in torch's own count; 0.3 to 0.6 GiB as commonly seen, by card and driver.
+# Memory besides tensors: the code and data of Python and PyTorch. CPU: the resident memory of a process that has
+# imported torch and matplotlib (0.25 GiB on Linux). CUDA: the context with its kernels, which is on the GPU but not in
+# torch's statistics; 0.3 to 0.6 GiB is typical, depending on GPU and driver.
 CONTEXT = {"cpu": 256 * MIB, "cuda": 512 * MIB}
-# What PyTorch's allocator for CUDA reserves and cannot hand out, as a share of what it hands out: an assumption.
+# Memory that PyTorch's CUDA allocator reserves but cannot use, as a fraction of what it allocates: an assumption.
 CUDA_SLACK = 0.05
 
 PARTS = ("weights", "gradients", "optimizer state", "autocast copies", "activations", "logits and loss",
@@ -31,12 +33,12 @@ PARTS = ("weights", "gradients", "optimizer state", "autocast copies", "activati
 
 
 def cublas_workspace(major):
-    """Bytes of one workspace of cuBLAS on a card of compute capability `major`.x: PyTorch's getChosenWorkspaceSize."""
+    """Bytes of one cuBLAS workspace on a GPU of compute capability `major`.x: PyTorch's getChosenWorkspaceSize."""
     return 32 * MIB if major >= 9 else 8320 * KIB
 
 
 def readable(size):
-    """Bytes, for reading.
+    """Format a number of bytes.
 
     >>> readable(3 * 2**29)
     '1.50 GiB'
@@ -47,35 +49,32 @@ def readable(size):
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model is trained, as far as memory minds. Values that make no sense raise UserError."""
+    """The training settings that affect memory. Raises UserError for values outside their range."""
 
     batch_size: int = 16
-    """Windows in one micro-batch, per GPU (B)."""
+    """Sequences per micro-batch and GPU (B)."""
     accumulation: int = 1
-    """Micro-batches in one step."""
-    dtype: str = "float32"
-    """What matrices are multiplied in: float32, bfloat16 or float16. Weights are always kept in float32."""
-    optimizer: str = "muon"
-    """muon: Muon for the blocks' matrices and AdamW for all else; adamw: AdamW for everything."""
+    """Micro-batches per step."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Compute dtype of matrix products. Weights are always kept in float32."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """muon: Muon for the matrices of the blocks and AdamW for the rest; adamw: AdamW for everything."""
     activation_checkpointing: bool = False
-    """Keep a block's input only, and compute the rest again for its gradient."""
-    device: str = "cpu"
-    """cpu or cuda."""
+    """Save only the input of each block, and recompute the other activations in the backward pass."""
+    device: Literal["cpu", "cuda"] = "cpu"
     gpus: int = 1
-    """How many share the work."""
     workspace: int = cublas_workspace(8)
-    """CUDA: bytes of a workspace of cuBLAS, by the card (`cublas_workspace`)."""
-    strategy: str = "ddp"
-    """With more than one GPU, ddp: each has everything; fsdp: each has its share of weights and optimizer."""
+    """CUDA: bytes of a cuBLAS workspace, which depends on the GPU (`cublas_workspace`)."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """With several GPUs, ddp: a full copy on each; fsdp: weights, gradients and optimizer state are sharded."""
 
     def __post_init__(self):
+        check_types(self)
         check_numbers(self, positive=("batch_size", "accumulation", "gpus"))
-        choices = {"dtype": BYTES, "optimizer": ("muon", "adamw"), "device": CONTEXT, "strategy": ("ddp", "fsdp")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} cannot be {getattr(self, name)}: give one of {', '.join(known)}")
+        if self.batch_size * self.accumulation >= 2**63:
+            raise UserError(f"batch_size {self.batch_size} times accumulation {self.accumulation} must be below 2^63")
         if self.gpus > 1 and self.device != "cuda":
-            raise UserError(f"{self.gpus} GPUs are not a {self.device}: give device cuda, or gpus 1")
+            raise UserError(f"{self.gpus} GPUs need device cuda, not {self.device}")
 
     @property
     def autocast(self):
@@ -84,24 +83,24 @@ class Plan:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by part at the moment when most is alive, and the most in each phase of a step."""
+    """Bytes by part at the peak of a step, and the peak of each phase."""
 
     parts: dict
     phases: dict
 
     @property
     def allocated(self):
-        """What PyTorch's allocator hands out: `torch.cuda.max_memory_allocated`, or the same on a CPU."""
+        """What PyTorch's allocator hands out at the peak: `torch.cuda.max_memory_allocated`, or the same on a CPU."""
         return self.total - self.parts.get("context and allocator", 0)
 
     @property
     def total(self):
-        """What the machine must have."""
+        """What the machine or the GPU needs."""
         return sum(self.parts.values())
 
 
 class Ledger:
-    """The bytes that are alive, by part, while a step is played through, and when they were most."""
+    """The bytes that are alive during a simulated step, by part, and their peak."""
 
     def __init__(self):
         self.live, self.total = Counter(), 0
@@ -119,24 +118,38 @@ class Ledger:
         self.live[part] -= size
         self.total -= size
 
+    def repeat(self, times, simulate):
+        """Call `simulate` `times` times, for a function that always adds and drops the same sizes.
+
+        Each call changes what is alive by the same amounts, so the peak is in the first or in the last one. Those
+        between are not simulated: their number comes from the user and may be anything.
+        """
+        before = Counter(self.live)
+        simulate()
+        for part, size in self.live.items():
+            skipped = max(0, times - 2) * (size - before[part])
+            self.live[part] += skipped
+            self.total += skipped
+        if times > 1:
+            simulate()
+
 
 def muon_buffers(c, p):
-    """What Muon's step allocates for the largest matrix, of w numbers and r on its shorter side.
+    """What a step of Muon allocates for the largest matrix, of w elements with r on the shorter side.
 
-    Three of its size, the update, x and the next x, with a and b of r x r. Before that, where it multiplies in half
-    precision, the update in float32 and cast, and that of the matrix before, whose name is not given up until then.
+    Three buffers of its size, the update, x and the next x, and a and b of r x r. Before that, in half precision, the
+    update in float32 and its cast, together with the cast update of the matrix before, still alive.
     """
     shape = max(matrices_in_blocks(c), key=prod)
     w, r, size = prod(shape), min(shape), BYTES[p.dtype]
     return max(size * (3 * w + 2 * r**2), (2 * size + 4) * w if p.autocast else 0)
 
 
-def shared_by_gpus(c, p):
-    """What working together takes on each GPU besides its share.
+def parallel_buffers(c, p):
+    """What data parallelism allocates on each GPU in addition to its share.
 
-    DDP copies all gradients into buckets to send them. FSDP has whole for a moment, in float32, the weights and
-    gradients of the block at work, the weights of the next, and those outside the blocks. Both as PyTorch does it by
-    default; not measured.
+    DDP copies all gradients into buckets for communication. FSDP gathers, in float32, the weights and gradients of the
+    current block, the weights of the next one, and those outside the blocks. Both with default settings; not measured.
     """
     n = count_parameters(c)
     in_blocks = sum(row.count for row in parameter_table(c) if row.blocks)
@@ -144,114 +157,116 @@ def shared_by_gpus(c, p):
 
 
 class Step(Ledger):
-    """A training step by a `Plan`, from the second on, when all is there that stays from step to step."""
+    """A training step according to a `Plan`. Not the first one: optimizer state exists from the second step on."""
 
     def __init__(self, c, p):
         super().__init__()
         self.c, self.p, self.s = c, p, Sizes(c, p)
         self.block = attention_ops(c, self.s, p) + feed_forward_ops(c, self.s, p)
-        self.block_keeps = sum(op.keeps for op in self.block)
+        self.block_saved = sum(op.saved for op in self.block)
         self.n, self.shards = count_parameters(c), p.gpus if p.strategy == "fsdp" else 1
         self.in_matrices = c.n_blocks * sum(map(prod, matrices_in_blocks(c)))
         self.in_head = c.vocab_size * c.n_embd
-        self.half = 2 if p.autocast else 0  # bytes of an autocast copy
+        self.half = 2 if p.autocast else 0  # bytes per element of an autocast copy
 
-    def standing(self):
-        """What stays from step to step, and in every step from its start to its end."""
+    def allocate_persistent(self):
+        """What is alive from the start of a step to its end."""
         c, p = self.c, self.p
         self.phase = "forward"
-        self.add("weights", 4 * self.n // self.shards + rotation_bytes(c))
+        self.add("weights", 4 * self.n // self.shards + rotary_bytes(c))
         muon = self.in_matrices if p.optimizer == "muon" else 0
-        self.add("optimizer state", (4 * muon + 8 * (self.n - muon)) // self.shards)  # momentum; AdamW's two averages
+        self.add("optimizer state", (4 * muon + 8 * (self.n - muon)) // self.shards)  # momentum; AdamW's two moments
         if p.gpus > 1:
-            self.add("other GPUs", shared_by_gpus(c, p))
+            self.add("other GPUs", parallel_buffers(c, p))
         if p.device == "cuda":
-            self.add("workspaces", 2 * p.workspace)  # the threads of the forward and the backward pass have one each
+            self.add("workspaces", 2 * p.workspace)  # one each for the threads of the forward and the backward pass
         if p.accumulation > 1:
-            self.add("gradients", 4 * self.n // self.shards)  # of the micro-batches before
+            self.add("gradients", 4 * self.n // self.shards)  # of earlier micro-batches
 
     def forward(self):
         c, p, s = self.c, self.p, self.s
         self.add("activations", s.ids + (s.embedding_mask if c.dropout else 0))
-        self.add("activations", c.n_blocks * (s.stream if p.activation_checkpointing else self.block_keeps))
+        self.add("activations", c.n_blocks * (s.residual if p.activation_checkpointing else self.block_saved))
         self.add("autocast copies", self.half * (self.in_matrices + self.in_head))  # alive until autocast ends
-        self.add("activations", norm_op(c, s, p).keeps + s.wide)  # the head keeps its input, too
+        self.add("activations", norm_op(c, s, p).saved + s.embd)  # the head saves its input
         if p.autocast:
             self.add("logits and loss", s.half_logits)
         self.add("logits and loss", s.logits)
         if p.autocast:
             self.drop("logits and loss", s.half_logits)
-        self.add("logits and loss", s.logits)  # log_softmax keeps its result, and the loss the same
-        self.drop("logits and loss", s.logits)  # the loop gives the logits themselves no name
-        if p.activation_checkpointing:  # nothing keeps the blocks' copies
+        self.add("logits and loss", s.logits)  # log_softmax saves its result, and so does the loss
+        self.drop("logits and loss", s.logits)  # the training loop keeps no reference to the logits
+        if p.activation_checkpointing:  # nothing refers to the copies of the blocks' weights
             self.drop("autocast copies", self.half * self.in_matrices)
 
-    def gradient(self, count):
-        """The gradient of so many weights, in float32; after the first micro-batch it is added to those before."""
+    def add_gradient(self, count):
+        """The gradient of `count` weights in float32; from the second micro-batch on it is added to an existing one."""
         self.add("gradients", 4 * count // self.shards)
         if self.p.accumulation > 1:
             self.drop("gradients", 4 * count // self.shards)
 
-    def backward_of(self, op, under_way):
-        """Play the gradient of an op that `under_way` bytes of gradients reach; return those that it passes on."""
-        halves = self.half * op.weights if op.casts else 0
-        self.add("backward buffers", op.makes + halves)
-        if not halves:
-            self.gradient(op.weights)
-        self.drop("activations", op.keeps)
-        self.drop("backward buffers", under_way + op.makes - op.passes)
-        if halves:  # the copy of the weights goes, and their gradient is cast to float32
-            self.drop("autocast copies", halves)
-            self.gradient(op.weights)
-            self.drop("backward buffers", halves)
-        return op.passes
+    def backward_op(self, op, incoming):
+        """Simulate the backward pass of an operation for `incoming` bytes of gradients; return the bytes passed on."""
+        copy = self.half * op.weights if op.casts else 0
+        self.add("backward buffers", op.buffers + copy)
+        if not copy:
+            self.add_gradient(op.weights)
+        self.drop("activations", op.saved)
+        self.drop("backward buffers", incoming + op.buffers - op.passed)
+        if copy:  # the copy of the weights is freed, and their gradient is cast to float32
+            self.drop("autocast copies", copy)
+            self.add_gradient(op.weights)
+            self.drop("backward buffers", copy)
+        return op.passed
 
     def backward(self):
         c, p, s = self.c, self.p, self.s
         self.phase = "backward"
-        # Through the loss and through log_softmax: a tensor of logits each, then what log_softmax kept can go.
+        # Through the loss and log_softmax: one tensor of logits each, then what log_softmax saved is freed.
         self.add("logits and loss", 2 * s.logits)
         self.drop("logits and loss", 2 * s.logits)
         if p.autocast:
             self.add("logits and loss", s.half_logits)
             self.drop("logits and loss", s.logits)
-        head = Op(keeps=s.wide, makes=s.input_grad, passes=s.stream, weights=self.in_head, casts=True)
-        under_way = self.backward_of(head, 0)
+        head = Op(saved=s.embd, buffers=s.input_grad, passed=s.residual, weights=self.in_head, casts=True)
+        passed = self.backward_op(head, 0)
         self.drop("logits and loss", s.half_logits)
-        self.gradient(c.vocab_size if c.head_bias else 0)
-        if c.tied and p.accumulation > 1:  # waits for the embedding's, beside the sum of the micro-batches before
+        self.add_gradient(c.vocab_size if c.head_bias else 0)
+        if c.tied and p.accumulation > 1:  # kept until it is added to the embedding's gradient
             self.add("gradients", 4 * self.in_head // self.shards)
 
-        norm = norm_op(c, s, p)  # what it passes on is from now on the gradient along the residual path
-        beside = s.stream if c.norm == "rms" and p.device == "cpu" else 0  # in a block that is added to what is there
-        self.backward_of(replace(norm, makes=norm.makes + beside, passes=s.stream), under_way)
-        others = sum(row.count for row in parameter_table(c) if row.blocks) // c.n_blocks
-        others -= sum(op.weights for op in self.block)  # biases
-        for _ in range(c.n_blocks):
-            if p.activation_checkpointing:
-                self.add("activations", self.block_keeps - s.stream)
-                self.add("autocast copies", self.half * self.in_matrices // c.n_blocks)
-            under_way = 0
-            for op in reversed(self.block):
-                under_way = self.backward_of(op, under_way)
-            self.gradient(others)
+        norm = norm_op(c, s, p)  # what it passes is from here on the gradient along the residual path
+        extra = s.residual if c.norm == "rms" and p.device == "cpu" else 0  # within a block it is added in place
+        self.backward_op(replace(norm, buffers=norm.buffers + extra, passed=s.residual), passed)
+        self.repeat(c.n_blocks, self.backward_block)
 
         if c.dropout:
-            self.add("backward buffers", s.stream)
-            self.drop("backward buffers", s.stream)
+            self.add("backward buffers", s.residual)
+            self.drop("backward buffers", s.residual)
             self.drop("activations", s.embedding_mask)
         if c.position == "learned":
-            self.gradient(c.block_size * c.n_embd)
-        if c.tied:  # the embedding's, and its sum with the head's, which is in place only where that came from a cast
-            made = 4 * self.in_head * (1 if p.autocast else 2)
-            self.add("backward buffers", made)
-            self.drop("backward buffers", made)
+            self.add_gradient(c.block_size * c.n_embd)
+        if c.tied:  # the embedding's gradient, and its sum with the head's: in place only if that came from a cast
+            buffers = 4 * self.in_head * (1 if p.autocast else 2)
+            self.add("backward buffers", buffers)
+            self.drop("backward buffers", buffers)
             if p.accumulation > 1:
                 self.drop("gradients", 4 * self.in_head // self.shards)
         else:
-            self.gradient(self.in_head)
-        self.drop("backward buffers", s.stream)
+            self.add_gradient(self.in_head)
+        self.drop("backward buffers", s.residual)
         self.drop("activations", s.ids)
+
+    def backward_block(self):
+        c = self.c
+        if self.p.activation_checkpointing:
+            self.add("activations", self.block_saved - self.s.residual)
+            self.add("autocast copies", self.half * self.in_matrices // c.n_blocks)
+        passed = 0
+        for op in reversed(self.block):
+            passed = self.backward_op(op, passed)
+        in_block = sum(row.count for row in parameter_table(c) if row.blocks) // c.n_blocks
+        self.add_gradient(in_block - sum(op.weights for op in self.block))  # biases
 
     def update(self):
         """The optimizers: AdamW works in place, Muon does not."""
@@ -260,9 +275,9 @@ class Step(Ledger):
 
 
 def training_memory(c, plan):
-    """The `Memory` that training takes at its peak, per GPU, for a model of configuration c by a `Plan`."""
+    """The `Memory` of training at its peak, per GPU, for a ModelConfig c and a `Plan`."""
     step = Step(c, plan)
-    step.standing()
+    step.allocate_persistent()
     step.forward()
     step.backward()
     step.update()
@@ -272,49 +287,68 @@ def training_memory(c, plan):
 
 
 def largest_batch(c, plan, memory):
-    """The most windows per micro-batch that fit in so many bytes, with all else by the plan; 0 if not even one does."""
+    """The largest batch size that fits into `memory` bytes, with all else as planned; 0 if none does."""
+    accumulation = min(plan.accumulation, 2)  # any number of micro-batches above one takes the same
 
     def fits(batch_size):
-        return training_memory(c, replace(plan, batch_size=batch_size)).total <= memory
+        return training_memory(c, replace(plan, batch_size=batch_size, accumulation=accumulation)).total <= memory
 
     if not fits(1):
         return 0
-    most = 1
-    while fits(2 * most):
-        most *= 2
-    too_many = 2 * most
-    while too_many - most > 1:
-        middle = (most + too_many) // 2
-        most, too_many = (middle, too_many) if fits(middle) else (most, middle)
-    return most
+    low = 1
+    while fits(2 * low):
+        low *= 2
+    high = 2 * low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def fitting_plan(c, plan, memory):
-    """The plan that fits in so many bytes with the same windows in a step, in the fewest micro-batches; else None."""
-    windows = plan.batch_size * plan.accumulation
-    whole = replace(plan, batch_size=windows, accumulation=1)
+    """The plan with the same number of sequences per step and the fewest micro-batches that fits into `memory` bytes.
+
+    None if not even a batch size of 1 fits.
+    """
+    sequences = plan.batch_size * plan.accumulation
+    whole = replace(plan, batch_size=sequences, accumulation=1)
     if training_memory(c, whole).total <= memory:
         return whole
-    accumulating = replace(plan, accumulation=2)  # takes what any number of micro-batches above one takes
-    for batch_size in range(min(largest_batch(c, accumulating, memory), windows // 2), 0, -1):
-        if windows % batch_size == 0:
-            return replace(plan, batch_size=batch_size, accumulation=windows // batch_size)
-    return None
+    largest = largest_batch(c, replace(plan, batch_size=1, accumulation=2), memory)
+    largest = min(largest, sequences // 2)
+    if not largest:
+        return None
+    batch_size = largest_divisor(sequences, largest)
+    return replace(plan, batch_size=batch_size, accumulation=sequences // batch_size)
+
+
+def largest_divisor(n, limit):
+    """The largest divisor of n up to `limit`; for n above 10^12, only of divisors that a search of 10^6 steps finds.
+
+    >>> largest_divisor(24, 7)
+    6
+    """
+    divisors = [i for i in range(1, min(isqrt(n), 10**6) + 1) if n % i == 0]
+    divisors += [n // i for i in divisors]
+    return max(divisor for divisor in divisors if divisor <= limit)
 
 
 def advice(c, plan, memory):
-    """What to give train.py so that a step of as many windows fits in so many bytes, in words."""
+    """The options of train.py for a step with as many sequences that fits into `memory` bytes, in words."""
     fitting = fitting_plan(c, plan, memory)
     if fitting:
         return (f"--training.batch_size {fitting.batch_size} --training.accumulation {fitting.accumulation} takes "
-                f"{readable(training_memory(c, fitting).total)} for as many tokens a step")
+                f"{readable(training_memory(c, fitting).total)} for as many tokens per step")
     if not plan.activation_checkpointing:
         return "not even a batch of 1 fits: try --training.activation_checkpointing true or a smaller model"
-    return "not even a batch of 1 fits: take a smaller model or a shorter context"
+    return "not even a batch of 1 fits: use a smaller model or a shorter context"
 
 
 def weight_bytes(c, dtype):
-    """The weights in float32, bfloat16, float16 or int8: there, matrices have a byte a number and a float32 a row."""
+    """Bytes of the weights in float32, bfloat16, float16 or int8.
+
+    int8 takes one byte per element of a matrix and a float32 scale per row; vectors stay in float32.
+    """
     if dtype != "int8":
         return BYTES[dtype] * count_parameters(c)
     rows = parameter_table(c)
@@ -322,47 +356,48 @@ def weight_bytes(c, dtype):
 
 
 def cache_bytes(c, tokens, dtype, batch_size=1):
-    """Keys and values of so many tokens in all blocks."""
+    """Bytes of the KV cache for `tokens` tokens."""
     return 2 * c.n_blocks * batch_size * tokens * c.kv_heads * c.head_size * BYTES[dtype]
 
 
 def cache_dtype(dtype, device):
-    """What keys and values are kept in, for a model in `dtype`."""
+    """The dtype of the KV cache of a model in `dtype`."""
     return "float32" if device == "cpu" else dtype
 
 
-def rotation_bytes(c, dtype="float32"):
-    """The cosines and sines of rotary positions: a table of each for the model."""
+def rotary_bytes(c, dtype="float32"):
+    """Bytes of the model's tables of cosines and sines for rotary positions."""
     return 2 * BYTES[dtype] * c.block_size * c.head_size if c.position == "rotary" else 0
 
 
 def inference_memory(c, prompt_tokens, dtype="float32", device="cpu", workspace=Plan.workspace):
-    """The `Memory` that writing takes at its peak, one text at a time: when it has just read so many tokens at once.
+    """The `Memory` of generating one text at its peak, the forward pass of the prompt.
 
-    As models/generate.py does it. The cache is allocated whole, for block_size tokens. With int8 weights all else is
-    bfloat16. `workspace` is that of `Plan`.
+    As models/generate.py does it. The KV cache is allocated at once, for block_size tokens. With int8 weights all else
+    is bfloat16. `workspace` is that of `Plan`.
     """
     weights, dtype = weight_bytes(c, dtype), "bfloat16" if dtype == "int8" else dtype
-    attends_in = cache_dtype(dtype, device)
+    kv_dtype = cache_dtype(dtype, device)
     a, S = BYTES[dtype], min(prompt_tokens, c.block_size)
-    wide, keys, hidden = (a * S * width for width in (c.n_embd, c.kv_heads * c.head_size, c.hidden_size))
-    # At the feed-forward: what came into the block, the same after attention, its norm; and the way up with what the
-    # activation makes of it.
-    feed_forward = 3 * wide + (3 if c.feed_forward == "swiglu" else 2) * hidden
-    # At the attention: what came in, its norm, queries with keys and values, these or what is made of queries and keys;
-    # and, where it attends in another dtype, queries and results in both, else the results, and these projected.
-    qk, other = wide + keys, BYTES[attends_in] * S * c.n_embd
-    new = qk if c.qk_norm or c.position == "rotary" else 0
-    attention = 3 * wide + 2 * keys + new + (wide + 2 * other if attends_in != dtype else 2 * wide)
-    if c.num_heads > c.kv_heads:  # keys and values, repeated
-        attention += 2 * other
-    if new:  # on the way there
-        made = (3 if c.position == "rotary" else 1) + c.qk_norm
-        attention = max(attention, 3 * wide + 2 * keys + made * qk)
-    gathered = rotation_bytes(c, dtype) * S // c.block_size
+    embd, keys, hidden = (a * S * width for width in (c.n_embd, c.kv_heads * c.head_size, c.hidden_size))
+    # In the feed-forward: the input of the block, the same after attention, its norm; and the up projection with the
+    # result of the activation function.
+    feed_forward = 3 * embd + (3 if c.feed_forward == "swiglu" else 2) * hidden
+    # In the attention: the input, its norm, queries, keys and values, and new queries and keys where they are
+    # normalized or rotated; then the result and its projection, and where the KV cache has another dtype, queries and
+    # result in both dtypes.
+    qk, attended = embd + keys, BYTES[kv_dtype] * S * c.n_embd
+    new_qk = qk if c.qk_norm or c.position == "rotary" else 0
+    attention = 3 * embd + 2 * keys + new_qk + (embd + 2 * attended if kv_dtype != dtype else 2 * embd)
+    if c.num_heads > c.kv_heads:  # repeated keys and values
+        attention += 2 * attended
+    if new_qk:  # while they are computed
+        buffers = (3 if c.position == "rotary" else 1) + c.qk_norm
+        attention = max(attention, 3 * embd + 2 * keys + buffers * qk)
+    gathered = rotary_bytes(c, dtype) * S // c.block_size
     parts = {
-        "weights": weights + rotation_bytes(c, dtype),
-        "KV cache": cache_bytes(c, c.block_size, attends_in),
+        "weights": weights + rotary_bytes(c, dtype),
+        "KV cache": cache_bytes(c, c.block_size, kv_dtype),
         "activations": max(attention, feed_forward) + gathered,
         "workspaces": workspace if device == "cuda" else 0,
         "context and allocator": CONTEXT[device],

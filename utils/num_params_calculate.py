@@ -1,13 +1,14 @@
-"""What a model has, what it takes to train it and to let it write, and what fits: computed, nothing is built.
+"""Parameters, training memory, inference memory, and what fits: computed, without building the model.
 
     python utils/num_params_calculate.py                                       the model of transformer_4d.py
     python utils/num_params_calculate.py --model GPT2 --batch_size 32 --memory 8GiB
     python utils/num_params_calculate.py --model UltimateModel --n_embd 512 --num_heads 8 --memory 24GiB --plot fits.png
     python utils/num_params_calculate.py --model GPT2XL --gpus 8 --strategy fsdp --memory 80GiB \\
-        --flops 2e14 --tokens 3e10 --price 2.5
+        --flops 200T --tokens 30B --price 2.5
 
-On a CPU the memory is within half a percent of what PyTorch hands out (benchmarks/memory.py). What is said of CUDA
-follows from reading PyTorch's kernels, without torch.compile, and has not been measured yet.
+Numbers may be written as 1,000,000 or with K, M, B or T. On a CPU the memory is within half a percent of what PyTorch
+allocates (benchmarks/memory.py). The figures for CUDA are derived from PyTorch's kernels, without torch.compile, and
+have not been measured yet.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import dataclasses
 import difflib
 import re
 import sys
+from decimal import Decimal
 from pathlib import Path
 from types import UnionType
 from typing import Literal, get_args, get_origin
@@ -39,33 +41,58 @@ from utils.memory import (  # noqa: E402
     training_memory,
     weight_bytes,
 )
-from utils.parameters import count_parameters, flops_per_token, letters, parameter_table  # noqa: E402
+from utils.parameters import count_parameters, flops_per_token, parameter_table, symbols  # noqa: E402
+from utils.printable import one_line  # noqa: E402
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": KIB, "mib": MIB, "gib": GIB, "tib": 2**40}
 
 
-def bytes_of(text):
-    """The bytes that a text such as 8GiB or 24GB names. Raises UserError."""
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
-    if not found or found[2].lower() not in UNITS:
-        raise UserError(f"memory cannot be {text!r}: give a number and a unit, such as 8GiB or 24GB")
-    size = int(float(found[1]) * UNITS[found[2].lower()])
-    if not size:
-        raise UserError(f"memory cannot be {text!r}: give more than nothing")
-    return size
+# ---- The command line ------------------------------------------------------------------------------------------------
 
 
-def positive(text):
-    """A number above zero, for argparse."""
-    number = float(text)
+def parse_number(text):
+    """The Decimal in a text such as 1,000,000, 2e14, 300B or 1.5k, for argparse."""
+    match = re.fullmatch(r"(-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)[0-9.e+-]*)([KMBT]?)", text.strip(), re.IGNORECASE)
+    try:
+        return Decimal(match[1].replace(",", "")) * SUFFIXES[match[2].upper()]
+    except (TypeError, ArithmeticError):  # no match; not a number, or beyond what Decimal can hold
+        raise argparse.ArgumentTypeError(f"{one_line(text, 60)} is not a number such as 1,000,000 or 300B") from None
+
+
+def parse_float(text):
+    return float(parse_number(text))
+
+
+def parse_positive(text):
+    number = parse_float(text)
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above zero")
+        raise argparse.ArgumentTypeError(f"{one_line(text, 60)} is out of range: give a number > 0")
     return number
+
+
+def parse_int(text):
+    number = parse_number(text)
+    if abs(number) >= 2**63 or number != int(number):
+        raise argparse.ArgumentTypeError(f"{one_line(text, 60)} is not an integer below 2^63")
+    return int(number)
+
+
+def parse_bytes(text):
+    """The bytes in a text such as 8GiB or 24GB, for argparse."""
+    number, unit = re.fullmatch(r"(.*?)\s*([a-z]*)", text.strip(), re.IGNORECASE | re.DOTALL).groups()
+    if unit.lower() not in UNITS:
+        raise argparse.ArgumentTypeError(f"{one_line(text, 60)!r} needs a unit of memory, such as 8GiB or 24GB")
+    size = parse_number(number) * UNITS[unit.lower()]
+    if not 1 <= size < 2**63:
+        raise argparse.ArgumentTypeError(f"{one_line(text, 60)} is out of range: give a size > 0 and below 2^63 bytes")
+    return int(size)
 
 
 def add_model_arguments(parser):
     """An option for each field of ModelConfig."""
+    parsers = {int: parse_int, float: parse_float}
     for field in dataclasses.fields(ModelConfig):
         kinds = get_args(field.type) if get_origin(field.type) in (Literal, UnionType) else (field.type,)
         if get_origin(field.type) is Literal:
@@ -73,105 +100,117 @@ def add_model_arguments(parser):
         elif kinds[0] is bool:
             parser.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction)
         else:
-            parser.add_argument(f"--{field.name}", type=kinds[0], metavar="N")
+            parser.add_argument(f"--{field.name}", type=parsers[kinds[0]], metavar="N")
 
 
-def parse():
+def parse_arguments():
     """The command line. Raises UserError."""
     parser = Parser(__doc__)
     parser.add_argument("--model", default="TransformerModel", help="a class of models/zoo.py (%(default)s)")
-    parser.add_argument("--batch_size", type=int, default=16, help="windows in a micro-batch, per GPU (%(default)s)")
-    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches in a step (%(default)s)")
+    parser.add_argument("--batch_size", type=parse_int, default=16, metavar="N",
+                        help="sequences per micro-batch and GPU (%(default)s)")
+    parser.add_argument("--accumulation", type=parse_int, default=1, metavar="N",
+                        help="micro-batches per step (%(default)s)")
     parser.add_argument("--dtype", default="bf16", choices=(*DTYPES, *DTYPES.values()),
-                        help="what matrices are multiplied in (%(default)s)")
+                        help="compute dtype (%(default)s)")
     parser.add_argument("--optimizer", default="muon", choices=("muon", "adamw"), help="(%(default)s)")
     parser.add_argument("--activation_checkpointing", action="store_true",
-                        help="compute activations again instead of keeping them")
+                        help="recompute activations instead of saving them")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="(%(default)s)")
-    parser.add_argument("--gpus", type=int, default=1, help="(%(default)s)")
+    parser.add_argument("--gpus", type=parse_int, default=1, metavar="N", help="(%(default)s)")
     parser.add_argument("--strategy", default="ddp", choices=("ddp", "fsdp"),
-                        help="with more than one GPU: each has everything, or its share (%(default)s)")
-    parser.add_argument("--memory", help="of one GPU, or of the machine: 8GiB, 24GB")
-    parser.add_argument("--flops", type=positive, help="operations per second that one GPU really does: 4e13")
-    parser.add_argument("--tokens_per_second", type=positive, help="of all GPUs together, where it was measured")
-    parser.add_argument("--tokens", type=positive, help="to train on, all in all: 1e9")
-    parser.add_argument("--price", type=positive, help="of one GPU for an hour")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw what the memory is made of")
+                        help="with several GPUs, a full copy on each or shards (%(default)s)")
+    parser.add_argument("--memory", type=parse_bytes, metavar="SIZE", help="of one GPU or of the machine: 8GiB, 24GB")
+    parser.add_argument("--flops", type=parse_positive, metavar="N",
+                        help="operations per second that one GPU achieves: 40T")
+    parser.add_argument("--tokens_per_second", type=parse_positive, metavar="N",
+                        help="measured throughput of all GPUs together")
+    parser.add_argument("--tokens", type=parse_positive, metavar="N", help="tokens to train on in total: 1B")
+    parser.add_argument("--price", type=parse_positive, metavar="N", help="of one GPU for one hour")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the parts of the memory")
     add_model_arguments(parser.add_argument_group("changes to the model", "explained in models/config.py"))
     return parser.parse_args()
 
 
-def configuration(args):
+def build_config(args):
     """The ModelConfig that the command line describes. Raises UserError."""
-    from models.zoo import ZOO  # here, so that --help and a mistyped option need not wait for torch
+    from models.zoo import ZOO  # here, so that --help and a mistyped option do not wait for torch
 
     if args.model not in ZOO:
         names = {name.lower(): name for name in ZOO}
-        near = difflib.get_close_matches(args.model.lower(), names, n=1, cutoff=0)[0]
-        raise UserError(f"there is no model {args.model}: did you mean {names[near]}? There are {', '.join(ZOO)}")
+        closest = difflib.get_close_matches(args.model.lower(), names, n=1, cutoff=0)[0]
+        raise UserError(f"there is no model {one_line(args.model, 60)}: did you mean {names[closest]}? The models are "
+                        f"{', '.join(ZOO)}")
     changes = {field.name: getattr(args, field.name) for field in dataclasses.fields(ModelConfig)}
     return dataclasses.replace(ZOO[args.model].config, **{k: v for k, v in changes.items() if v is not None})
 
 
-def show_parameters(c):
+# ---- The report ------------------------------------------------------------------------------------------------------
+
+
+def print_parameters(c):
     n, rows = count_parameters(c), parameter_table(c)
-    print("Parameters\n  " + "   ".join(f"{letter} = {name} {value:,}" for letter, (name, value) in letters(c).items()))
+    print("Parameters\n  " + "   ".join(f"{letter} = {name} {value:,}" for letter, (name, value) in symbols(c).items()))
     print(f"\n  {'component':36}{'shape':>16}  {'formula':38}{'count':>15}{'share':>8}")
     for row in rows:
         shape = " x ".join(f"{side:,}" for side in row.shape)
         print(f"  {row.component:36}{shape:>16}  {row.formula:38}{row.count:>15,}{row.count / n:>8.1%}")
     if c.tied:
-        print(f"  {'head.weight':54}  {'the token embedding once more':38}{0:>15}{0:>8.1%}")
+        print(f"  {'head.weight':54}  {'shared with the token embedding':38}{0:>15}{0:>8.1%}")
     print(f"  {'total':92}{n:>15,}{1:>8.1%}")
 
 
 def describe(plan):
     """A plan in words."""
-    words = [f"{plan.batch_size} windows at once" + f", {plan.accumulation} times a step" * (plan.accumulation > 1),
-             plan.dtype + " by autocast" * plan.autocast, {"muon": "Muon and AdamW", "adamw": "AdamW"}[plan.optimizer]]
+    batch = f"batch size {plan.batch_size}"
+    if plan.accumulation > 1:
+        batch += f" x {plan.accumulation} micro-batches"
+    dtype = f"{plan.dtype} autocast" if plan.autocast else plan.dtype
+    words = [batch, dtype, {"muon": "Muon and AdamW", "adamw": "AdamW"}[plan.optimizer]]
     if plan.activation_checkpointing:
         words.append("activation checkpointing")
-    words.append("on a CPU" if plan.device == "cpu" else "on CUDA" if plan.gpus == 1
-                 else f"on each of {plan.gpus} GPUs by {plan.strategy.upper()}")
+    if plan.gpus > 1:
+        words.append(f"per GPU with {plan.strategy.upper()} on {plan.gpus} GPUs")
+    else:
+        words.append("on CUDA" if plan.device == "cuda" else "on a CPU")
     return ", ".join(words)
 
 
-def show_parts(memory):
+def print_training(c, plan):
+    memory = training_memory(c, plan)
+    print(f"\nTraining: {describe(plan)}")
     for part, n in memory.parts.items():
         print(f"  {part:24}{readable(n):>14}{n / memory.total:>8.1%}")
     print(f"  {'total':24}{readable(memory.total):>14}{1:>8.1%}")
-
-
-def show_training(c, plan):
-    memory = training_memory(c, plan)
-    print(f"\nTraining: {describe(plan)}")
-    show_parts(memory)
-    outside = memory.parts["context and allocator"]
-    print("  at the peak of a step; of its phases take " + ", ".join(
-        f"{phase} {readable(most + outside)}" for phase, most in memory.phases.items()))
+    context = memory.parts["context and allocator"]
+    peaks = ", ".join(f"{phase} {readable(peak + context)}" for phase, peak in memory.phases.items())
+    print(f"  peak of each phase: {peaks}")
     if plan.device == "cuda":
-        print("  on CUDA derived from PyTorch's kernels and not measured yet; torch.compile takes less")
+        print("  CUDA figures are derived from PyTorch's kernels and not measured yet; torch.compile takes less")
 
 
-def show_inference(c, device):
+def print_inference(c, device):
     T = c.block_size
-    print("\nWriting, one text, after a prompt of the whole context")
+    print("\nInference: one text, after a prompt of the full context length")
     for dtype in ("float32", "bfloat16", "int8"):
         memory = inference_memory(c, T, dtype, device)
         print(f"  {dtype:9} weights {readable(weight_bytes(c, dtype)):>11}   peak {readable(memory.total):>11}")
-    kept_in = cache_dtype("bfloat16", device)
-    print(f"  keys and values in {kept_in}, allocated for the whole context at once, fill up: " + ", ".join(
-        f"{readable(cache_bytes(c, n, kept_in))} after {n:,}" for n in dict.fromkeys((1, max(1, T // 4), T))))
+    kv_dtype = cache_dtype("bfloat16", device)
+    fill = ", ".join(f"{readable(cache_bytes(c, n, kv_dtype))} after {n:,}" for n in sorted({1, max(1, T // 4), T}))
+    print(f"  the KV cache in {kv_dtype}, allocated for the full context at once, holds {fill} tokens")
 
 
-def show_fit(c, plan, memory):
-    print(f"\nIn {readable(memory)}{' per GPU' * (plan.gpus > 1)}")
-    print(f"  largest batch: {largest_batch(c, plan, memory)}")
-    fits = training_memory(c, plan).total <= memory
-    print("  what is planned " + ("fits" if fits else f"does not fit; in train.py {advice(c, plan, memory)}"))
+def print_fit(c, plan, memory):
+    per_gpu = " per GPU" if plan.gpus > 1 else ""
+    print(f"\nIn {readable(memory)}{per_gpu}")
+    print(f"  largest batch size: {largest_batch(c, plan, memory)}")
+    if training_memory(c, plan).total <= memory:
+        print("  this plan fits")
+    else:
+        print(f"  this plan does not fit; in train.py {advice(c, plan, memory)}")
 
 
-def show_time(c, args):
+def print_time(c, args):
     flops = flops_per_token(c)
     print(f"\nTime\n  operations per token, forward and backward: {flops:.4g}")
     speed = args.tokens_per_second or (args.flops * args.gpus / flops if args.flops else None)
@@ -187,40 +226,40 @@ def show_time(c, args):
 
 
 def plot(c, plan, memory, path):
-    """Draw the parts of the training memory over batch size and over context, with the line of what there is."""
+    """Plot the parts of the training memory over batch size and over context length, with the available memory."""
     import matplotlib
     from matplotlib.figure import Figure
 
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise UserError(f"cannot draw {path}: give a name that ends in .png, .svg or .pdf")
+        raise UserError(f"cannot plot to {path}: give a name that ends in .png, .svg or .pdf")
 
-    def growing(start, grown):
-        """Numbers up to twice `start`, or to where the memory is exceeded, with the parts that `grown(number)` has."""
+    def sweep(start, change):
+        """Values up to twice `start` or beyond the available memory, and the memory parts of `change(value)`."""
         end = 2 * start
-        while memory and training_memory(*grown(end)).total < memory:
+        while memory and training_memory(*change(end)).total < memory:
             end *= 2
-        numbers = sorted({round(end * i / 32) or 1 for i in range(33)})
-        return numbers, [training_memory(*grown(number)).parts for number in numbers]
+        values = sorted({round(end * i / 32) or 1 for i in range(33)})
+        return values, [training_memory(*change(value)).parts for value in values]
 
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     sides = (
-        (f"windows at once (context {c.block_size:,})", plan.batch_size,
-         growing(plan.batch_size, lambda n: (c, dataclasses.replace(plan, batch_size=n)))),
-        (f"context (batch size {plan.batch_size:,})", c.block_size,
-         growing(c.block_size, lambda n: (dataclasses.replace(c, block_size=n), plan))),
+        (f"batch size (context length {c.block_size:,})", plan.batch_size,
+         sweep(plan.batch_size, lambda n: (c, dataclasses.replace(plan, batch_size=n)))),
+        (f"context length (batch size {plan.batch_size:,})", c.block_size,
+         sweep(c.block_size, lambda n: (dataclasses.replace(c, block_size=n), plan))),
     )
     colors = matplotlib.colormaps["tab10"]
-    for axes, (label, now, (xs, found)) in zip(figure.subplots(1, 2, sharey=True), sides, strict=True):
-        parts = [part for part in PARTS if any(part in taken for taken in found)]
-        axes.stackplot(xs, [[taken.get(part, 0) / GIB for taken in found] for part in parts], labels=parts,
+    for axes, (label, planned, (xs, memories)) in zip(figure.subplots(1, 2, sharey=True), sides, strict=True):
+        parts = [part for part in PARTS if any(part in sizes for sizes in memories)]
+        axes.stackplot(xs, [[sizes.get(part, 0) / GIB for sizes in memories] for part in parts], labels=parts,
                        colors=[colors(PARTS.index(part)) for part in parts])
-        axes.axvline(now, color="black", linewidth=0.8, linestyle=":")
+        axes.axvline(planned, color="black", linewidth=0.8, linestyle=":")
         if memory:
-            axes.axhline(memory / GIB, color="black", linestyle="--", label=f"what there is: {readable(memory)}")
+            axes.axhline(memory / GIB, color="black", linestyle="--", label=f"available: {readable(memory)}")
         axes.set(xlabel=label, xlim=(xs[0], xs[-1]))
         axes.grid(alpha=0.3)
     first = figure.axes[0]
-    first.set(ylabel="GiB" + " per GPU" * (plan.gpus > 1), ylim=(0, None))
+    first.set(ylabel="GiB per GPU" if plan.gpus > 1 else "GiB", ylim=(0, None))
     handles, labels = first.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5)
     figure.suptitle(f"{count_parameters(c):,} parameters: {describe(plan)}", fontsize=10)
@@ -230,21 +269,20 @@ def plot(c, plan, memory, path):
 
 @command
 def main():
-    args = parse()
-    memory = bytes_of(args.memory) if args.memory else None
+    args = parse_arguments()
     plan = Plan(args.batch_size, args.accumulation, DTYPES.get(args.dtype, args.dtype), args.optimizer,
                 args.activation_checkpointing, args.device, args.gpus, strategy=args.strategy)
-    c = configuration(args)
+    c = build_config(args)
     print(f"{args.model}: {count_parameters(c):,} parameters\n")
-    show_parameters(c)
-    show_training(c, plan)
-    show_inference(c, args.device)
-    if memory:
-        show_fit(c, plan, memory)
-    show_time(c, args)
+    print_parameters(c)
+    print_training(c, plan)
+    print_inference(c, args.device)
+    if args.memory:
+        print_fit(c, plan, args.memory)
+    print_time(c, args)
     if args.plot:
-        plot(c, plan, memory, args.plot)
-        print(f"\ndrawn: {args.plot}")
+        plot(c, plan, args.memory, args.plot)
+        print(f"\nplotted: {one_line(str(args.plot))}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""What a model is made of, counted without building it: any object with the fields of ModelConfig will do."""
+"""The parameters of a model, counted from its configuration without building it.
+
+`c` is a ModelConfig, or any object with its fields.
+"""
 
 from dataclasses import dataclass
 from math import prod
@@ -6,13 +9,15 @@ from math import prod
 
 @dataclass(frozen=True)
 class Parameters:
-    """One kind of weight: its name in the model, the letters of its shape, and how many blocks have one."""
+    """One kind of weight: its name, its shape, and the number of blocks that have one."""
 
     component: str
+    """Name in the state_dict, without the block number: `blocks.attention.query.weight`."""
     letters: str
+    """The shape in the letters of `symbols`."""
     shape: tuple
     blocks: int | None = None
-    """None: it is outside the blocks, and there is one."""
+    """None for a weight outside the blocks, of which there is one."""
 
     @property
     def count(self):
@@ -20,22 +25,22 @@ class Parameters:
 
     @property
     def formula(self):
-        """How the count comes about: `L C H = 2 x 384 x 1,536`."""
+        """The count as a product: `L H C = 2 x 1,536 x 384`."""
         factors = self.shape if self.blocks is None else (self.blocks, *self.shape)
         letters = self.letters if self.blocks is None else f"L {self.letters}"
         return f"{letters} = {' x '.join(f'{factor:,}' for factor in factors)}"
 
 
-def letters(c):
-    """What the letters of the formulas stand for: name and value of each."""
+def symbols(c):
+    """The letters of the formulas, each with a name and a value."""
     return {"V": ("vocab_size", c.vocab_size), "C": ("n_embd", c.n_embd), "T": ("block_size", c.block_size),
             "L": ("n_blocks", c.n_blocks), "H": ("n_hidden", c.hidden_size),
             "K": ("num_kv_heads x head size", c.kv_heads * c.head_size)}
 
 
 def parameter_table(c):
-    """The `Parameters` of a model of configuration c, in the order of the model. Their counts add up to its own."""
-    sizes = {letter: value for letter, (_, value) in letters(c).items()}
+    """A list of `Parameters` in the order of the model, whose counts add up to the model's parameters."""
+    sizes = {letter: value for letter, (_, value) in symbols(c).items()}
 
     def row(component, shape, blocks=None):
         return Parameters(component, shape, tuple(sizes[letter] for letter in shape.split()), blocks)
@@ -62,9 +67,26 @@ def parameter_table(c):
         *linear("feed_forward.down", "C", "H"),
         *gate,
         *norm("final_norm"),
-        *([] if c.tied else [row("head.weight", "V C")]),  # a tied head is the token embedding once more
+        *([] if c.tied else [row("head.weight", "V C")]),  # a tied head is the token embedding
         *([row("head.bias", "V")] if c.head_bias else []),
     ]
+
+
+def weight_shapes(c):
+    """Yield (name, shape) of every weight in the model's state_dict, a tied head included.
+
+    A generator, because a configuration from a file may ask for any number of blocks.
+    """
+    table = parameter_table(c)
+    for row in table:
+        if row.blocks is None:
+            yield row.component, row.shape
+    if c.tied:
+        yield "head.weight", (c.vocab_size, c.n_embd)
+    for i in range(c.n_blocks):
+        for row in table:
+            if row.blocks is not None:
+                yield row.component.replace("blocks", f"blocks.{i}", 1), row.shape
 
 
 def count_parameters(c):
@@ -72,16 +94,16 @@ def count_parameters(c):
 
 
 def matrices_in_blocks(c):
-    """The shapes of the matrices of one block: what Muon trains, and what is multiplied."""
+    """Shapes of the matrices of one block: the matrix products of its linear layers, and what Muon trains."""
     return [row.shape for row in parameter_table(c) if row.blocks and len(row.shape) == 2]
 
 
 def flops_per_token(c):
-    """Operations that training takes for one token, 6 N + 12 L C T (Chowdhery et al., 2022, appendix B).
+    """Floating-point operations of training per token, 6 N + 12 L C T (Chowdhery et al., 2022, appendix B).
 
-    N is the weights that are multiplied: those of the blocks' matrices and of the head, tied or not. Each is one
-    multiplication and one addition forward and twice that backward. The second term is queries times keys and
-    probabilities times values, counted as if each token saw the whole context.
+    N counts the weights in matrix products: the matrices of the blocks and the head, tied or not. Each takes one
+    multiplication and one addition in the forward pass and twice that in the backward pass. The second term is the two
+    matrix products of attention, counted as if each token attended to the whole context.
     """
     multiplied = c.n_blocks * sum(map(prod, matrices_in_blocks(c))) + c.vocab_size * c.n_embd
     return 6 * multiplied + 12 * c.n_blocks * c.n_embd * c.block_size

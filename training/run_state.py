@@ -1,0 +1,94 @@
+"""The training state in the last.pt of a run: what --resume needs besides the model."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from training.checkpoint import check_model, read_checkpoint, tensor_problem
+from training.loop import Progress
+from utils.errors import UserError
+from utils.fields import has_type
+
+ENTRIES = {"progress": dict, "optimizer_states": list, "scaler": dict, "metrics": list, "settled": dict}
+PROGRESS = {field.name: field.type for field in fields(Progress)}
+METRICS = {"step": int, "tokens": int, "train_loss": float | None, "val_loss": float, "ema_val_loss": float,
+           "seconds": float}
+SCALER = {"scale": float, "growth_factor": float, "backoff_factor": float, "growth_interval": int,
+          "_growth_tracker": int}
+SETTLED = {"path": object, "text": str, "optimizer": str, "device": str, "batch_size": int, "accumulation": int,
+           "dtype": Literal["float32", "bfloat16", "float16"], "compile": Literal["yes", "no"]}
+OPTIONAL = {"ema_val_loss"} | {"tokens", "compile"}  # without an average; in older files
+
+
+def read_run(path):
+    """Return the dictionary in the last.pt of a run. All of it is validated but the optimizer states.
+
+    Raises UserError if training cannot resume from it.
+    """
+    if not Path(path).exists():
+        raise UserError(f"there is no {path} to resume from: leave out --resume to start a new run")
+    checkpoint = read_checkpoint(path)
+    if not all(isinstance(checkpoint.get(name), kind) for name, kind in ENTRIES.items()):
+        raise UserError(f"{path} does not contain the full training state that --resume needs: use a last.pt from this "
+                        "version of train.py, or start a new run with --run NAME")
+    check_model(checkpoint, path)
+    check_values(checkpoint["progress"], PROGRESS, "progress", path)
+    check_values(checkpoint["settled"], SETTLED, "settled", path)
+    if checkpoint["scaler"]:  # empty unless the run uses float16
+        check_values(checkpoint["scaler"], SCALER, "scaler", path)
+    for line in checkpoint["metrics"]:
+        check_values(line, METRICS, "metrics", path)
+    return checkpoint
+
+
+def check_values(values, types, entry, path):
+    """Raise UserError unless an entry of the file `path` has the keys of `types`, with values of these types; only
+    OPTIONAL ones may be missing. No number may be negative."""
+    if not isinstance(values, dict) or not types.keys() - OPTIONAL <= values.keys() <= types.keys():
+        raise damaged(path, f"{entry} must have the keys {', '.join(types)}")
+    for name, value in values.items():
+        kind = types[name]
+        if not has_type(value, kind) or has_type(value, float) and value < 0:
+            raise damaged(path, f"{entry} has an invalid {name}")
+
+
+def check_optimizer_states(optimizers, states, path):
+    """Raise UserError unless the states read from `path` are those of the optimizers' parameters.
+
+    The optimizers' kernels trust the shapes of their state: with another shape they access memory out of bounds.
+    """
+    if len(states) != len(optimizers):
+        raise damaged(path, f"it has {len(states)} optimizer states, not {len(optimizers)}")
+    for optimizer, state in zip(optimizers, states, strict=True):
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        if not isinstance(state, dict) or state and state.keys() != set(range(len(weights))):  # empty before a step
+            raise damaged(path, f"the optimizer state must have {len(weights)} entries")
+        names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum"}
+        for i, values in state.items():
+            if not isinstance(values, dict) or values.keys() != names:
+                raise damaged(path, f"the optimizer state of parameter {i} must have the keys {', '.join(names)}")
+            for name, value in values.items():
+                shape = () if name == "step" else weights[i].shape
+                problem = tensor_problem(value, shape, [weights[i].dtype])
+                if problem is None and not value.is_contiguous():
+                    problem = "is not contiguous"
+                if problem is None and name in ("step", "exp_avg_sq") and value.min() < 0:
+                    problem = "is negative"
+                if problem:
+                    raise damaged(path, f"{name} in the optimizer state of parameter {i} {problem}")
+
+
+def check_averages(average, saved, path):
+    """Raise UserError unless the averages read from `path` are those of a WeightAverage."""
+    if not isinstance(saved, dict) or saved.keys() != average.averages.keys():
+        raise damaged(path, "the averaged weights are not those of the model")
+    for name, tensor in average.averages.items():
+        problem = tensor_problem(saved[name], tensor.shape, [tensor.dtype])
+        if problem:
+            raise damaged(path, f"the averaged weight {name} {problem}")
+
+
+def damaged(path, problem):
+    return UserError(f"{path} is damaged: {problem}. Start a new run with --run NAME")

@@ -1,0 +1,48 @@
+"""Values that come from a file, compared with the types that the fields of a dataclass declare."""
+
+import math
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Literal, get_args, get_origin
+
+from utils.errors import UserError
+from utils.printable import one_line
+
+NAMES = {int: "an integer below 2^63", float: "a finite number", bool: "true or false", str: "text", NoneType: "None"}
+
+
+def has_type(value, kind):
+    """Whether `value` has the type `kind`: one of NAMES, a union of them, or a Literal of strings.
+
+    Numbers must be finite, and integers below 2^63. An int is a valid float; a bool is not a valid number.
+    """
+    if get_origin(kind) is UnionType:
+        return any(has_type(value, part) for part in get_args(kind))
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    if kind is float:
+        return isinstance(value, float) and math.isfinite(value) or has_type(value, int)
+    return isinstance(value, kind)
+
+
+def check_types(settings):
+    """Raise UserError unless every field of a dataclass instance has its declared type."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if not has_type(value, field.type):
+            raise UserError(f"{field.name} cannot be {one_line(str(value), limit=80)}: give {describe(field.type)}")
+
+
+def describe(kind):
+    """The values that `kind` accepts, in words.
+
+    >>> describe(int | None)
+    'an integer below 2^63 or None'
+    """
+    if get_origin(kind) is UnionType:
+        return " or ".join(describe(part) for part in get_args(kind))
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    return NAMES[kind]
