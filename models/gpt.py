@@ -4,11 +4,11 @@ import dataclasses
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.config import ModelConfig
 from models.layers import Block, NoPosition, NoRotation, Rotary, make_norm
+from models.loss import cross_entropy
 
 
 class GPT(nn.Module):
@@ -74,10 +74,11 @@ class GPT(nn.Module):
         return self.final_norm(h)
 
     def forward(self, x, y=None):
-        """Logits (B, T, V) in float32 for token ids x (B, T), and the mean loss if targets y (B, T) are given.
+        """For token ids x (B, T), return logits (B, T, V) in float32, and no loss.
 
-        Targets of -100 are ignored.
+        With targets y (B, T), return no logits, and the mean cross-entropy. Targets of -100 are ignored.
         """
-        logits = self.head(self.features(x)).float()  # (B, T, V)
-        loss = None if y is None else F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-100)
-        return logits, loss
+        h = self.features(x)
+        if y is None:
+            return self.head(h).float(), None
+        return None, cross_entropy(h, self.head, y)

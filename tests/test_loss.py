@@ -1,0 +1,69 @@
+"""Chunked cross-entropy against PyTorch's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models import loss
+from models.loss import cross_entropy
+
+B, T, C, V = 2, 7, 5, 11
+
+
+def inputs(bias):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(C, V, bias=bias)
+    h, y = torch.randn(B, T, C, requires_grad=True), torch.randint(V, (B, T))
+    y[0, 2:5] = -100
+    return h, head, y
+
+
+def reference(h, head, y):
+    return F.cross_entropy(head(h).float().flatten(0, 1), y.flatten(), ignore_index=-100)
+
+
+@pytest.mark.parametrize("chunk", [1, V, 3 * V, 10**6], ids=["one token", "one token exactly", "three tokens", "all"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_loss_and_gradients_equal_pytorchs(monkeypatch, bias, chunk):
+    monkeypatch.setattr(loss, "CHUNK", chunk)
+    results = []
+    for function in (cross_entropy, reference):
+        h, head, y = inputs(bias)
+        value = function(h, head, y)
+        (value * 0.7).backward()
+        (function(h, head, y) * 0.1).backward()  # gradients accumulate
+        results.append([value.detach(), h.grad, *(weight.grad for weight in head.parameters())])
+    torch.testing.assert_close(*results)
+
+
+def test_in_bfloat16_the_error_is_that_of_rounding():
+    h, head, y = inputs(bias=True)
+    exact = torch.autograd.grad(reference(h, head, y), [h, *head.parameters()])
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = torch.autograd.grad(cross_entropy(h, head, y), [h, *head.parameters()])
+    for one, other in zip(ours, exact, strict=True):
+        assert one.dtype == torch.float32 and (one - other).abs().max() < 0.02 * other.abs().max()
+
+
+def test_without_targets_the_loss_and_its_gradients_are_zero():
+    h, head, y = inputs(bias=True)
+    value = cross_entropy(h, head, torch.full_like(y, -100))
+    value.backward()
+    assert value == 0 and not h.grad.any() and not head.weight.grad.any() and not head.bias.grad.any()
+
+
+def test_without_gradients_the_loss_is_the_same():
+    h, head, y = inputs(bias=True)
+    with torch.no_grad():
+        value = cross_entropy(h, head, y)
+    assert not value.requires_grad and value == cross_entropy(h, head, y).detach()
+
+
+def test_no_tensor_is_larger_than_one_chunk_of_logits(monkeypatch):
+    monkeypatch.setattr(loss, "CHUNK", 3 * V)
+    sizes = []
+    linear = F.linear
+    monkeypatch.setattr(F, "linear", lambda *inputs: sizes.append(len(inputs[0])) or linear(*inputs))
+    h, head, y = inputs(bias=True)
+    cross_entropy(h, head, y)
+    assert sizes == [3, 3, 3, 3, 2]
