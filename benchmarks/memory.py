@@ -92,6 +92,11 @@ def train(model, plan):
     fit(trainer, Progress())
 
 
+def continue_prompt(model, prompt_tokens):
+    """Generate two tokens after a prompt."""
+    list(generate(model.eval(), [1] * prompt_tokens, 2, SamplingConfig()))
+
+
 def describe(plan, changes):
     """The settings of a row that have no column of their own."""
     words = []
@@ -130,8 +135,8 @@ def main():
     errors = []
     for name, dtype in itertools.product(GENERATION, HALF):  # first: only the backward pass has a second workspace
         c = ZOO[name].config
-        measured = peak_bytes(lambda n=name, t=dtype: ZOO[n]().to(device, getattr(torch, t)).eval(),
-                              lambda m, T=c.block_size: list(generate(m, [1] * T, 2, SamplingConfig())), device)
+        measured = peak_bytes(lambda n=name, t=dtype: ZOO[n]().to(device, getattr(torch, t)),
+                              lambda model, T=c.block_size: continue_prompt(model, T), device)
         predicted = inference_memory(c, c.block_size, dtype, device, **card).allocated
         errors.append(print_row(predicted, measured, name, c.block_size, 1, dtype, "", ""))
     print(f"\n{len(errors)} rows of generation, worst error {max(errors, key=abs):.2%}")

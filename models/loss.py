@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-CHUNK = 2**26  # logits in memory at once
+from utils.memory import LOGITS_CHUNK
 
 
 def cross_entropy(h, head, y):
@@ -19,8 +19,8 @@ def cross_entropy(h, head, y):
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Cross-entropy of the logits h weight^T + bias, for h (M, C), weight (V, C), bias (V) or None, targets (M).
 
-    Its gradient with respect to the logits is softmax(logits) minus 1 at the target, which needs no later result. So the
-    forward pass computes the gradients of its inputs, too, chunk by chunk, and the backward pass only scales them.
+    Its gradient with respect to the logits is softmax(logits) minus 1 at the target, which needs no later result. So
+    the forward pass computes the gradients of its inputs, too, chunk by chunk; the backward pass only scales them.
     """
 
     @staticmethod
@@ -34,19 +34,20 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             if with_gradients:
                 h_grad, weight_grad = torch.empty_like(x), torch.zeros_like(weight)
                 bias_grad = None if bias is None else torch.zeros_like(bias)
-            size = max(1, CHUNK // len(weight))
+            size = max(1, LOGITS_CHUNK // len(weight))
             for start in range(0, len(h), size):
                 chunk = slice(start, start + size)
                 logits = F.linear(x[chunk], w, b).float()  # (M', V)
                 total += F.cross_entropy(logits, targets[chunk], ignore_index=-100, reduction="sum")
                 if with_gradients:
                     logits_grad = gradient(logits, targets[chunk])
-                    del logits
+                    del logits  # here and below: what is not needed must not be alive beside the next large tensor
                     if bias is not None:
                         bias_grad += logits_grad.sum(0)
                     logits_grad = logits_grad.to(dtype)
                     h_grad[chunk] = logits_grad @ w
                     weight_grad += logits_grad.T @ x[chunk]
+                    del logits_grad
             n = (targets != -100).sum().clamp(min=1)
             if with_gradients:
                 ctx.gradients = h_grad, weight_grad, bias_grad, n

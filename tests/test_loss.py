@@ -25,7 +25,7 @@ def reference(h, head, y):
 @pytest.mark.parametrize("chunk", [1, V, 3 * V, 10**6], ids=["one token", "one token exactly", "three tokens", "all"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_loss_and_gradients_equal_pytorchs(monkeypatch, bias, chunk):
-    monkeypatch.setattr(loss, "CHUNK", chunk)
+    monkeypatch.setattr(loss, "LOGITS_CHUNK", chunk)
     results = []
     for function in (cross_entropy, reference):
         h, head, y = inputs(bias)
@@ -60,7 +60,7 @@ def test_without_gradients_the_loss_is_the_same():
 
 
 def test_no_tensor_is_larger_than_one_chunk_of_logits(monkeypatch):
-    monkeypatch.setattr(loss, "CHUNK", 3 * V)
+    monkeypatch.setattr(loss, "LOGITS_CHUNK", 3 * V)
     sizes = []
     linear = F.linear
     monkeypatch.setattr(F, "linear", lambda *inputs: sizes.append(len(inputs[0])) or linear(*inputs))

@@ -6,7 +6,7 @@ from small_models import small_model
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training import optim
-from training.optim import Muon, WeightAverage, orthogonalize, stacks
+from training.optim import Muon, WeightAverage, orthogonalize
 
 SHAPES = [(12, 5), (5, 12), (12, 5), (8, 8), (3, 3), (12, 5)]
 
@@ -33,7 +33,7 @@ def muon_reference(weight, gradients, lr, weight_decay, momentum):
 
 @pytest.mark.parametrize("limit", [2**25, 130, 1], ids=["one stack per shape", "two matrices at once", "one at a time"])
 def test_batched_muon_equals_one_matrix_at_a_time(monkeypatch, limit):
-    monkeypatch.setattr(optim, "STACK", limit)
+    monkeypatch.setattr(optim, "MUON_STACK", limit)
     torch.manual_seed(0)
     weights = [torch.randn(shape) for shape in SHAPES]
     gradients = [[torch.randn(shape) for shape in SHAPES] for _ in range(3)]
@@ -49,12 +49,13 @@ def test_batched_muon_equals_one_matrix_at_a_time(monkeypatch, limit):
 
 
 def test_stacks_contain_every_row_once_and_are_bounded(monkeypatch):
-    monkeypatch.setattr(optim, "STACK", 200)
+    monkeypatch.setattr(optim, "MUON_STACK", 200)
     weights = [torch.zeros(32, 6) for _ in range(5)]
-    found = [(id(weight), row) for stack in stacks(weights, [16, 8, 8]) for weight, rows in stack
-             for row in range(rows.start, rows.stop)]
+    muon = Muon(weights, 0.02, 0.1, 0.9, torch.float32, rows={weight: [16, 8, 8] for weight in weights})
+    stacks = list(muon.stacks(weights))
+    found = [(id(weight), row) for stack in stacks for weight, rows in stack for row in range(rows.start, rows.stop)]
     assert sorted(found) == sorted((id(weight), row) for weight in weights for row in range(32))
-    sizes = [sum((rows.stop - rows.start) * 6 for _, rows in stack) for stack in stacks(weights, [16, 8, 8])]
+    sizes = [sum((rows.stop - rows.start) * 6 for _, rows in stack) for stack in stacks]
     assert max(sizes) <= 200 and len(sizes) == 3 + 3  # two of 16 x 6 at once, and four of 8 x 6
 
 

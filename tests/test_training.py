@@ -69,7 +69,7 @@ def test_matrices_that_are_kept_as_one_take_the_steps_that_they_take_apart():
     torch.manual_seed(0)
     apart = [torch.randn(rows, 12) for rows in (16, 8, 8)]
     joined = torch.cat(apart)
-    muons = (Muon([{"params": [joined], "rows": [16, 8, 8]}], 0.02, 0.1, 0.9, torch.float32),
+    muons = (Muon([joined], 0.02, 0.1, 0.9, torch.float32, rows={joined: [16, 8, 8]}),
              Muon(apart, 0.02, 0.1, 0.9, torch.float32))
     for _ in range(3):
         joined.grad = torch.randn(32, 12)

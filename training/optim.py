@@ -5,7 +5,7 @@ import math
 
 import torch
 
-STACK = 2**25  # numbers in the matrices that Muon orthogonalizes at once: bounds its memory
+from utils.memory import MUON_STACK
 
 
 class Muon(torch.optim.Optimizer):
@@ -15,15 +15,14 @@ class Muon(torch.optim.Optimizer):
     together. And `dtype` is the dtype of the matrix products: torch's is always bfloat16, which takes fifty times as
     long as float32 on a CPU without instructions for it.
 
-    A parameter group may give `rows`, the numbers of rows of several matrices that are stored as one, such as queries,
-    keys and values: each is orthogonalized separately. Learning rates are 0-dim tensors, so that a CUDA graph reads
-    their current values.
+    `rows` has the numbers of rows of the matrices in a weight that consists of several, such as queries, keys and
+    values: each is orthogonalized separately. The learning rate is a 0-dim tensor, so that a CUDA graph reads its
+    current value.
     """
 
-    def __init__(self, params, lr, weight_decay, momentum, dtype):
-        super().__init__(params, {"lr": torch.as_tensor(lr), "weight_decay": weight_decay, "momentum": momentum,
-                                  "rows": None})
-        self.dtype = dtype
+    def __init__(self, params, lr, weight_decay, momentum, dtype, rows=None):
+        super().__init__(params, {"lr": torch.as_tensor(lr), "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype, self.rows = dtype, rows or {}
 
     @torch.no_grad()
     def step(self):
@@ -31,7 +30,7 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight not in self.state:
                     self.state[weight]["momentum"] = torch.zeros_like(weight)
-            for stack in stacks(group["params"], group["rows"]):
+            for stack in self.stacks(group["params"]):
                 weights = [weight[rows] for weight, rows in stack]  # views, (r, c) each
                 gradients = [weight.grad[rows] for weight, rows in stack]
                 averages = [self.state[weight]["momentum"][rows] for weight, rows in stack]
@@ -42,23 +41,20 @@ class Muon(torch.optim.Optimizer):
                 updates *= group["lr"] * max(1, updates.size(1) / updates.size(2)) ** 0.5
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_sub_(weights, updates.unbind())
+                del updates  # before those of the next stack
 
-
-def stacks(weights, sizes=None):
-    """Group matrices by shape: lists of (weight, slice of its rows), each with at most STACK numbers.
-
-    `sizes` are the numbers of rows of the matrices that each weight consists of; None: it is a single one.
-    """
-    by_shape = {}
-    for weight in weights:
-        start = 0
-        for size in sizes or [len(weight)]:
-            by_shape.setdefault((size, weight.size(1)), []).append((weight, slice(start, start + size)))
-            start += size
-    for (rows, columns), matrices in by_shape.items():
-        at_once = max(1, STACK // (rows * columns))
-        for first in range(0, len(matrices), at_once):
-            yield matrices[first : first + at_once]
+    def stacks(self, weights):
+        """Group matrices by shape: lists of (weight, slice of its rows), with at most MUON_STACK numbers each."""
+        by_shape = {}
+        for weight in weights:
+            start = 0
+            for size in self.rows.get(weight, [len(weight)]):
+                by_shape.setdefault((size, weight.size(1)), []).append((weight, slice(start, start + size)))
+                start += size
+        for (rows, columns), matrices in by_shape.items():
+            at_once = max(1, MUON_STACK // (rows * columns))
+            for first in range(0, len(matrices), at_once):
+                yield matrices[first : first + at_once]
 
 
 def orthogonalize(x):
@@ -86,11 +82,10 @@ def make_optimizers(model, settings, dtype):
     if settings.name == "adamw":
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         return [torch.optim.AdamW(groups, **adamw)]
-    fused = [block.attention.qkv.weight for block in model.blocks]
-    single = [weight for weight in matrices if not any(weight is other for other in fused)]
-    groups = [{"params": fused, "rows": [*model.blocks[0].attention.parts.values()]}, {"params": single}]
+    rows = {block.attention.qkv.weight: [*block.attention.parts.values()] for block in model.blocks}
+    matrices = [*rows, *(weight for weight in matrices if weight not in rows)]
     muon_lr = torch.tensor(settings.muon_lr, device=device)
-    return [Muon(groups, muon_lr, settings.weight_decay, settings.momentum, dtype),
+    return [Muon(matrices, muon_lr, settings.weight_decay, settings.momentum, dtype, rows),
             torch.optim.AdamW(others, weight_decay=0.0, **adamw)]
 
 

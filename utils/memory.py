@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from math import isqrt, prod
 from typing import Literal
 
-from utils.activations import BYTES, Op, Sizes, attention_ops, feed_forward_ops, norm_op
+from utils.activations import BYTES, Sizes, attention_ops, feed_forward_ops, norm_op
 from utils.errors import UserError, check_numbers
 from utils.fields import check_types
 from utils.parameters import count_parameters, matrices_in_blocks, parameter_table
@@ -27,6 +27,9 @@ KIB, MIB, GIB = 2**10, 2**20, 2**30
 CONTEXT = {"cpu": 256 * MIB, "cuda": 512 * MIB}
 # Memory that PyTorch's CUDA allocator reserves but cannot use, as a fraction of what it allocates: an assumption.
 CUDA_SLACK = 0.05
+
+MUON_STACK = 2**25  # elements of the matrices that training/optim.py orthogonalizes at once
+LOGITS_CHUNK = 2**26  # elements of the logits that models/loss.py computes at once
 
 PARTS = ("weights", "gradients", "optimizer state", "autocast copies", "activations", "logits and loss",
          "backward buffers", "other GPUs", "workspaces", "context and allocator")
@@ -135,14 +138,18 @@ class Ledger:
 
 
 def muon_buffers(c, p):
-    """What a step of Muon allocates for the largest matrix, of w elements with r on the shorter side.
+    """What a step of Muon allocates for the largest stack of matrices of equal shape, n elements in total.
 
-    Three buffers of its size, the update, x and the next x, and a and b of r x r. Before that, in half precision, the
-    update in float32 and its cast, together with the cast update of the matrix before, still alive.
+    First the updates in float32, one by one and stacked. Then three buffers of their size, the update, x and the next
+    x, and a and b, which are square. With autocast, at last the result in half precision, its input and its cast.
     """
-    shape = max(matrices_in_blocks(c), key=prod)
-    w, r, size = prod(shape), min(shape), BYTES[p.dtype]
-    return max(size * (3 * w + 2 * r**2), (2 * size + 4) * w if p.autocast else 0)
+    size = BYTES[p.dtype]
+    peak = 0
+    for shape, count in Counter(matrices_in_blocks(c)).items():
+        count = min(count * c.n_blocks, max(1, MUON_STACK // prod(shape)))
+        n, squares = count * prod(shape), count * min(shape) ** 2
+        peak = max(peak, 8 * n, size * (3 * n + 2 * squares))
+    return peak
 
 
 def parallel_buffers(c, p):
@@ -168,6 +175,8 @@ class Step(Ledger):
         self.in_matrices = c.n_blocks * sum(map(prod, matrices_in_blocks(c)))
         self.in_head = c.vocab_size * c.n_embd
         self.half = 2 if p.autocast else 0  # bytes per element of an autocast copy
+        # Gradients that exist before a backward pass: those of earlier micro-batches, or those that a CUDA graph uses.
+        self.keeps_gradients = p.accumulation > 1 or p.device == "cuda" and p.dtype != "float16"
 
     def allocate_persistent(self):
         """What is alive from the start of a step to its end."""
@@ -180,29 +189,40 @@ class Step(Ledger):
             self.add("other GPUs", parallel_buffers(c, p))
         if p.device == "cuda":
             self.add("workspaces", 2 * p.workspace)  # one each for the threads of the forward and the backward pass
-        if p.accumulation > 1:
-            self.add("gradients", 4 * self.n // self.shards)  # of earlier micro-batches
+        if self.keeps_gradients:
+            self.add("gradients", 4 * self.n // self.shards)
 
     def forward(self):
         c, p, s = self.c, self.p, self.s
         self.add("activations", s.ids + (s.embedding_mask if c.dropout else 0))
         self.add("activations", c.n_blocks * (s.residual if p.activation_checkpointing else self.block_saved))
-        self.add("autocast copies", self.half * (self.in_matrices + self.in_head))  # alive until autocast ends
-        self.add("activations", norm_op(c, s, p).saved + s.embd)  # the head saves its input
-        if p.autocast:
-            self.add("logits and loss", s.half_logits)
-        self.add("logits and loss", s.logits)
-        if p.autocast:
-            self.drop("logits and loss", s.half_logits)
-        self.add("logits and loss", s.logits)  # log_softmax saves its result, and so does the loss
-        self.drop("logits and loss", s.logits)  # the training loop keeps no reference to the logits
-        if p.activation_checkpointing:  # nothing refers to the copies of the blocks' weights
-            self.drop("autocast copies", self.half * self.in_matrices)
+        if not p.activation_checkpointing:
+            self.add("autocast copies", self.half * self.in_matrices)  # saved for the backward pass
+        self.add("activations", norm_op(c, s, p).saved)
+        self.cross_entropy()
+
+    def cross_entropy(self):
+        """models/loss.py computes gradients in the forward pass; only those of its inputs stay alive after it."""
+        c, p, s = self.c, self.p, self.s
+        inputs = s.residual + (s.embd if p.autocast else 0)  # the output of the last norm, and its cast
+        self.add("activations", inputs)
+        self.add("autocast copies", self.half * self.in_head)
+        self.add("backward buffers", s.embd)  # gradient of the input
+        self.add("gradients", 4 * self.in_head)  # of the head's weight
+        M, a = p.batch_size * c.block_size, BYTES[p.dtype]
+        chunk = min(M, max(1, LOGITS_CHUNK // c.vocab_size)) * c.vocab_size
+        in_loss = 8 * chunk  # logits, and log_softmax or softmax
+        # The gradient of the logits, its product with the input and, under autocast on a CPU, a cast of that.
+        in_products = a * chunk + (6 if p.autocast and p.device == "cpu" else a) * self.in_head
+        self.add("logits and loss", max(in_loss, in_products))
+        self.drop("logits and loss", max(in_loss, in_products))
+        self.drop("autocast copies", self.half * self.in_head)
+        self.drop("activations", inputs)
 
     def add_gradient(self, count):
         """The gradient of `count` weights in float32; from the second micro-batch on it is added to an existing one."""
         self.add("gradients", 4 * count // self.shards)
-        if self.p.accumulation > 1:
+        if self.keeps_gradients:
             self.drop("gradients", 4 * count // self.shards)
 
     def backward_op(self, op, incoming):
@@ -222,18 +242,13 @@ class Step(Ledger):
     def backward(self):
         c, p, s = self.c, self.p, self.s
         self.phase = "backward"
-        # Through the loss and log_softmax: one tensor of logits each, then what log_softmax saved is freed.
-        self.add("logits and loss", 2 * s.logits)
-        self.drop("logits and loss", 2 * s.logits)
-        if p.autocast:
-            self.add("logits and loss", s.half_logits)
-            self.drop("logits and loss", s.logits)
-        head = Op(saved=s.embd, buffers=s.input_grad, passed=s.residual, weights=self.in_head, casts=True)
-        passed = self.backward_op(head, 0)
-        self.drop("logits and loss", s.half_logits)
+        if p.autocast:  # the gradient of the loss's input is cast
+            self.add("backward buffers", s.residual)
+            self.drop("backward buffers", s.embd)
+        passed = s.residual
         self.add_gradient(c.vocab_size if c.head_bias else 0)
-        if c.tied and p.accumulation > 1:  # kept until it is added to the embedding's gradient
-            self.add("gradients", 4 * self.in_head // self.shards)
+        if self.keeps_gradients and not c.tied:  # a tied one is first added to the embedding's gradient
+            self.drop("gradients", 4 * self.in_head)
 
         norm = norm_op(c, s, p)  # what it passes is from here on the gradient along the residual path
         extra = s.residual if c.norm == "rms" and p.device == "cpu" else 0  # within a block it is added in place
@@ -246,12 +261,12 @@ class Step(Ledger):
             self.drop("activations", s.embedding_mask)
         if c.position == "learned":
             self.add_gradient(c.block_size * c.n_embd)
-        if c.tied:  # the embedding's gradient, and its sum with the head's: in place only if that came from a cast
-            buffers = 4 * self.in_head * (1 if p.autocast else 2)
+        if c.tied:  # the embedding's gradient is added to the head's
+            buffers = 4 * self.in_head
             self.add("backward buffers", buffers)
             self.drop("backward buffers", buffers)
-            if p.accumulation > 1:
-                self.drop("gradients", 4 * self.in_head // self.shards)
+            if self.keeps_gradients:
+                self.drop("gradients", 4 * self.in_head)
         else:
             self.add_gradient(self.in_head)
         self.drop("backward buffers", s.residual)
