@@ -7,6 +7,9 @@ import torch.nn.functional as F
 
 from models.cache import KVCache, StaticKVCache
 from utils.cuda_graph import cuda_graph
+from utils.errors import UserError
+
+NO_TOKEN = -1  # sampled if the logits are not numbers
 
 
 def window_start(n, block_size):
@@ -29,7 +32,7 @@ def generate(model, ids, max_new_tokens, sampling, stop_tokens=(), vocab_size=No
 
     Ends after `max_new_tokens`, or before the first of `stop_tokens`. `sampling` is a SamplingConfig. The context
     window moves as in `window_start`. The model should be in evaluation mode. If it has more logits than there are
-    tokens, `vocab_size` is the number of tokens.
+    tokens, `vocab_size` is the number of tokens. Raises UserError if the predictions are not numbers.
     """
     on_cuda = model.head.weight.device.type == "cuda"
     sampler = GraphSampler(model, sampling, vocab_size) if on_cuda else Sampler(model, sampling, vocab_size)
@@ -40,6 +43,8 @@ def generate(model, ids, max_new_tokens, sampling, stop_tokens=(), vocab_size=No
         else:
             start = window_start(len(ids), model.block_size)
             next_id = sampler.restart(ids[start:])
+        if next_id == NO_TOKEN:
+            raise UserError("the predictions of the model are not numbers: its weights are damaged, use another one")
         if next_id in stop_tokens:
             return
         ids.append(next_id)
@@ -80,10 +85,11 @@ class Sampler:
             return self.sample(torch.tensor([[token]], device=self.device)).item()
 
     def sample(self, x):
-        """Return the token that follows x (1, T) as a 0-dim tensor, without waiting for the device."""
+        """Return the token that follows x (1, T), a 0-dim tensor, without waiting for the device; or NO_TOKEN."""
         logits = self.model.head(self.model.features(x, self.cache)[0, -1]).float()[: self.vocab_size]  # (V)
         self.in_context.index_fill_(0, x[0], True)
-        return draw(logits, self.in_context, self.sampling, self.noise)
+        next_token = draw(logits, self.in_context, self.sampling, self.noise)
+        return torch.where(logits.isnan().any(), NO_TOKEN, next_token)
 
 
 class GraphSampler(Sampler):

@@ -235,6 +235,14 @@ def test_sampling_does_not_touch_the_global_random_state(seed):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_predictions_that_are_not_numbers_are_a_user_error():
+    model = small_model("BardGPT")
+    model.head.weight.data.mul_(1e38)  # finite, but sums of products are not
+    model.final_norm.weight.data.mul_(1e38)
+    with pytest.raises(UserError, match="predictions are not numbers"):
+        list(generate(model, [0], 5, GREEDY))
+
+
 @pytest.mark.parametrize("change, named", [
     ({"temperature": -1.0}, "temperature cannot be -1.0"), ({"temperature": math.nan}, "temperature"),
     ({"temperature": math.inf}, "temperature"), ({"temperature": 1e-30}, "temperature"),
