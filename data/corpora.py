@@ -83,7 +83,7 @@ def files_in(folder):
     for parent, _, names in os.walk(folder, onerror=fail_to_list):
         for name in names:
             path = Path(parent, name)
-            if path.suffix.lower() in IN_FOLDERS and path.is_file():
+            if path.suffix.lower() in IN_FOLDERS and os.path.isfile(path):
                 hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
                 (skipped if hidden else found).append(path)
     for split, other in (("train", "val"), ("val", "train")):

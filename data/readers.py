@@ -150,25 +150,26 @@ def detect(path, reason):
     broken = len(re.findall("[\udc80-\udcff]", text))
     if len(NON_ASCII.findall(text)) > 8 * broken:  # by chance, bytes of other encodings are rarely valid UTF-8
         raise UserError(f"{path} is damaged UTF-8: {reason}. Correct it and re-save it as UTF-8")
-    scores = {}
+    scores = []
     for candidate in CANDIDATES:
         try:
-            scores[candidate] = candidate.score(sample(path, candidate.codec))
+            scores.append((candidate.score(sample(path, candidate.codec)), candidate.codec))
         except NotText:
             pass
-    ranked = sorted(scores, key=scores.get, reverse=True)
-    if ranked and scores[ranked[0]] >= max([1, *(MARGIN * scores[other] for other in ranked[1:])]):
-        return ranked[0].codec
-    candidates = ", ".join(candidate.codec for candidate in ranked)
+    scores.sort(reverse=True)
+    (best, codec), (second, _), *_ = [*scores, (0, None), (0, None)]
+    if best >= 1 and best >= MARGIN * second:
+        return codec
+    candidates = ", ".join(codec for _, codec in scores) or "unknown"
     raise UserError(f"{path} is not UTF-8 text: {reason}. If it is text, re-save it as UTF-8 or pass --data.encoding "
-                    f"NAME; candidates: {candidates or 'unknown'}")
+                    f"NAME; candidates: {candidates}")
 
 
 def sample(path, encoding, errors="strict"):
     """The first blocks of a text that have SAMPLE non-ASCII characters, without blocks of ASCII. Raises NotText."""
     kept, count = [], 0
     for text, _ in text_blocks(path, encoding, errors):
-        if not text.isascii() or len(kept) == 0:
+        if not (kept and text.isascii()):
             kept.append(text)
             count += len(NON_ASCII.findall(text))
         if count >= SAMPLE:

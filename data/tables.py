@@ -9,7 +9,7 @@ import json
 import re
 from itertools import chain, islice, product
 
-from data.readers import LIMIT, print_once, read_text, text_blocks
+from data.readers import LIMIT, inspect, print_encoding, print_once, text_blocks
 from utils.errors import UserError
 from utils.printable import one_line
 
@@ -112,7 +112,9 @@ def read_json(path, encoding):
     """The list in a .json file."""
     if path.stat().st_size > JSON_BYTES:
         raise UserError(f"{path} is larger than {JSON_BYTES:,} bytes, the limit for .json: save it as .jsonl")
-    items = parse_json(read_text(path, encoding), path)
+    encoding, _ = inspect(path, encoding)
+    print_encoding(path, encoding)
+    items = parse_json("".join(text for text, _ in text_blocks(path, encoding)), path)
     if not isinstance(items, list):
         raise UserError(f"{path} is {type(items).__name__}, not a list: a .json file is a list of texts, of objects "
                         "with a text, or of poems")
@@ -158,8 +160,8 @@ def declared_delimiter(line):
 
 
 def csv_dialect(path, encoding, options):
-    """The dialect in which the first rows make the best table: its header names the wanted column, all rows have
-    equally many fields, and these are many."""
+    """The dialect in which the first rows make the best table: first, the header names the wanted column; second, all
+    rows have as many fields as the header; third, there are many fields."""
     with open(path, encoding=encoding) as file:
         declared = declared_delimiter(file.readline(10))
     given = "\t" if options.delimiter in ("\\t", "tab") else options.delimiter
@@ -177,8 +179,9 @@ def csv_dialect(path, encoding, options):
         consistent = valid and len(names) > 1 and all(len(row) == len(names) for row in rows)
         return (options.column or "text") in names, consistent, len(names)
 
+    delimiters = given or declared or DELIMITERS  # one character or several
     dialects = [{"delimiter": delimiter, "skipinitialspace": spaces}
-                for delimiter, spaces in product(given or declared or DELIMITERS, (False, True))]
+                for delimiter, spaces in product(delimiters, (False, True))]
     return max(dialects, key=quality)  # of equals, the first: a comma, spaces kept
 
 
@@ -201,18 +204,23 @@ def csv_documents(path, encoding, options):
 
 
 def has_header(rows, wanted, path):
-    """Whether the first of the rows names the columns. Several columns must be named; a single one is named `text`, as
-    `wanted`, or in one word if the other rows are longer. Raises UserError if that leaves it open."""
+    """Whether the first row names the columns. A table of several columns must have a header.
+
+    A single column has one if it is `text`, the `wanted` name, or one word above rows of several words. Raises
+    UserError if all rows are single words, any of which may be a text.
+    """
     names = rows[0]
     if len(names) > 1 or wanted is not None or names[0].strip() == "text":
         return True
     words = [re.fullmatch(r"\w+", row[0].strip()) is not None for row in rows]
+    first = one_line(names[0], 80)
     if not words[0]:
+        print_once(f"{path}: no column name, so the first row is a text: {first}")
         return False
     if any(words[1:]):
         raise UserError(f"{path}: the first row may be a text or the name of the column: if it is the name, pass it as "
-                        f"--data.column; if not, add a first line `text`: {one_line(names[0])}")
-    print_once(f"{path}: the first row is taken as the name of the column: {one_line(names[0])}")
+                        f"--data.column; if not, add a first line `text`: {first}")
+    print_once(f"{path}: the first row is the name of the column: {first}")
     return True
 
 
