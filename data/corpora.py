@@ -16,6 +16,7 @@ from data.poems import Poems
 from data.readers import (
     ENCODINGS,
     UTF_8,
+    ReadOptions,
     column_of,
     csv_rows,
     encoding_and_length,
@@ -55,15 +56,15 @@ TABLES = (".jsonl", ".csv", ".parquet")
 # ---- Opening a corpus ------------------------------------------------------------------------------------------------
 
 
-def open_corpus(path, column=None):
+def open_corpus(path, options=ReadOptions()):
     """Open the corpus at `path`: a file, a folder, a list of them, or `hf:NAME` or `hf:NAME:CONFIG` on Hugging Face.
 
     A folder means all .txt, .jsonl, .csv and .parquet files in it and its subfolders. A .json file holds poems and must
-    be the only file. A file with any other extension is read as text. `column` is the column with the text; None means
-    `text`, or the only column. The paths in FETCHED are downloaded if they do not exist. Raises UserError.
+    be the only file. A file with any other extension is read as text. The paths in FETCHED are downloaded if they do
+    not exist. Raises UserError.
     """
     if isinstance(path, str | Path) and str(path).startswith(HUB):
-        return HubDataset(str(path).removeprefix(HUB), column)
+        return HubDataset(str(path).removeprefix(HUB), options.column)
     files = []
     for given in map(Path, [path] if isinstance(path, str | Path) else path):
         if given in FETCHED:
@@ -85,7 +86,7 @@ def open_corpus(path, column=None):
     if poems:
         return Poems(poems[0])
     first = Path(path if isinstance(path, str | Path) else files[0])
-    return Files(first.parent, first.resolve().stem, files, column)
+    return Files(first.parent, first.resolve().stem, files, options.column)
 
 
 def name_of(text):

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from data.corpora import OWN, open_corpus
 from data.download import download, hub_endpoints
+from data.readers import ReadOptions
 from data.tokenizer import MAX_BYTES, BPETokenizer, CharTokenizer, tokenizer_from_dict
 from utils.errors import UserError
 from utils.files import replacing
@@ -77,7 +78,7 @@ def open_tokens(path, column=None, tokenizer="char", vocab_size=20_000, max_byte
     """
     if isinstance(path, str | Path) and is_prepared(path):
         return open_prepared(path, None if tokenizer in ("char", "bpe") else named_tokenizer(tokenizer))
-    corpus = open_corpus(path, column)
+    corpus = open_corpus(path, ReadOptions(column))
     if tokenizer == "char":
         tokenizer = tokenizer_for(corpus, {"kind": "char"},
                                   lambda texts: CharTokenizer.of_text(chain.from_iterable(texts)))

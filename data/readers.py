@@ -3,6 +3,7 @@
 import codecs
 import csv
 import json
+from dataclasses import dataclass
 
 from utils.errors import UserError
 
@@ -12,6 +13,16 @@ UTF_8 = "utf-8-sig"  # with its mark or without
 ENCODINGS = {UTF_8: "UTF-8", "utf-16": "UTF-16", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16",
              "gb18030": "GB18030"}
 BOMS = {codecs.BOM_UTF8: UTF_8, codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read text files; None: detect it."""
+
+    column: str | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+    document_separator: str | None = None
 
 
 # ---- Text files ------------------------------------------------------------------------------------------------------

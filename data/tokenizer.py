@@ -328,8 +328,9 @@ def main():
     args = parser.parse_args()
     if args.command == "train":
         from data.corpora import open_corpus  # here, as a tokenizer needs no corpus
+        from data.readers import ReadOptions
 
-        texts = (piece.text for piece in open_corpus(args.files, args.column).pieces())
+        texts = (piece.text for piece in open_corpus(args.files, ReadOptions(args.column)).pieces())
         tokenizer = BPETokenizer.train(texts, args.vocab_size, args.max_bytes)
         tokenizer.save(args.out)
         print(f"{args.out}: {tokenizer.vocab_size:,} tokens")
