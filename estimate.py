@@ -14,6 +14,7 @@ import numpy as np
 from data.corpora import DEFAULT_PATH
 from data.ngram import ngram_loss
 from data.prepare import open_tokens
+from data.readers import ReadOptions
 from data.tokenizer import CharTokenizer
 from training.checkpoint import SHIPPED, load_model
 from training.evaluate import estimate_loss
@@ -48,7 +49,7 @@ def main():
 
     device = pick_device(args.device)
     model, tokenizer = load_model(args.checkpoint, device)
-    text = open_tokens(args.data, args.column, tokenizer)
+    text = open_tokens(args.data, ReadOptions(column=args.column), tokenizer)
     tokens = np.concatenate((text.train, text.val)) if args.split == "all" else getattr(text, args.split)
     if len(tokens) < 2:
         raise UserError(f"{args.data} is too short: its {args.split} split has {len(tokens)} tokens, and at least 2 "
