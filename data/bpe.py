@@ -97,15 +97,15 @@ class BPETokenizer:
         return cls(library.to_str())
 
     @classmethod
-    def from_vocab_and_merges(cls, vocab_path, merges_path):
-        """Build it from GPT-2's two files: token -> id as JSON, and the merges in order, one a line. Raises UserError.
-        """
-        where = f"{vocab_path} with {merges_path}"
+    def from_vocab_and_merges(cls, vocab, merges, where):
+        """Build it from the contents of GPT-2's two files: token -> id as JSON, and the merges in order, one a line.
+        Raises UserError, which names `where`."""
         try:
-            vocab, merges = models.BPE.read_file(str(vocab_path), str(merges_path))
-            library = byte_level(models.BPE(vocab, merges))
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{where} is damaged or not a byte-level BPE ({error}): download it again") from None
+            vocab = json.loads(vocab)
+            pairs = [tuple(line.split(" ")) for line in merges.decode().split("\n") if line and line[:9] != "#version:"]
+            library = byte_level(models.BPE(vocab, pairs))
+        except Exception:  # the library raises nothing narrower
+            raise UserError(f"{where} is damaged or not a byte-level BPE: download it again") from None
         library.add_special_tokens([token for token in SPECIAL_TOKENS.values() if token in vocab])
         return cls(library.to_str(), where)
 
@@ -256,5 +256,5 @@ def utf_8(text):
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"the text has a lone surrogate, {text[error.start]!r}, at character {error.start}: remove it, "
-                        "or read the text with its correct encoding") from None
+        raise UserError(f"the text has the lone surrogate {text[error.start]!r} at character {error.start}: remove "
+                        "it, or read the text with its correct encoding") from None

@@ -56,7 +56,7 @@ class CharTokenizer:
         Raises UserError if there are none."""
         vocab = sorted(set(text))
         if not vocab:
-            raise UserError("the text is empty: use another file")
+            raise UserError("there is no text: use another file")
         return cls("".join(vocab), "the text")
 
     @property
@@ -123,35 +123,30 @@ def load_tokenizer(source):
     path = fetch_gpt2() if str(source) == "gpt2" else Path(source)
     if path.suffix == ".pt":
         raise UserError(f"{path} is a checkpoint, which only train.py can take a tokenizer from: use {SOURCES}")
-    tokenizer = load_from_folder(path) if path.is_dir() else load_file(path)
+    try:
+        tokenizer = load_from_folder(path) if path.is_dir() else load_file(path)
+    except OSError as error:
+        raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from None
     if tokenizer is None:
         raise UserError(f"{path} contains no tokenizer: use {SOURCES}")
     return tokenizer
 
 
 def load_from_folder(folder):
-    """The tokenizer in a folder, None if there is none. Raises UserError if its files are damaged."""
+    """The tokenizer in a folder, None if there is none. Raises UserError for damaged files, and OSError."""
     for name in ("tokenizer.json", "meta.pkl"):
         if (folder / name).is_file():
             return load_file(folder / name)
     for names in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-        files = [folder / name for name in names]
-        if all(file.is_file() for file in files):
-            return BPETokenizer.from_vocab_and_merges(*files)
+        vocab, merges = (folder / name for name in names)
+        if vocab.is_file() and merges.is_file():
+            return BPETokenizer.from_vocab_and_merges(read_file(vocab), read_file(merges), f"{vocab} with {merges}")
     return None
 
 
 def load_file(path):
-    """The tokenizer in a .json or .pkl file. Raises UserError."""
-    if not path.is_file():
-        raise UserError(f"there is no tokenizer {path}: use {SOURCES}")
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise UserError(f"{path} has more than {MAX_FILE_BYTES:,} bytes, too many for a tokenizer: use {SOURCES}")
+    """The tokenizer in a .json or .pkl file. Raises UserError if it is damaged, and OSError."""
+    content = read_file(path)
     try:
         if path.suffix == ".pkl":
             return CharTokenizer(characters_in_meta(content), path)
@@ -161,6 +156,15 @@ def load_file(path):
     if isinstance(saved, dict) and "kind" in saved:
         return tokenizer_from_dict(saved, path)
     return BPETokenizer(content, path)
+
+
+def read_file(path):
+    """The bytes of a tokenizer's file. Raises UserError unless it is a regular file of a sensible size, and OSError."""
+    if not path.is_file():
+        raise UserError(f"there is no tokenizer {path}: use {SOURCES}")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise UserError(f"{path} has more than {MAX_FILE_BYTES:,} bytes, too many for a tokenizer: use {SOURCES}")
+    return path.read_bytes()
 
 
 def tokenizer_from_dict(saved, where="the tokenizer"):

@@ -1,4 +1,4 @@
-"""data/prepare.py and data/cache.py: what is written, when it is reused, and what interruptions and changes do to it."""
+"""data/prepare.py and data/cache.py: what is written, when it is reused, and what interruptions do."""
 
 import json
 import os

@@ -123,7 +123,7 @@ def test_wider_ids_are_refused_until_their_width_is_named(tmp_path, dtype):
 def test_unknown_widths_are_refused(tmp_path):
     folder = write_like_nanogpt(tmp_path / "wide", dtype="uint32")
     assert "uint16, uint32, int64" in error_of(open_tokens, folder, dtype="float32")
-    assert "has a token" in error_of(open_tokens, folder, dtype="int64")
+    assert "--data.dtype" in error_of(open_tokens, folder, dtype="int64")
 
 
 def test_int64_is_not_read_as_uint32_for_a_large_vocabulary(tmp_path):
