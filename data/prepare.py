@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.cache import derive
 from data.corpora import OWN, open_corpus
-from data.readers import ReadOptions
+from data.readers import DEFAULTS
 from data.token_files import DTYPES, SPLITS, is_prepared, open_prepared, token_dtype, token_files_in
 from data.tokenizer import MAX_BYTES, BPETokenizer, CharTokenizer, load_tokenizer
 from utils.errors import UserError
@@ -25,7 +25,7 @@ BATCH = 1 << 20  # characters, about, that are encoded at once
 SAVE_SECONDS = 5
 
 
-def open_tokens(path, options=ReadOptions(), tokenizer="char", vocab_size=20_000, max_bytes=MAX_BYTES, dtype=None,
+def open_tokens(path, options=DEFAULTS, tokenizer="char", vocab_size=20_000, max_bytes=MAX_BYTES, dtype=None,
                 val_path=None):
     """The `Prepared` tokens of a text, or of a folder that contains train.bin and val.bin.
 

@@ -25,6 +25,8 @@ class ReadOptions:
     document_separator: str | None = None
 
 
+DEFAULTS = ReadOptions()
+
 # ---- Text files ------------------------------------------------------------------------------------------------------
 
 

@@ -47,7 +47,7 @@ class CharTokenizer:
             raise UserError(f"{where} has an empty vocabulary: use another one")
         if len(self.ids) < len(vocab):
             raise UserError(f"{where} has a character twice in its vocabulary: use another one")
-        if SURROGATE.search(vocab):
+        if SURROGATE.search("".join(vocab)):
             raise UserError(f"{where} has a lone surrogate in its vocabulary: use another one")
 
     @classmethod
