@@ -23,6 +23,7 @@ FALLBACK = Path(__file__).parent / "prepared"  # if the folder of the text is re
 MAX_NAME_BYTES = 200  # of the 255 of a file name, so that the longest suffix fits
 RECORD = ".source.json"
 
+
 def derive(corpus, description, suffix, build, is_complete=Path.exists):
     """The path of something derived from a corpus, which `build(path)` creates unless it exists.
 

@@ -105,8 +105,8 @@ def prepare(corpus, tokenizer):
                 shutil.rmtree(folder)
             os.replace(partial, folder)
         except OSError as error:
-            raise UserError(f"cannot write {error.filename or partial}: {error.strerror}. Free some space and run the "
-                            "command again: it resumes") from None
+            raise UserError(f"cannot write {partial}: {error.strerror}. Free some space and run the command again: it "
+                            "resumes") from None
         print(f"prepared: {progress.characters:,} characters as {progress.train:,} tokens for training and "
               f"{progress.val:,} for validation, in {folder}")
 
@@ -163,7 +163,9 @@ def read_progress(folder, itemsize):
         return Progress()
     counts = vars(progress)
     valid = all(type(count) is int and count >= 0 for count in counts.values())
-    return progress if valid and all(counts[split] <= written[split] for split in SPLITS) else Progress()
+    if valid and all(counts[split] <= written[split] for split in SPLITS):
+        return progress
+    return Progress()
 
 
 def save_progress(progress, folder, *files):
