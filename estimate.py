@@ -50,7 +50,7 @@ def main():
 
     device = pick_device(args.device)
     model, tokenizer = load_model(args.checkpoint, device)
-    text = open_tokens(args.data, ReadOptions(args.column), tokenizer)
+    text = open_tokens(args.data, ReadOptions(column=args.column), tokenizer)
     tokens = np.concatenate((text.train, text.val)) if args.split == "all" else getattr(text, args.split)
     if len(tokens) < 2:
         raise UserError(f"{args.data} is too short: its {args.split} split has {len(tokens)} tokens, and at least 2 "

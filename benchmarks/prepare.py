@@ -20,9 +20,9 @@ os.environ["TQDM_DISABLE"] = "1"  # a line per turn is enough
 from side_by_side import in_turns  # noqa: E402
 
 from data.corpora import open_corpus  # noqa: E402
-from data.prepare import batches, fetch_gpt2_tokenizer, prepare  # noqa: E402
+from data.prepare import batches, prepare  # noqa: E402
 from data.readers import read_text  # noqa: E402
-from data.tokenizer import BPETokenizer  # noqa: E402
+from data.tokenizer import load_tokenizer  # noqa: E402
 from utils.errors import Parser, command  # noqa: E402
 
 
@@ -30,12 +30,12 @@ from utils.errors import Parser, command  # noqa: E402
 def main():
     parser = Parser(__doc__)
     parser.add_argument("texts", type=Path, nargs="+", help="texts to join and repeat")
-    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json, or a folder with GPT-2's files (GPT-2's)")
+    parser.add_argument("--tokenizer", default="gpt2", help="gpt2, a tokenizer.json or a folder (%(default)s)")
     parser.add_argument("--megabytes", type=int, default=100, help="size of the text (%(default)s)")
     parser.add_argument("--turns", type=int, default=3, help="of each; the median counts (%(default)s)")
     args = parser.parse_args()
 
-    tokenizer = BPETokenizer.load(args.tokenizer or fetch_gpt2_tokenizer())
+    tokenizer = load_tokenizer(args.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "text.txt"
         with open(path, "wb") as file:

@@ -1,4 +1,4 @@
-"""Files from the web: mirrors in order, resume, checksum."""
+"""Downloads: mirrors in order, resume, checksum."""
 
 import hashlib
 import http.client
@@ -13,108 +13,109 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 
-TIMEOUT = 10  # seconds of silence, not of the whole download
-ATTEMPTS = 5  # at one mirror, as long as each brings more than the one before
+TIMEOUT = 10  # seconds without a byte
+ATTEMPTS = 5  # per mirror, as long as each makes progress
+NETWORK_ERRORS = (OSError, http.client.HTTPException, ValueError)
 
 
 def hub_endpoints():
-    """Where the Hugging Face hub may be reached: HF_ENDPOINT alone where it is set."""
+    """The addresses of the Hugging Face hub: HF_ENDPOINT if it is set, else the hub and a mirror."""
     chosen = os.environ.get("HF_ENDPOINT")
     return [chosen.rstrip("/")] if chosen else ["https://huggingface.co", "https://hf-mirror.com"]
 
 
 def answering_endpoint(path):
-    """The first of `hub_endpoints` that answers a question about `path` at all; None if none does."""
+    """The first of `hub_endpoints` that answers a request for `path`, even with an error; None if none does."""
     for endpoint in hub_endpoints():
         try:
             urllib.request.urlopen(f"{endpoint}/{path}", timeout=TIMEOUT).close()
         except urllib.error.HTTPError:
-            pass  # an answer, even if it is no
-        except (OSError, http.client.HTTPException, ValueError):
+            pass
+        except NETWORK_ERRORS:
             continue
         return endpoint
     return None
 
 
 def download(urls, path, sha256):
-    """Fetch a file from the first of `urls` that has it, and return its path. A file that is there is not fetched.
+    """Download a file from the first of `urls` that works, unless it exists. Returns its path.
 
-    What has come is kept in PATH.partial: a download that broke off, or was killed, goes on where it stopped, at the
-    same mirror or the next. The file takes its name when its checksum is right. Raises UserError if no mirror has it,
-    or if it cannot be written.
+    An interrupted download is kept in PATH.partial and resumed, from the same mirror or another one. The file gets its
+    name once its checksum is right. Raises UserError if no mirror works or the file cannot be written.
     """
     path = Path(path)
     if path.exists():
         return path
-    partial = path.with_name(path.name + ".partial")
-    reasons = []
+    partial, problems = path.with_name(f"{path.name}.partial"), []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for url in urls:
             print(f"downloading {url}")
-            reason = fetch(url, partial, sha256)
-            if reason is None:
+            problem = download_from(url, partial, sha256)
+            if problem is None:
                 os.replace(partial, path)
                 return path
-            print(f"  no: {reason}")
-            reasons.append(f"{url}: {reason}")
+            print(f"  failed: {problem}")
+            problems.append(f"{url}: {problem}")
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}. Make room, or use a folder of your own") from None
-    raise UserError(f"{path.name} could not be downloaded ({'; '.join(reasons)}): check the network and try again, it "
-                    f"goes on where it stopped, or put the file there yourself: {path}")
+        raise UserError(f"cannot write {path}: {error.strerror}. Free some space or use another folder") from None
+    raise UserError(f"{path.name} could not be downloaded ({'; '.join(problems)}): check the network and try again to "
+                    f"resume, or put the file there yourself: {path}")
 
 
-def fetch(url, partial, sha256):
-    """Bring `partial` to its full length from one mirror. Returns why not, or None. Raises OSError if it can't write.
-
-    Only writing raises OSError here: what goes wrong on the network is a reason.
-    """
+def download_from(url, partial, sha256):
+    """Complete the file `partial` from one mirror. Returns what failed, or None. Raises OSError if it cannot write."""
+    problem = None
     for _ in range(ATTEMPTS):
-        begun = partial.stat().st_size if partial.exists() else 0
-        reason = receive(url, partial, begun)
-        size = partial.stat().st_size if partial.exists() else 0
-        if reason is None:
+        start = size_of(partial)
+        problem = receive(url, partial, start)
+        if problem is None:
             if sha256_of(partial) == sha256:
                 return None
-            partial.unlink()  # what another mirror began may be to blame: then it is worth a second attempt
-            reason = "other bytes came"
-            if begun == 0:
-                return reason
-        elif size <= begun:
-            return reason
-    return reason
+            partial.unlink()
+            problem = "wrong checksum"
+            if start == 0:  # otherwise the first bytes, from another mirror, may have been wrong
+                return problem
+        elif size_of(partial) <= start:
+            return problem
+    return problem
 
 
-def receive(url, partial, begun):
-    """Append what is missing after the first `begun` bytes. Returns what went wrong on the way, or None."""
-    headers = {"Range": f"bytes={begun}-"} if begun else {}
+def receive(url, partial, start):
+    """Append what follows the first `start` bytes to `partial`. Returns what failed, or None."""
+    headers = {"Range": f"bytes={start}-"} if start else {}
     try:
-        reply = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and begun:
-            return None  # nothing is missing, or the file is not ours: the checksum tells
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:
+            return None  # `partial` is complete or wrong, as its checksum will tell
         return f"{error.code} {error.reason}"
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        return reason_of(error)
-    with reply:
-        place = re.match(r"bytes (\d+)-", reply.headers.get("Content-Range", ""))
-        if begun and not (reply.status == HTTPStatus.PARTIAL_CONTENT and place and int(place[1]) == begun):
-            begun = 0  # it ignores the range, and sends all
-        length = reply.headers.get("Content-Length", "")
-        expected = begun + int(length) if length.isdigit() else None
-        with open(partial, "ab" if begun else "wb") as file, tqdm(
-                total=expected, initial=begun, unit="B", unit_scale=True, desc="download", delay=1) as bar:
+    except NETWORK_ERRORS as error:
+        return describe(error)
+    with response:
+        sent_range = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        if response.status != HTTPStatus.PARTIAL_CONTENT or not sent_range or int(sent_range[1]) != start:
+            start = 0  # the server sends the whole file
+        length = response.headers.get("Content-Length", "")
+        expected = start + int(length) if length.isdigit() else None
+        with open(partial, "ab" if start else "wb") as file, tqdm(
+                total=expected, initial=start, unit="B", unit_scale=True, desc="download", delay=1) as bar:
             while True:
                 try:
-                    block = reply.read1(1 << 20)
-                except (OSError, http.client.HTTPException) as error:
-                    return reason_of(error)
+                    block = response.read1(1 << 20)
+                except NETWORK_ERRORS as error:
+                    return describe(error)
                 if not block:
                     break
                 file.write(block)
                 bar.update(len(block))
-    size = partial.stat().st_size
-    return f"it broke off after {size:,} of {expected:,} bytes" if expected and size < expected else None
+    if expected and size_of(partial) < expected:
+        return f"the connection closed after {size_of(partial):,} of {expected:,} bytes"
+    return None
+
+
+def size_of(path):
+    return path.stat().st_size if path.exists() else 0
 
 
 def sha256_of(path):
@@ -125,6 +126,6 @@ def sha256_of(path):
     return digest.hexdigest()
 
 
-def reason_of(error):
-    """What a network error says, or its type where it says nothing."""
+def describe(error):
+    """The message of a network error, or its type if it has none."""
     return str(getattr(error, "reason", "") or error) or type(error).__name__

@@ -1,45 +1,32 @@
-"""Text to token ids and back.
+"""Tokenizers: text to token ids and back.
 
     python -m data.tokenizer train my_text.txt --vocab_size 20000 --out tokenizer.json
-    python -m data.tokenizer show tokenizer.json "how is this cut?"
-    python -m data.tokenizer show data/gpt2 "how is this cut?"     a folder with GPT-2's encoder.json and vocab.bpe
+    python -m data.tokenizer show tokenizer.json "a sentence"
+    python -m data.tokenizer show gpt2 "a sentence"
 """
 
-import codecs
-import heapq
 import json
-import random
-import re
-import sys
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
+from data.bpe import MAX_BYTES, MAX_FILE_BYTES, SURROGATE, BPETokenizer
+from data.download import download, hub_endpoints
+from data.meta_pickle import characters_in_meta
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
 
-SPECIAL_TOKENS = {  # what they are called here, and their names: those of ChatML and GPT-2
-    "padding": "<|pad|>",
-    "message_start": "<|im_start|>",
-    "message_end": "<|im_end|>",
-    "end_of_text": "<|endoftext|>",
-}
-MAX_BYTES = 20_000_000
-PIECE = 1 << 16  # characters
-
-# A tokenizer.json writes bytes as characters: the visible ones of Latin-1 as themselves, the others from U+0100 on.
-VISIBLE = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-HIDDEN = [byte for byte in range(256) if byte not in VISIBLE]
-BYTE_OF = {chr(byte): byte for byte in VISIBLE} | {chr(0x100 + i): byte for i, byte in enumerate(HIDDEN)}
-
-# Every byte that UTF-8 has, and what tokenizers for other ends change: case, accents, line ends, spaces.
-PROBE = "".join(map(chr, [*range(0xC0), *range(0xC0, 0x800, 0x40), 0x800, *range(0x1000, 0x10000, 0x1000),
-                          *range(0x10000, 0x110000, 0x40000), 0x10FFFF])) + "e\u0301 \u00e9\r\n  \uff21 \u3000 "
-SURROGATE = re.compile("[\ud800-\udfff]")
+GPT2_FOLDER = Path(__file__).parent / "gpt2"
+GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
+GPT2_ON_HUB = "openai-community/gpt2/resolve/main"
+GPT2_FILES = (  # name at GPT2_URL, name on the Hugging Face hub, sha256
+    ("encoder.json", "vocab.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+    ("vocab.bpe", "merges.txt", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+)
+SOURCES = ("gpt2, a tokenizer.json, or a folder with tokenizer.json, vocab.json and merges.txt, encoder.json and "
+           "vocab.bpe, or meta.pkl")
 
 
 class CharTokenizer:
-    """One token per character. There are no special tokens.
+    """One token per character, without special tokens.
 
     >>> tokenizer = CharTokenizer("abc")
     >>> tokenizer.encode("cab")
@@ -51,17 +38,26 @@ class CharTokenizer:
     padding = message_start = message_end = end_of_text = None
     special_ids = frozenset()
 
-    def __init__(self, vocab):
+    def __init__(self, vocab, where="the tokenizer"):
+        """`vocab` is the string of all characters, in the order of their ids. Raises UserError, which names `where`,
+        if it is empty, repeats a character or has a lone surrogate."""
         self.vocab = vocab
         self.ids = {character: i for i, character in enumerate(vocab)}
+        if not vocab:
+            raise UserError(f"{where} has an empty vocabulary: use another one")
+        if len(self.ids) < len(vocab):
+            raise UserError(f"{where} has a character twice in its vocabulary: use another one")
+        if SURROGATE.search("".join(vocab)):
+            raise UserError(f"{where} has a lone surrogate in its vocabulary: use another one")
 
     @classmethod
     def of_text(cls, text):
-        """The tokenizer of all characters of a text, in the order of their code points. Raises UserError for none."""
+        """The tokenizer of all characters of a text (a string or an iterable of characters), in code point order.
+        Raises UserError if there are none."""
         vocab = sorted(set(text))
         if not vocab:
-            raise UserError("there is no text in what was given: give another file")
-        return cls("".join(vocab))
+            raise UserError("there is no text: use another file")
+        return cls("".join(vocab), "the text")
 
     @property
     def vocab_size(self):
@@ -69,7 +65,7 @@ class CharTokenizer:
 
     @property
     def start_id(self):
-        """What stands before a text that begins with nothing: the end of a line, where there is one."""
+        """The context of the first token of a text: a line feed, where the vocabulary has one."""
         return self.ids.get("\n", 0)
 
     def unknown(self, text):
@@ -81,10 +77,8 @@ class CharTokenizer:
         try:
             return [self.ids[character] for character in text]
         except KeyError:
-            unknown = self.unknown(text)
-            names = ", ".join(f"{character!r}" for character in unknown[:10]) + ", ..." * (len(unknown) > 10)
-            raise UserError(f"{len(unknown)} characters of the text are not in the vocabulary: {names}. Give the text "
-                            "that the model was trained on, or a model with a BPE") from None
+            raise UserError(f"the text has characters that are not in the vocabulary: {quote_all(self.unknown(text))}. "
+                            "Use the text that the model was trained on, or a model with a BPE tokenizer") from None
 
     def encode_batch(self, texts):
         """A list of token ids for each text. Raises UserError as `encode` does."""
@@ -94,248 +88,136 @@ class CharTokenizer:
         return "".join(self.vocab[i] for i in ids)
 
     def stream(self):
-        """A function from each next token id to the text that it completes; without an id, to what is left: nothing."""
+        """A function from each next token id to the text it completes, and from None to what is left: nothing."""
         return lambda token=None: "" if token is None else self.vocab[token]
+
+    def show(self, i):
+        """A token for display."""
+        return repr(self.vocab[i])
 
     def to_dict(self):
         return {"kind": "char", "vocab": self.vocab}
 
     def save(self, path):
-        """Write what `to_dict` gives as JSON. Raises UserError."""
-        with replacing(Path(path)) as file:
+        """Write the result of `to_dict` as JSON. Raises UserError."""
+        with replacing(path) as file:
             file.write(json.dumps(self.to_dict()).encode())
 
 
-class BPETokenizer:
-    """Byte-pair encoding of UTF-8 bytes: Sennrich et al. 2016 (https://arxiv.org/abs/1508.07909), on bytes as GPT-2's.
+def quote_all(characters, limit=10):
+    """A list of characters for a message, of which only the first `limit` are shown.
 
-    Text is cut into words, each with the space before it; a word begins as its bytes, and the merges that were learnt
-    join them, the earliest learnt first. No character is unknown, and every text comes back as it was.
-
-    `padding`, `message_start`, `message_end` and `end_of_text` are the ids of the special tokens; None: the vocabulary
-    has no such one. `special_ids` are those of all there are. Put them into a list of ids where they belong. `encode`
-    never gives them: their names in a text, such as "<|im_end|>", are encoded as the characters they consist of. Were
-    it otherwise, whoever writes a text that is encoded could end a message and begin one that seems to be another's.
+    >>> quote_all(["x", "y", "z"], limit=2)
+    "'x', 'y' and 1 more"
     """
-
-    def __init__(self, description, where="the tokenizer"):
-        """From the content of a tokenizer.json, which `where` names. Raises UserError if it is no byte-level BPE."""
-        try:
-            library = Tokenizer.from_str(description)
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{where} is damaged, or no tokenizer.json at all ({error}): make it again") from None
-        library.no_truncation()
-        library.no_padding()
-        special = {i: token.content for i, token in library.get_added_tokens_decoder().items()}
-        library.add_special_tokens([*special.values()])  # some files list them as words to be found in a text
-        library.encode_special_tokens = True  # which means: as other text
-        tokens = {i: bytes_of(token) for token, i in library.get_vocab().items()}
-        tokens |= {i: content.encode() for i, content in special.items()}
-        self.library, self.special_ids = library, frozenset(special)
-        self.tokens = [tokens.get(i) for i in range(len(tokens))]
-        if None in self.tokens:
-            raise UserError(f"{where} has {len(tokens)} tokens, and their ids are not the numbers from 0 on: train one")
-        if self.decode(self.encode(PROBE)) != PROBE:
-            raise UserError(f"{where} does not give every text back as it was, so it is no byte-level BPE, or one with "
-                            "a normalizer or a prefix space: train one")
-        for name, token in SPECIAL_TOKENS.items():
-            setattr(self, name, next((i for i, content in special.items() if content == token), None))
-
-    @classmethod
-    def train(cls, texts, vocab_size=20_000, max_bytes=MAX_BYTES):
-        """Learn a vocabulary from an iterable of texts; it is smaller if the texts have no more pairs to merge.
-
-        The vocabulary begins with the special tokens and the 256 bytes; a merge is learnt if its pair occurs at least
-        twice. Of texts that have more than `max_bytes` in UTF-8, so much is sampled evenly. Raises UserError.
-
-        Memory does not grow with the texts but with `max_bytes`: 100 times as much where no spaces set words apart, as
-        in Chinese (so 2 GB by default), and 15 to 45 times as much for English.
-        """
-        smallest = len(SPECIAL_TOKENS) + 256
-        if not smallest <= vocab_size < 2**31:
-            raise UserError(f"vocab_size cannot be {vocab_size}: give {smallest} or more, for the 256 bytes and "
-                            f"{len(SPECIAL_TOKENS)} special tokens, and less than 2^31")
-        if max_bytes < 1:
-            raise UserError(f"max_bytes cannot be {max_bytes}: give a number above zero")
-        pieces = sample(texts, max_bytes)
-        if not pieces:
-            raise UserError("there is no text to train a tokenizer on, or max_bytes is too small: give more")
-        library = byte_level(models.BPE())
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, initial_alphabet=[*BYTE_OF],
-                                      special_tokens=[*SPECIAL_TOKENS.values()],
-                                      show_progress=sys.stdout.isatty())  # elsewhere its bars are empty lines
-        library.train_from_iterator((piece.decode() for piece in pieces), trainer)
-        return cls(library.to_str())
-
-    @classmethod
-    def load(cls, path):
-        """From a tokenizer.json, or a folder with GPT-2's encoder.json and vocab.bpe. Raises UserError."""
-        path = Path(path)
-        if path.is_dir():
-            return cls(gpt2_description(path), path)
-        try:
-            return cls(path.read_text(encoding="utf-8"), path)
-        except OSError as error:
-            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path} is damaged, or no tokenizer.json at all (not UTF-8): make it again") from None
-
-    def save(self, path):
-        """Write a tokenizer.json of the `tokenizers` library. Raises UserError."""
-        with replacing(Path(path)) as file:
-            file.write(self.library.to_str().encode())
-
-    @property
-    def vocab_size(self):
-        return len(self.tokens)
-
-    @property
-    def start_id(self):
-        """What stands before a text that begins with nothing: the end of a text, where there is such a token."""
-        return self.encode("\n")[0] if self.end_of_text is None else self.end_of_text
-
-    def unknown(self, text):
-        """The characters of a text that cannot be encoded, each once, in order: the halves of surrogate pairs."""
-        return [*dict.fromkeys(SURROGATE.findall(text))]
-
-    def encode(self, text):
-        """A list of token ids, no special ones. Raises UserError if the text holds half a surrogate pair."""
-        try:
-            return self.library.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            utf_8(text)
-            raise
-
-    def encode_batch(self, texts):
-        """A list of token ids for each text of a list, by all cores. Raises UserError as `encode` does."""
-        try:
-            return [encoding.ids for encoding in self.library.encode_batch_fast(texts, add_special_tokens=False)]
-        except TypeError:
-            for text in texts:
-                utf_8(text)
-            raise
-
-    def decode(self, ids):
-        """The text of token ids; special tokens are their names, bytes that are not UTF-8 are U+FFFD."""
-        return b"".join([self.tokens[i] for i in ids]).decode("utf-8", "replace")
-
-    def stream(self):
-        """A function from each next token id to the text that it completes; without an id, to what is left at the end.
-
-        Bytes wait until their character is whole. All that the function gives is, joined, what `decode` gives.
-        """
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        return lambda token=None: decoder.decode(b"" if token is None else self.tokens[token], final=token is None)
-
-    def show(self, i):
-        """A token for the eye: quoted text or, if it does not consist of whole characters, its bytes in hexadecimal."""
-        try:
-            return repr(self.tokens[i].decode())
-        except UnicodeDecodeError:
-            return self.tokens[i].hex(" ")
-
-    def to_dict(self):
-        return {"kind": "bpe", "tokenizer.json": self.library.to_str()}
+    quoted = ", ".join(map(repr, characters[:limit]))
+    return quoted if len(characters) <= limit else f"{quoted} and {len(characters) - limit:,} more"
 
 
-KINDS = {"char": (CharTokenizer, "vocab"), "bpe": (BPETokenizer, "tokenizer.json")}
+# ---- Loading ---------------------------------------------------------------------------------------------------------
 
 
-def tokenizer_from_dict(saved):
-    """The tokenizer of a checkpoint, from what its `to_dict` gave. Raises UserError for a kind that is not known."""
+def load_tokenizer(source):
+    """The tokenizer of a name or a path: one of SOURCES, or a file that the `save` of a tokenizer wrote. Raises
+    UserError."""
+    path = fetch_gpt2() if str(source) == "gpt2" else Path(source)
+    if path.suffix == ".pt":
+        raise UserError(f"{path} is a checkpoint, which only train.py can take a tokenizer from: use {SOURCES}")
+    try:
+        tokenizer = load_from_folder(path) if path.is_dir() else load_file(path)
+    except OSError as error:
+        raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from None
+    if tokenizer is None:
+        raise UserError(f"{path} contains no tokenizer: use {SOURCES}")
+    return tokenizer
+
+
+def load_from_folder(folder):
+    """The tokenizer in a folder, None if there is none. Raises UserError for damaged files, and OSError."""
+    for name in ("tokenizer.json", "meta.pkl"):
+        if (folder / name).is_file():
+            return load_file(folder / name)
+    for names in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        vocab, merges = (folder / name for name in names)
+        if vocab.is_file() and merges.is_file():
+            return BPETokenizer.from_vocab_and_merges(read_file(vocab), read_file(merges), f"{vocab} with {merges}")
+    return None
+
+
+def load_file(path):
+    """The tokenizer in a .json or .pkl file. Raises UserError if it is damaged, and OSError."""
+    content = read_file(path)
+    try:
+        if path.suffix == ".pkl":
+            return CharTokenizer(characters_in_meta(content), path)
+        saved = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged or not a tokenizer ({error}): create it again") from None
+    if isinstance(saved, dict) and "kind" in saved:
+        return tokenizer_from_dict(saved, path)
+    return BPETokenizer(content, path)
+
+
+def read_file(path):
+    """The bytes of a tokenizer's file. Raises UserError unless it is a regular file of a sensible size, and OSError."""
+    if not path.is_file():
+        raise UserError(f"there is no tokenizer {path}: use {SOURCES}")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise UserError(f"{path} has more than {MAX_FILE_BYTES:,} bytes, too many for a tokenizer: use {SOURCES}")
+    return path.read_bytes()
+
+
+def tokenizer_from_dict(saved, where="the tokenizer"):
+    """The tokenizer that `to_dict` returned `saved` for, as checkpoints contain it. Raises UserError, which names
+    `where`."""
     kind = saved.get("kind")
-    if kind not in KINDS:
-        raise UserError(f"the tokenizer is of kind {kind!r}, which this version does not know: update it")
-    make, field = KINDS[kind]
+    if kind == "char":
+        build, field = CharTokenizer, "vocab"
+    elif kind == "bpe":
+        build, field = BPETokenizer, "tokenizer.json"
+    else:
+        raise UserError(f"{where} has a tokenizer of unknown kind {kind!r}: update the project")
     if not isinstance(saved.get(field), str):
-        raise UserError(f"the tokenizer of kind {kind!r} lacks its {field}: the file it comes from is damaged")
-    return make(saved[field])
+        raise UserError(f"{where} has a tokenizer of kind {kind!r} without its {field}: the file is damaged")
+    return build(saved[field], where)
 
 
-def byte_level(model):
-    """The library's tokenizer that cuts words as GPT-2 does, around a BPE model."""
-    library = Tokenizer(model)
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    return library
+def fetch_gpt2():
+    """The folder with GPT-2's encoder.json and vocab.bpe, downloaded on first use. Raises UserError."""
+    for name, name_on_hub, sha256 in GPT2_FILES:
+        on_hub = [f"{endpoint}/{GPT2_ON_HUB}/{name_on_hub}" for endpoint in hub_endpoints()]
+        download([f"{GPT2_URL}/{name}", *on_hub], GPT2_FOLDER / name, sha256)
+    return GPT2_FOLDER
 
 
-def gpt2_description(folder):
-    """The tokenizer.json that says what GPT-2's two files in a folder say. Raises UserError."""
-    files = [folder / "encoder.json", folder / "vocab.bpe"]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"there is no {file}: name a tokenizer.json, or a folder with encoder.json and vocab.bpe")
-    try:
-        vocab, merges = models.BPE.read_file(*map(str, files))
-        library = byte_level(models.BPE(vocab, merges))
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{files[0]} and {files[1]} are not GPT-2's, or damaged ({error}): fetch them again") from None
-    library.add_special_tokens([token for token in SPECIAL_TOKENS.values() if token in vocab])
-    return library.to_str()
-
-
-def bytes_of(token):
-    """The bytes of a token as a tokenizer.json writes it.
-
-    >>> bytes_of("Ġa")
-    b' a'
-    """
-    try:
-        return bytes(BYTE_OF[character] for character in token)
-    except KeyError:  # of another kind of tokenizer, which the probe will tell
-        return token.encode()
-
-
-def utf_8(text):
-    """The bytes of a text. Raises UserError if it holds half a surrogate pair, which UTF-8 has no bytes for."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"the text has {text[error.start]!r} at character {error.start}: half a surrogate pair is no "
-                        "Unicode. Remove it, or read the text with its right encoding") from None
-
-
-def sample(texts, max_bytes):
-    """A list of texts as bytes, `max_bytes` at most. If there are more, each has the same chance; always the same ones.
-
-    Long texts are cut into pieces. Raises UserError for a text that is not Unicode.
-    """
-    draw, kept, size = random.Random(0), [], 0
-    pieces = (text[start : start + PIECE] for text in texts for start in range(0, len(text), PIECE))
-    for number, piece in enumerate(map(utf_8, pieces)):
-        heapq.heappush(kept, (draw.random(), number, piece))
-        size += len(piece)
-        while size > max_bytes:  # those that drew the highest numbers stay
-            size -= len(heapq.heappop(kept)[-1])
-    return [piece for _, _, piece in kept]
+# ---- Command line ----------------------------------------------------------------------------------------------------
 
 
 @command
 def main():
     parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="learn a byte-level BPE from texts")
-    train.add_argument("files", nargs="+", help="what --data.path of train.py may be: files, folders")
-    train.add_argument("--column", help="the column of .jsonl, .csv and .parquet files that holds the text")
-    train.add_argument("--vocab_size", type=int, default=20_000, help="tokens at most (%(default)s)")
+    train = commands.add_parser("train", help="train a byte-level BPE on texts")
+    train.add_argument("files", nargs="+", help="files and folders, as for data.path of train.py")
+    train.add_argument("--column", help="the column that contains the text, for .jsonl, .csv and .parquet files")
+    train.add_argument("--vocab_size", type=int, default=20_000, help="maximum vocabulary size (%(default)s)")
     train.add_argument("--max_bytes", type=int, default=MAX_BYTES,
-                       help="of more text than this so much is sampled; it bounds the memory (%(default)s)")
-    train.add_argument("--out", default="tokenizer.json", help="(%(default)s)")
-    show = commands.add_parser("show", help="how a text is cut into tokens")
-    show.add_argument("tokenizer", help="a tokenizer.json, or a folder with GPT-2's encoder.json and vocab.bpe")
+                       help="train on a sample of at most this many bytes, which bounds the memory (%(default)s)")
+    train.add_argument("--out", type=Path, default="tokenizer.json", help="(%(default)s)")
+    show = commands.add_parser("show", help="show how a text is tokenized")
+    show.add_argument("tokenizer", help=SOURCES)
     show.add_argument("text")
     args = parser.parse_args()
     if args.command == "train":
-        from data.corpora import open_corpus  # here, as a tokenizer needs no corpus
+        from data.corpora import open_corpus  # only here: a tokenizer needs no corpus
         from data.readers import ReadOptions
 
-        texts = (piece.text for piece in open_corpus(args.files, ReadOptions(args.column)).pieces())
-        tokenizer = BPETokenizer.train(texts, args.vocab_size, args.max_bytes)
+        corpus = open_corpus(args.files, ReadOptions(column=args.column))
+        tokenizer = BPETokenizer.train((piece.text for piece in corpus.pieces()), args.vocab_size, args.max_bytes)
         tokenizer.save(args.out)
         print(f"{args.out}: {tokenizer.vocab_size:,} tokens")
     else:
-        tokenizer = BPETokenizer.load(args.tokenizer)
+        tokenizer = load_tokenizer(args.tokenizer)
         ids = tokenizer.encode(args.text)
         for i in ids:
             print(f"{i:>7}  {tokenizer.show(i)}")

@@ -1,4 +1,4 @@
-"""data/download.py against a local server that breaks off, lies and stalls."""
+"""data/download.py against a local server that closes connections, sends wrong data and stalls."""
 
 import hashlib
 import http.server
@@ -21,45 +21,45 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """The path says how it behaves: /good, /missing, /stalls and so on."""
 
     def do_GET(self):
-        self.server.asked.append((self.path, self.headers["Range"]))
+        self.server.requests.append((self.path, self.headers["Range"]))
         getattr(self, self.path.strip("/").replace("/", "_"))()
 
-    def begin(self):
-        """What the range asked for leaves out."""
+    def start(self):
+        """The number of bytes that the requested range skips."""
         return int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
 
-    def reply(self, content, begin=0, length=None, status=None):
-        self.send_response(status or (206 if begin else 200))
-        self.send_header("Content-Length", length or len(content) - begin)
-        if begin:
-            self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
+    def reply(self, content, start=0, length=None, status=None):
+        self.send_response(status or (206 if start else 200))
+        self.send_header("Content-Length", length or len(content) - start)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
-        self.wfile.write(content[begin:])
+        self.wfile.write(content[start:])
 
     def good(self):
-        if self.begin() >= len(CONTENT):
+        if self.start() >= len(CONTENT):
             self.send_error(416)
         else:
-            self.reply(CONTENT, self.begin())
+            self.reply(CONTENT, self.start())
 
-    def breaks_off(self):
-        """A third of the file, at most, in each reply."""
-        end = min(len(CONTENT), self.begin() + 1_000_000)
-        self.reply(CONTENT[:end], self.begin(), len(CONTENT) - self.begin())
+    def closes_early(self):
+        """At most a third of the file in each response."""
+        end = min(len(CONTENT), self.start() + 1_000_000)
+        self.reply(CONTENT[:end], self.start(), len(CONTENT) - self.start())
         self.connection.shutdown(socket.SHUT_RDWR)
 
-    def breaks_off_at_once(self):
+    def closes_at_once(self):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def ignores_range(self):
         self.reply(CONTENT)
 
     def other_place(self):
-        """A reply to a range, but from another place than was asked for."""
-        self.reply(CONTENT, max(0, self.begin() - 7))
+        """A response to a range, but starting at another byte."""
+        self.reply(CONTENT, max(0, self.start() - 7))
 
     def other_bytes(self):
-        self.reply(CONTENT[::-1], self.begin())
+        self.reply(CONTENT[::-1], self.start())
 
     def too_short(self):
         self.reply(CONTENT[:1000])
@@ -102,7 +102,7 @@ def server(monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT", 0.5)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
-        server.asked, server.leaving = [], threading.Event()
+        server.requests, server.leaving = [], threading.Event()
         server.url = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
@@ -114,56 +114,56 @@ def from_mirrors(server, path, *names):
     return download([f"{server.url}/{name}" for name in names], path, SHA256)
 
 
-def test_a_file_comes_whole_under_its_name_and_nothing_else_is_left(server, tmp_path):
+def test_a_file_is_downloaded_and_nothing_else_is_left(server, tmp_path):
     path = from_mirrors(server, tmp_path / "new" / "file", "good")
     assert path.read_bytes() == CONTENT
     assert os.listdir(path.parent) == ["file"]
 
 
-def test_a_file_that_is_there_is_not_fetched(server, tmp_path):
+def test_an_existing_file_is_not_downloaded(server, tmp_path):
     (tmp_path / "file").write_bytes(b"mine")
     from_mirrors(server, tmp_path / "file", "good")
-    assert (tmp_path / "file").read_bytes() == b"mine" and server.asked == []
+    assert (tmp_path / "file").read_bytes() == b"mine" and server.requests == []
 
 
-@pytest.mark.parametrize("bad", ["missing", "breaks_off_at_once", "other_bytes", "too_short", "too_long", "says_less",
+@pytest.mark.parametrize("bad", ["missing", "closes_at_once", "other_bytes", "too_short", "too_long", "says_less",
                                  "no_http", "stalls", "stalls_at_once"])
-def test_the_next_mirror_is_asked_where_one_fails(server, tmp_path, capsys, bad):
+def test_the_next_mirror_is_used_if_one_fails(server, tmp_path, capsys, bad):
     path = from_mirrors(server, tmp_path / "file", bad, "good")
     assert path.read_bytes() == CONTENT
-    assert server.asked[0] == (f"/{bad}", None) and server.asked[-1][0] == "/good"
-    assert f"{server.url}/{bad}\n  no: " in capsys.readouterr().out
+    assert server.requests[0] == (f"/{bad}", None) and server.requests[-1][0] == "/good"
+    assert f"{server.url}/{bad}\n  failed: " in capsys.readouterr().out
 
 
-def test_a_mirror_that_breaks_off_is_asked_for_what_is_missing(server, tmp_path):
-    assert from_mirrors(server, tmp_path / "file", "breaks_off").read_bytes() == CONTENT
-    assert server.asked == [("/breaks_off", None), ("/breaks_off", "bytes=1000000-"), ("/breaks_off", "bytes=2000000-")]
+def test_a_closed_connection_is_resumed(server, tmp_path):
+    assert from_mirrors(server, tmp_path / "file", "closes_early").read_bytes() == CONTENT
+    assert [requested for _, requested in server.requests] == [None, "bytes=1000000-", "bytes=2000000-"]
 
 
-def test_what_one_mirror_began_the_next_one_ends(server, tmp_path):
+def test_another_mirror_resumes(server, tmp_path):
     from_mirrors(server, tmp_path / "file", "stalls", "good")
-    assert server.asked[-1] == ("/good", "bytes=1000-")
+    assert server.requests[-1] == ("/good", "bytes=1000-")
 
 
-def test_a_download_that_was_killed_goes_on_where_it_stopped(server, tmp_path):
+def test_a_killed_download_resumes(server, tmp_path):
     (tmp_path / "file.partial").write_bytes(CONTENT[:1234])
     assert from_mirrors(server, tmp_path / "file", "good").read_bytes() == CONTENT
-    assert server.asked == [("/good", "bytes=1234-")]
+    assert server.requests == [("/good", "bytes=1234-")]
 
 
 @pytest.mark.parametrize("mirror", ["ignores_range", "other_place", "no_length"])
-def test_what_is_already_there_is_not_spoilt_by_a_mirror_that_cannot_resume(server, tmp_path, mirror):
+def test_a_mirror_that_cannot_resume_sends_the_whole_file(server, tmp_path, mirror):
     (tmp_path / "file.partial").write_bytes(CONTENT[:1234])
     assert from_mirrors(server, tmp_path / "file", mirror, "good").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("there", [b"something else", CONTENT + b"more", CONTENT])
-def test_a_beginning_that_is_wrong_or_already_all_does_not_stand_in_the_way(server, tmp_path, there):
+def test_a_wrong_or_complete_partial_file_is_no_obstacle(server, tmp_path, there):
     (tmp_path / "file.partial").write_bytes(there)
     assert from_mirrors(server, tmp_path / "file", "good").read_bytes() == CONTENT
 
 
-def test_when_all_fail_one_line_names_each_mirror_its_reason_and_the_way_out(server, tmp_path):
+def test_one_line_names_every_mirror_its_error_and_what_to_do(server, tmp_path):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/x"
@@ -176,37 +176,37 @@ def test_when_all_fail_one_line_names_each_mirror_its_reason_and_the_way_out(ser
     assert not (tmp_path / "file").exists()
 
 
-def test_a_server_that_drips_is_left_after_a_few_attempts(server, tmp_path, monkeypatch):
+def test_a_mirror_that_keeps_closing_is_given_up_after_a_few_attempts(server, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ATTEMPTS", 2)
-    assert from_mirrors(server, tmp_path / "file", "breaks_off", "good").read_bytes() == CONTENT
-    assert [path for path, _ in server.asked] == ["/breaks_off", "/breaks_off", "/good"]
+    assert from_mirrors(server, tmp_path / "file", "closes_early", "good").read_bytes() == CONTENT
+    assert [path for path, _ in server.requests] == ["/closes_early", "/closes_early", "/good"]
 
 
-def test_a_stall_ends_after_the_time_of_silence(server, tmp_path):
+def test_a_stall_ends_after_the_timeout(server, tmp_path):
     with pytest.raises(UserError, match="timed out"):
         from_mirrors(server, tmp_path / "file", "stalls_at_once")
-    assert not server.leaving.is_set()  # it would still be silent
+    assert not server.leaving.is_set()  # the server would still wait
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(server, tmp_path):
+def test_an_unwritable_folder_is_one_line(server, tmp_path):
     (tmp_path / "taken").write_text("a file, where a folder should be")
     with pytest.raises(UserError, match="cannot write .*taken"):
         from_mirrors(server, tmp_path / "taken" / "file", "good")
-    assert server.asked == []
+    assert server.requests == []
 
 
-def test_hf_endpoint_stands_for_all_mirrors_of_the_hub(monkeypatch):
+def test_hf_endpoint_replaces_all_mirrors_of_the_hub(monkeypatch):
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     assert hub_endpoints() == ["https://huggingface.co", "https://hf-mirror.com"]
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
     assert hub_endpoints() == ["https://mirror.example"]
 
 
-def test_the_first_endpoint_that_answers_is_taken_even_if_its_answer_is_no(server, monkeypatch):
-    silent, deaf = f"{server.url}/stalls_at_once", f"{server.url}/breaks_off_at_once"
+def test_the_first_endpoint_that_answers_is_used_even_if_it_answers_with_an_error(server, monkeypatch):
+    silent, deaf = f"{server.url}/stalls_at_once", f"{server.url}/closes_at_once"
     monkeypatch.setattr(module, "hub_endpoints", lambda: [silent, deaf, server.url])
     monkeypatch.setattr(Handler, "stalls_at_once_api_datasets_x", Handler.stalls_at_once, raising=False)
-    monkeypatch.setattr(Handler, "breaks_off_at_once_api_datasets_x", Handler.breaks_off_at_once, raising=False)
+    monkeypatch.setattr(Handler, "closes_at_once_api_datasets_x", Handler.closes_at_once, raising=False)
     assert answering_endpoint("api/datasets/x") == server.url
     monkeypatch.setattr(module, "hub_endpoints", lambda: [deaf])
     assert answering_endpoint("api/datasets/x") is None

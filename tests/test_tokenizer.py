@@ -1,7 +1,9 @@
-"""Tokenizers: what they cut, that every text comes back, and what is said of files that are none."""
+"""data/tokenizer.py and data/bpe.py: tokens, exact round trips, and files of every kind."""
 
 import doctest
 import json
+import os
+import random
 import re
 import tracemalloc
 from collections import Counter
@@ -15,8 +17,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiktoken_ext.openai_public import r50k_pat_str
 
+import data.bpe
 import data.tokenizer
-from data.tokenizer import BPETokenizer, CharTokenizer, sample, tokenizer_from_dict
+from data.bpe import BYTE_OF, BYTES_IN_UTF_8, bytes_of, sample
+from data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, tokenizer_from_dict
 from utils.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -47,14 +51,16 @@ def description(tokenizer=TOKENIZER):
     return json.loads(tokenizer.to_dict()["tokenizer.json"])
 
 
-def learnt(tokenizer):
+def learned(tokenizer):
     """The merges, the first one first, as two pieces of text each."""
     merges = description(tokenizer)["model"]["merges"]
-    return [tuple(data.tokenizer.bytes_of(token).decode() for token in merge) for merge in merges]
+    return [tuple(bytes_of(token).decode() for token in merge) for merge in merges]
 
 
 def test_the_examples_in_the_docstrings():
-    assert doctest.testmod(data.tokenizer).failed == 0
+    for module in (data.tokenizer, data.bpe):
+        tested = doctest.testmod(module)
+        assert tested.attempted > 0 and tested.failed == 0
 
 
 # ---- Learning --------------------------------------------------------------------------------------------------------
@@ -70,20 +76,20 @@ def test_the_example_of_wikipedia(n_merges, cut):
 
 
 def test_the_example_of_the_paper():
-    """Sennrich et al. 2016, figure 1: from these words, r ·, l o, lo w and er · are learnt; `lower` is low and er.
+    """Sennrich et al. 2016, figure 1: from these words, r ·, l o, lo w and er · are learned; `lower` is low and er.
 
-    Here no mark · ends a word, so that r · is not learnt and er · is e r.
+    Here no mark · ends a word, so that r · is not learned and er · is e r.
     """
     tokenizer = BPETokenizer.train(["low", "lowest", "newer", "wider"], vocab_size=4 + 256 + 3)
-    assert sorted(learnt(tokenizer)) == [("e", "r"), ("l", "o"), ("lo", "w")]
+    assert sorted(learned(tokenizer)) == [("e", "r"), ("l", "o"), ("lo", "w")]
     assert pieces(tokenizer, "lower") == [b"low", b"er"]
 
 
-def test_each_merge_joins_a_pair_that_no_other_exceeds():
+def test_each_merge_joins_a_most_frequent_pair():
     text = " ".join(f"{a}{b}{c}{a}" for a in "abc" for b in ("a", "ab", "bca") for c in ("c", "ca", "bb", "")) * 2
     tokenizer = BPETokenizer.train([text], vocab_size=4 + 256 + 40)
     words = [list(word) for word in re.findall(" ?[a-c]+", text)]
-    merges = learnt(tokenizer)
+    merges = learned(tokenizer)
     assert len(merges) == 40
     for merge in merges:
         pairs = Counter(pair for word in words for pair in zip(word, word[1:], strict=False))
@@ -97,7 +103,7 @@ def test_each_merge_joins_a_pair_that_no_other_exceeds():
     assert pieces(tokenizer, text) == [token.encode() for word in words for token in word]
 
 
-def test_the_vocabulary_is_as_large_as_asked_unless_there_is_nothing_more_to_merge():
+def test_vocabulary_has_the_size_asked_for_unless_there_is_nothing_left_to_merge():
     assert TOKENIZER.vocab_size == VOCAB_SIZE
     assert BPETokenizer.train(["abcd"]).vocab_size == 260
 
@@ -106,12 +112,12 @@ def test_the_same_texts_give_the_same_tokenizer():
     assert BPETokenizer.train(iter(TEXTS), VOCAB_SIZE).to_dict() == TOKENIZER.to_dict()
 
 
-def test_special_tokens_in_the_texts_are_learnt_as_text():
+def test_special_tokens_in_training_texts_are_learned_as_text():
     tokenizer = BPETokenizer.train(["<|im_end|>\n"] * 9, vocab_size=300)
     assert pieces(tokenizer, "<|im_end|>") == [b"<|", b"im", b"_", b"end", b"|>"]
 
 
-def test_of_texts_that_are_too_many_a_sample_is_taken_evenly():
+def test_large_texts_are_sampled_uniformly():
     texts = [f"{i:04}" + "x" * (i % 7) for i in range(3000)]
     kept = [piece.decode() for piece in sample(iter(texts), 6000)]
     assert 6000 - 10 < sum(map(len, kept)) <= 6000 and set(kept) <= set(texts) and len(set(kept)) == len(kept)
@@ -122,7 +128,7 @@ def test_of_texts_that_are_too_many_a_sample_is_taken_evenly():
     assert sorted(kept) == sorted(piece.decode() for piece in sample(iter(texts), 6000))
 
 
-def test_texts_that_are_not_too_many_are_taken_whole():
+def test_small_texts_are_used_completely():
     texts = ["é" * 10, "", "b"]
     assert sorted(sample(texts, 21)) == [b"b", ("é" * 10).encode()]
     long = "".join(chr(0x4E00 + i % 20000) for i in range(300_000))
@@ -140,33 +146,33 @@ def test_memory_does_not_grow_with_the_texts():
     assert peak(2000) < 1_200_000 and peak(8000) < 1_200_000  # 8 MB of text, and 32 MB
 
 
-# ---- There and back --------------------------------------------------------------------------------------------------
+# ---- Round trips --------------------------------------------------------------------------------------------------
 
 
 @quietly
 @given(any_text)
 @example("".join(map(chr, [*range(0xD800), *range(0xE000, 0x10000)])))
 @example("e\u0301 é \u0301\r\n\0 👩‍👩‍👧 𠮷")
-def test_every_text_comes_back(text):
+def test_every_text_is_reproduced(text):
     assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
 
 
 @quietly
 @given(any_ids)
-def test_any_ids_decode_to_what_the_library_makes_of_them(ids):
+def test_any_ids_decode_as_in_the_library(ids):
     assert TOKENIZER.decode(ids) == TOKENIZER.library.decode(ids, skip_special_tokens=False)
 
 
 @quietly
 @given(any_ids)
-def test_a_stream_gives_what_decode_gives(ids):
+def test_a_stream_yields_what_decode_returns(ids):
     complete = TOKENIZER.stream()
     assert "".join(map(complete, ids)) + complete() == TOKENIZER.decode(ids)
 
 
 @quietly
 @given(any_text.map(lambda text: text.replace("\ufffd", "")))
-def test_a_stream_gives_whole_characters_as_soon_as_they_are_whole(text):
+def test_a_stream_yields_characters_as_soon_as_they_are_complete(text):
     complete, shown, received = TOKENIZER.stream(), "", b""
     for i in TOKENIZER.encode(text):
         shown += complete(i)
@@ -175,14 +181,14 @@ def test_a_stream_gives_whole_characters_as_soon_as_they_are_whole(text):
     assert complete() == "" and shown == text
 
 
-def test_half_a_character_at_the_end_is_not_lost():
+def test_an_incomplete_character_at_the_end_is_not_lost():
     ids = TOKENIZER.encode("a🜁")
     complete = TOKENIZER.stream()
     assert [complete(i) for i in ids[:3]] == ["a", "", ""] and complete() == "\ufffd"
 
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, CharTokenizer.of_text("".join(TEXTS))])
-def test_a_batch_gives_what_each_text_gives(tokenizer):
+def test_a_batch_is_encoded_as_its_texts(tokenizer):
     assert tokenizer.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
     assert tokenizer.encode_batch([]) == [] and tokenizer.encode("") == []
 
@@ -196,7 +202,7 @@ def test_characters_stream_as_they_decode():
 # ---- Special tokens --------------------------------------------------------------------------------------------------
 
 
-def test_the_special_tokens_have_ids_of_their_own():
+def test_special_tokens_have_distinct_ids():
     ids = {name: getattr(TOKENIZER, name) for name in SPECIAL}
     assert len(set(ids.values())) == 4
     for name, token in SPECIAL.items():
@@ -206,7 +212,7 @@ def test_the_special_tokens_have_ids_of_their_own():
 
 @quietly
 @given(st.lists(st.sampled_from([*SPECIAL.values(), "<|", "|>", "im_start", "a", " ", "\n"])).map("".join))
-def test_no_text_gives_a_special_token(text):
+def test_no_text_is_encoded_as_a_special_token(text):
     assert not set(TOKENIZER.encode(text)) & {getattr(TOKENIZER, name) for name in SPECIAL}
 
 
@@ -219,7 +225,7 @@ def test_a_tokenizer_without_special_tokens_has_none():
 
 
 def mixed_lines():
-    """1,000 lines: prose, verse, Chinese, dialogue, code, and what is seldom met."""
+    """1,000 lines: prose, verse, Chinese, dialogue, code, and rare characters."""
     code = Path(data.tokenizer.__file__).read_text(encoding="utf-8").splitlines(keepends=True)
     odd = ["I'll can't WE'VE it's'd 's", "1234567890 ٣٤ Ⅷ ½", "a\u0301e\u0308\u0301\u0301", "🙂👩‍👩‍👧🇨🇳 ©", "",
            "\r\n \r\r\n\t\t x  ", "\0\x01\x7f\xad\u200b\ufeff\ufffd", "Здравствуйте, мир! ", "  leading, trailing  ",
@@ -236,11 +242,11 @@ def mixed_lines():
 
 @pytest.fixture(scope="module")
 def gpt2():
-    return BPETokenizer.load(GPT2)
+    return load_tokenizer(GPT2)
 
 
 @needs_gpt2
-def test_gpt2_encodes_as_tiktoken_does(gpt2, monkeypatch):
+def test_gpt2_encodes_as_tiktoken(gpt2, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
     ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(str(GPT2 / "vocab.bpe"), str(GPT2 / "encoder.json"))
     reference = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks,
@@ -259,35 +265,44 @@ def test_gpt2_has_one_special_token(gpt2):
 
 
 @needs_gpt2
-def test_gpt2_of_two_files_is_gpt2_of_a_tokenizer_json(gpt2, tmp_path):
+def test_gpt2_from_two_files_equals_gpt2_from_a_tokenizer_json(gpt2, tmp_path):
     gpt2.save(tmp_path / "tokenizer.json")
-    assert BPETokenizer.load(tmp_path / "tokenizer.json").to_dict() == gpt2.to_dict()
+    assert load_tokenizer(tmp_path / "tokenizer.json").to_dict() == gpt2.to_dict()
 
 
-def test_a_folder_with_an_encoder_and_merges_is_read(tmp_path):
-    vocab = [*data.tokenizer.BYTE_OF, "Ġa", "aa", "<|endoftext|>"]
-    (tmp_path / "encoder.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}), encoding="utf-8")
-    (tmp_path / "vocab.bpe").write_text("#version: 0.2\nĠ a\na a\n", encoding="utf-8")
-    tokenizer = BPETokenizer.load(tmp_path)
+@pytest.mark.parametrize("vocab_name, merges_name", [("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")])
+def test_a_folder_with_a_vocabulary_and_merges_is_read(tmp_path, vocab_name, merges_name):
+    vocab = [*BYTE_OF, "Ġa", "aa", "<|endoftext|>"]
+    (tmp_path / vocab_name).write_text(json.dumps({token: i for i, token in enumerate(vocab)}), encoding="utf-8")
+    (tmp_path / merges_name).write_text("#version: 0.2\nĠ a\na a\n", encoding="utf-8")
+    tokenizer = load_tokenizer(tmp_path)
     assert pieces(tokenizer, "aaa a<|endoftext|>")[:3] == [b"aa", b"a", b" a"] and tokenizer.end_of_text == 258
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_saved_is_loaded(tmp_path):
+def test_a_saved_tokenizer_loads(tmp_path):
     TOKENIZER.save(tmp_path / "tokenizer.json")
-    loaded = BPETokenizer.load(tmp_path / "tokenizer.json")
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
     assert loaded.to_dict() == TOKENIZER.to_dict() and loaded.tokens == TOKENIZER.tokens
     assert loaded.encode_batch([*TEXTS, "<|im_end|>"]) == TOKENIZER.encode_batch([*TEXTS, "<|im_end|>"])
     assert [getattr(loaded, name) for name in SPECIAL] == [getattr(TOKENIZER, name) for name in SPECIAL]
 
 
-def test_what_was_saved_is_a_file_of_the_library(tmp_path):
+def test_character_tokenizers_and_to_dict_as_json_are_files_too(tmp_path):
+    for tokenizer in (CharTokenizer("\nab中🙂"), TOKENIZER):
+        (tmp_path / "own.json").write_text(json.dumps(tokenizer.to_dict()), encoding="utf-8-sig")
+        assert load_tokenizer(tmp_path / "own.json").to_dict() == tokenizer.to_dict()
+        tokenizer.save(tmp_path / "own.json")
+        assert load_tokenizer(str(tmp_path / "own.json")).to_dict() == tokenizer.to_dict()
+
+
+def test_a_saved_tokenizer_is_a_file_of_the_library(tmp_path):
     TOKENIZER.save(tmp_path / "tokenizer.json")
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert [library.encode(text).ids for text in TEXTS] == TOKENIZER.encode_batch(TEXTS)
-    assert library.encode("a<|im_end|>").ids[-1] == TOKENIZER.message_end  # who uses the library gets what it does
+    assert library.encode("a<|im_end|>").ids[-1] == TOKENIZER.message_end  # the library finds special tokens in a text
 
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, CharTokenizer("\nab")])
@@ -302,7 +317,7 @@ def test_a_checkpoint_carries_its_tokenizer(tmp_path, tokenizer):
     assert loaded.encode("ab\na") == tokenizer.encode("ab\na")
 
 
-def test_a_file_that_cuts_and_pads_does_so_no_more():
+def test_truncation_and_padding_of_a_file_are_disabled():
     library = tokenizers.Tokenizer.from_str(json.dumps(description()))
     library.enable_truncation(3)
     library.enable_padding(length=5)
@@ -310,7 +325,7 @@ def test_a_file_that_cuts_and_pads_does_so_no_more():
     assert BPETokenizer(library.to_str()).encode_batch(texts) == TOKENIZER.encode_batch(texts)
 
 
-def test_what_a_file_adds_as_a_word_to_be_found_is_special():
+def test_words_that_a_file_adds_are_special_tokens():
     changed = description()
     for token in changed["added_tokens"]:
         token["special"] = False
@@ -328,7 +343,7 @@ def command(run_main):
     return partial(run_main, data.tokenizer.main)
 
 
-def test_show_prints_how_a_text_is_cut(command, tmp_path):
+def test_show_prints_how_a_text_is_tokenized(command, tmp_path):
     BPETokenizer.train(["the low moon the low moon", "月月"], vocab_size=276).save(tmp_path / "tokenizer.json")
     lines = command("show", tmp_path / "tokenizer.json", "the low\n月🜁<|pad|>").splitlines()
     cut = [line.split(maxsplit=1)[1] for line in lines[:-1]]
@@ -336,14 +351,23 @@ def test_show_prints_how_a_text_is_cut(command, tmp_path):
     assert lines[-1] == "17 characters in 15 tokens"
 
 
-def test_train_makes_the_tokenizer_of_files(command, tmp_path):
+@needs_gpt2
+def test_show_takes_the_names_and_files_that_train_takes(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.tokenizer, "GPT2_FOLDER", GPT2)
+    CharTokenizer("\nab").save(tmp_path / "char.json")
+    assert command("show", "gpt2", "Hello world").splitlines() == ["  15496  'Hello'", "    995  ' world'",
+                                                                  "11 characters in 2 tokens"]
+    assert command("show", tmp_path / "char.json", "a\n").splitlines()[:2] == ["      1  'a'", r"      0  '\n'"]
+
+
+def test_train_trains_on_files(command, tmp_path):
     files = [tmp_path / "some.jsonl", tmp_path / "more.jsonl"]
     for file, texts in zip(files, (TEXTS[:30], TEXTS[30:]), strict=True):
         file.write_text("".join(json.dumps({"poem": text, "id": 7}) + "\n" for text in texts))
     out = command("train", *files, "--column", "poem", "--vocab_size", 300, "--out", tmp_path / "own.json")
     assert out == f"{tmp_path / 'own.json'}: 300 tokens\n"
-    texts = [text.replace("\r\n", "\n") for text in TEXTS]  # as every text that is read from a file
-    assert BPETokenizer.load(tmp_path / "own.json").to_dict() == BPETokenizer.train(texts, 300).to_dict()
+    texts = [text.replace("\r\n", "\n") for text in TEXTS]  # as in every text that is read from a file
+    assert load_tokenizer(tmp_path / "own.json").to_dict() == BPETokenizer.train(texts, 300).to_dict()
 
 
 # ---- Bad input -------------------------------------------------------------------------------------------------------
@@ -357,7 +381,7 @@ def error_of(function, *arguments):
 
 
 @pytest.mark.parametrize("text, place", [("a\ud83d", 1), ("\udc00", 0), ("\ud83d\ud83d b", 0)])
-def test_half_a_surrogate_pair_is_named(text, place):
+def test_a_lone_surrogate_is_named(text, place):
     for function, argument in ((TOKENIZER.encode, text), (TOKENIZER.encode_batch, ["a", text]),
                                (BPETokenizer.train, ["a", text])):
         assert f"{text[place]!r} at character {place}" in error_of(function, argument)
@@ -365,25 +389,26 @@ def test_half_a_surrogate_pair_is_named(text, place):
 
 
 @pytest.mark.parametrize("vocab_size", [-1, 0, 256, 259])
-def test_a_vocabulary_smaller_than_the_alphabet_is_refused(vocab_size):
+def test_vocabulary_smaller_than_the_alphabet_is_refused(vocab_size):
     line = error_of(BPETokenizer.train, TEXTS, vocab_size)
-    assert f"vocab_size cannot be {vocab_size}" in line and "260" in line
+    assert f"got {vocab_size}" in line and "260" in line
 
 
 @pytest.mark.parametrize("texts, max_bytes", [([], 100), (["", ""], 100), (["text"], 3)])
-def test_nothing_to_train_on_is_told(texts, max_bytes):
+def test_training_on_nothing_is_refused(texts, max_bytes):
     assert "no text" in error_of(BPETokenizer.train, texts, 300, max_bytes)
 
 
 @pytest.mark.parametrize("content", [
-    b"", b"{}", b"[]", b"null", b"no JSON", b"\xff\xfe", b'{"model": {}}', b'{"kind": "bpe"}', b"[" * 100_000,
+    b"", b"{}", b"[]", b"null", b"no JSON", b"\xff\xfe", b'{"model": {}}', b"[" * 100_000,
     json.dumps(description()).encode()[:5000],
-    json.dumps(description() | {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}).encode(),
-    json.dumps(description() | {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}).encode(),
+    json.dumps(description() | {"model": description()["model"] | {"merges": [["a", "no token"]]}}).encode(),
+    json.dumps(description() | {"model": description()["model"] | {"merges": 7}}).encode(),
+    json.dumps(description() | {"model": {"vocab": {**description()["model"]["vocab"], "a": -1}}}).encode(),
 ])  # fmt: skip
 def test_a_malformed_file_is_named(tmp_path, content):
     (tmp_path / "broken.json").write_bytes(content)
-    assert "broken.json is damaged" in error_of(BPETokenizer.load, tmp_path / "broken.json")
+    assert "broken.json is damaged" in error_of(load_tokenizer, tmp_path / "broken.json")
 
 
 def renumbered(token, i):
@@ -393,38 +418,148 @@ def renumbered(token, i):
 
 def without(byte):
     """A tokenizer.json that lacks the token of a byte, and all merges so that no token misses it."""
-    [token] = [token for token, value in data.tokenizer.BYTE_OF.items() if value == byte]
+    [token] = [token for token, value in BYTE_OF.items() if value == byte]
     names = [name for name in description()["model"]["vocab"] if len(name) == 1 and name != token]
     return {"model": {"type": "BPE", "vocab": {name: i for i, name in enumerate(names)}, "merges": []},
             "added_tokens": []}
 
 
+SPLIT = {"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}|\s+(?!\S)|\s+"}, "behavior": "Isolated", "invert": False}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+def sequence(*parts):
+    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [*parts]}}
+
+
+@pytest.mark.parametrize("change", [
+    sequence(SPLIT, BYTE_LEVEL) | {"model": description()["model"] | {"ignore_merges": True}},  # Llama 3
+    sequence(SPLIT, SPLIT, BYTE_LEVEL) | {"normalizer": {"type": "Sequence", "normalizers": []}},  # DeepSeek V3
+    sequence({"type": "Digits", "individual_digits": True}, BYTE_LEVEL),  # StarCoder
+    sequence({"type": "Punctuation", "behavior": "Contiguous"}, BYTE_LEVEL, SPLIT),  # Falcon
+    {"model": {key: value for key, value in description()["model"].items() if key != "type"} | {
+        "continuing_subword_prefix": "", "end_of_word_suffix": ""}},  # GPT-2 as converted in 2020
+    {"post_processor": {"type": "RobertaProcessing", "sep": ["a", 5], "cls": ["b", 6], "trim_offsets": True,
+                        "add_prefix_space": False}},  # RoBERTa
+], ids=["llama3", "deepseek", "starcoder", "falcon", "old", "roberta"])  # fmt: skip
+def test_byte_level_bpes_in_use_encode_as_in_the_library_and_reproduce_every_text(change):
+    content = json.dumps(description() | change)
+    tokenizer, library = BPETokenizer(content), tokenizers.Tokenizer.from_str(content)
+    texts = [*TEXTS, "".join(map(chr, [*range(0xD800), *range(0xE000, 0x30000), 0x10FFFF])), "e\u0301 \r\n "]
+    assert tokenizer.encode_batch(texts) == [library.encode(text, add_special_tokens=False).ids for text in texts]
+    assert [tokenizer.decode(ids) for ids in tokenizer.encode_batch(texts)] == texts
+
+
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "CodeGenTokenizer", "RobertaTokenizer", "WhisperTokenizer"])
+def test_folders_that_transformers_writes_are_read(tmp_path, name):
+    transformers = pytest.importorskip("transformers")
+    model = description()["model"]
+    theirs = getattr(transformers, name)(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])
+    theirs.save_pretrained(tmp_path)
+    ours = load_tokenizer(tmp_path)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
+
+
 @pytest.mark.parametrize("change, reason", [
-    ({"normalizer": {"type": "NFC"}}, "give every text back"),
-    ({"normalizer": {"type": "Lowercase"}}, "give every text back"),
-    ({"pre_tokenizer": None}, "give every text back"),
-    ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
-     "give every text back"),
+    ({"normalizer": {"type": "NFC"}}, "the normalizer NFC"),
+    ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}}, "the normalizer Sequence"),
+    ({"pre_tokenizer": None}, "no pre_tokenizer"),
+    ({"pre_tokenizer": BYTE_LEVEL | {"add_prefix_space": True}}, "without a prefix space"),
+    ({"pre_tokenizer": SPLIT}, "not one pre_tokenizer ByteLevel"),
+    (sequence(BYTE_LEVEL, BYTE_LEVEL), "not one pre_tokenizer ByteLevel"),
+    (sequence(SPLIT | {"behavior": "Removed"}, BYTE_LEVEL), "the pre_tokenizer Split"),
+    (sequence(sequence(BYTE_LEVEL)["pre_tokenizer"]), "the pre_tokenizer Sequence"),
     ({"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}},
-     "give every text back"),
-    ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "added_tokens": []}, "give every text back"),
-    (without(0), "give every text back"), (without(0xF4), "give every text back"),
-    (renumbered("a", 1_000_000), "numbers from 0"), (renumbered("a", 5), "numbers from 0"),
+     "the pre_tokenizer Metaspace"),
+    ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "added_tokens": []}, "the model WordLevel"),
+    ({"model": description()["model"] | {"dropout": 0.5}}, "dropout"),
+    ({"model": description()["model"] | {"continuing_subword_prefix": "##"}}, "continuing_subword_prefix"),
+    ({"model": description()["model"] | {"end_of_word_suffix": "</w>"}}, "end_of_word_suffix"),
+    (without(0), "no token for the byte 0x00"), (without(0xF4), "no token for the byte 0xf4"),
+    (renumbered("a", 1_000_000), "ids are not 0 to"), (renumbered("a", 5), "ids are not 0 to"),
 ])  # fmt: skip
-def test_a_tokenizer_that_is_not_byte_level_bpe_is_refused(change, reason):
+def test_a_tokenizer_that_is_not_plain_byte_level_bpe_is_refused(change, reason):
     line = error_of(BPETokenizer, json.dumps(description() | change), "other.json")
     assert line.startswith("other.json") and reason in line
 
 
-def test_the_probe_holds_every_byte_that_utf_8_has():
-    assert set(data.tokenizer.PROBE.encode()) == {*range(256)} - {0xC0, 0xC1, *range(0xF5, 0x100)}
+@pytest.mark.parametrize("i", [3, VOCAB_SIZE + 5, 2**32 - 1, 2**32, 10**12, -1, "3", None])
+def test_special_tokens_with_impossible_ids_are_refused(i):
+    token = description()["added_tokens"][0]
+    changed = description() | {"added_tokens": [*description()["added_tokens"], token | {"id": i, "content": "<é>"}]}
+    assert error_of(BPETokenizer, json.dumps(changed), "other.json").startswith("other.json")
 
 
-def test_files_that_are_not_there_are_named(tmp_path):
-    assert "none.json" in error_of(BPETokenizer.load, tmp_path / "none.json")
-    assert "encoder.json" in error_of(BPETokenizer.load, tmp_path)
-    (tmp_path / "encoder.json").write_text("{}")
-    assert "vocab.bpe" in error_of(BPETokenizer.load, tmp_path)
+def test_replacements_that_multiply_the_text_are_refused_before_the_library_sees_them():
+    """With these the library aborts the process, as it runs out of memory."""
+    grow = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100_000}
+    changed = description() | {"normalizer": {"type": "Sequence", "normalizers": [grow] * 4}}
+    assert "the normalizer Sequence" in error_of(BPETokenizer, json.dumps(changed))
+
+
+def test_a_split_that_backtracks_without_end_is_one_line():
+    tokenizer = BPETokenizer(json.dumps(description() | sequence(
+        SPLIT | {"pattern": {"Regex": "(a+)+b"}}, BYTE_LEVEL)))
+    for function, argument in ((tokenizer.encode, "a" * 40), (tokenizer.encode_batch, ["b", "a" * 40])):
+        assert "failed on the text" in error_of(function, argument)
+
+
+def test_mutated_files_load_as_a_tokenizer_that_reproduces_text_or_are_one_line(tmp_path):
+    draw, path = random.Random(0), tmp_path / "tokenizer.json"
+    content = json.dumps(description(), ensure_ascii=False).encode()
+    snippets = [b"null", b"[]", b"{}", b"-1", b"1e9", b'"Sequence"', b'"##"', b"true", b"\xff", b"0", b'"']
+    loaded = 0
+    for _ in range(300):
+        at = draw.choice((draw.randrange(len(content)), draw.randrange(1000), -draw.randrange(1, 400)))
+        path.write_bytes(content[:at] + draw.choice(snippets) + content[at:][draw.randrange(8) :])
+        try:
+            tokenizer = load_tokenizer(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            loaded += 1
+            assert [tokenizer.decode(ids) for ids in tokenizer.encode_batch(TEXTS)] == TEXTS
+    assert loaded > 3
+
+
+def test_bytes_in_utf_8_are_those_that_characters_are_encoded_with():
+    assert BYTES_IN_UTF_8 == set("".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)])).encode())
+
+
+@pytest.mark.parametrize("name", ["none.json", "char", "bpe", "a\0b.json", "n" * 300, "."])
+def test_missing_tokenizers_are_named(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert name in error_of(load_tokenizer, name)
+
+
+@pytest.mark.parametrize("folder", ["x", "."])
+def test_folders_without_a_tokenizer_say_what_one_contains(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "encoder.json").write_text("{}")
+    line = error_of(load_tokenizer, folder)
+    assert all(name in line for name in ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe"))
+
+
+def test_a_checkpoint_is_called_one(tmp_path):
+    (tmp_path / "best.pt").write_bytes(b"PK")
+    assert "is a checkpoint" in error_of(load_tokenizer, tmp_path / "best.pt")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_not_a_regular_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    assert "pipe.json" in error_of(load_tokenizer, tmp_path / "pipe.json")
+    assert "/dev/zero" in error_of(load_tokenizer, "/dev/zero")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json"])
+def test_huge_files_are_not_read(tmp_path, name):
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with open(tmp_path / name, "wb") as file:
+        file.truncate(10**12)  # sparse
+    assert "too many" in error_of(load_tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize("encoder, merges", [("no JSON", "#version: 0.2\n"), ("{}", "#version: 0.2\nq w\n"),
@@ -432,31 +567,38 @@ def test_files_that_are_not_there_are_named(tmp_path):
 def test_malformed_files_of_gpt2_are_named(tmp_path, encoder, merges):
     (tmp_path / "encoder.json").write_text(encoder)
     (tmp_path / "vocab.bpe").write_text(merges)
-    line = error_of(BPETokenizer.load, tmp_path)
+    line = error_of(load_tokenizer, tmp_path)
     assert "encoder.json" in line and "vocab.bpe" in line
 
 
 @pytest.mark.parametrize("saved, quoted", [
+    ({"kind": ["char"]}, "['char']"), ({"kind": {}}, "{}"), ({"kind": "char", "vocab": ["a"]}, "vocab"),
+    ({"kind": "char", "vocab": ""}, "empty vocabulary"), ({"kind": "char", "vocab": "aba"}, "twice"),
+    ({"kind": "char", "vocab": "a\ud800"}, "surrogate"),
     ({"kind": "unigram"}, "'unigram'"), ({}, "None"), ({"kind": "char"}, "vocab"), ({"kind": "bpe"}, "tokenizer.json"),
     ({"kind": "bpe", "tokenizer.json": 3}, "tokenizer.json"), ({"kind": "bpe", "tokenizer.json": "{}"}, "damaged"),
 ])  # fmt: skip
-def test_a_checkpoint_with_another_tokenizer_is_told(saved, quoted):
+def test_malformed_tokenizer_of_a_checkpoint_is_one_line(saved, quoted):
     assert quoted in error_of(tokenizer_from_dict, saved)
 
 
-def test_characters_outside_the_vocabulary_are_named():
-    assert "'x', 'é'" in error_of(CharTokenizer("ab").encode, "axbéx")
+def test_characters_outside_the_vocabulary_are_named_up_to_ten():
+    assert "'x', 'é'." in error_of(CharTokenizer("ab").encode, "axbéx")
+    many = "".join(map(chr, range(0x4E00, 0x4E00 + 20_000)))
+    line = error_of(CharTokenizer("ab").encode, many * 2)
+    assert "'一', '丁', " in line and "and 19,990 more" in line and len(line) < 300
+    assert CharTokenizer("ab").unknown(many * 2) == list(many)
 
 
-def test_no_text_makes_no_vocabulary():
+def test_an_empty_text_has_no_vocabulary():
     assert "there is no text" in error_of(CharTokenizer.of_text, "")
 
 
 @pytest.mark.parametrize("arguments, quoted", [
     (["show", "none.json", "a"], "none.json"), (["train", "none.txt"], "none.txt"),
-    (["train", __file__, "--vocab_size", "200"], "vocab_size cannot be 200"),
+    (["train", __file__, "--vocab_size", "200"], "got 200"),
     (["train", __file__, "--vocab_size", "99999999999999999999"], "2^31"),
-    (["train", __file__, "--max_bytes", "-1"], "max_bytes cannot be -1"), (["train"], "files"), ([], "command"),
+    (["train", __file__, "--max_bytes", "-1"], "max_bytes must be > 0, got -1"), (["train"], "files"), ([], "command"),
 ])  # fmt: skip
 def test_the_command_ends_with_one_line(command, capsys, tmp_path, monkeypatch, arguments, quoted):
     monkeypatch.chdir(tmp_path)

@@ -53,7 +53,7 @@ def train(settings):
 
     d = settings.data
     wanted = tokenizer_from_dict(saved["tokenizer"]) if saved else d.tokenizer
-    text = open_tokens(d.path, ReadOptions(d.column), wanted, d.vocab_size, d.max_bytes)
+    text = open_tokens(d.path, ReadOptions(column=d.column), wanted, d.vocab_size, d.max_bytes)
     tokenizer, val_tokens = text.tokenizer, text.val
     print(f"text: {d.path} ({text.title}), {len(text.train):,} tokens for training and {len(val_tokens):,} for "
           f"validation, of {tokenizer.vocab_size:,} different ones")
