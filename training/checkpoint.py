@@ -56,7 +56,8 @@ def read_checkpoint(path):
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): give the path of a readable checkpoint") from None
     except pickle.UnpicklingError:
-        raise UserError(f"{path} could run code if loaded: use a file from train.py or transformer_4d.py") from None
+        raise UserError(f"{path} is damaged, or contains code, which is not run: use a file from train.py or "
+                        "transformer_4d.py") from None
     except Exception:  # zipfile and torch.load raise many exception types for invalid files
         raise UserError(f"{path} is damaged or not a checkpoint: download it again, or train again") from None
     types = {"format_version": int, "model_class": str, "config": dict, "tokenizer": dict, "weights": dict}

@@ -12,7 +12,7 @@ NAMES = {int: "an integer below 2^63", float: "a finite number", bool: "true or 
 
 
 def has_type(value, kind):
-    """Whether `value` has the type `kind`: one of NAMES, a union of them, or a Literal of strings.
+    """Whether `value` has the type `kind`: a class, a union of classes, or a Literal of strings.
 
     Numbers must be finite, and integers below 2^63. An int is a valid float; a bool is not a valid number.
     """
