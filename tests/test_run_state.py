@@ -48,7 +48,7 @@ def resume(runs, tmp_path, monkeypatch):
     return resume
 
 
-ENTRIES = ["progress", "optimizer_states", "scaler", "metrics", "settled", "weights", "config", "tokenizer"]
+ENTRIES = ["progress", "optimizer_states", "scaler", "metrics", "run_config", "weights", "config", "tokenizer"]
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", torch.ones(2)], ids=repr)
@@ -69,7 +69,7 @@ SCALER = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth
 @pytest.mark.parametrize("value", NUMBER, ids=repr)
 @pytest.mark.parametrize("entry, name", [
     ("progress", "step"), ("progress", "seconds"), ("progress", "best_loss"), ("progress", "evaluations_since_best"),
-    ("settled", "batch_size"), ("settled", "dtype"), ("scaler", "scale"), ("scaler", "_growth_tracker"),
+    ("run_config", "batch_size"), ("run_config", "dtype"), ("scaler", "scale"), ("scaler", "_growth_tracker"),
 ])  # fmt: skip
 def test_an_invalid_number_is_named(resume, entry, name, value):
     def change(checkpoint):
@@ -82,7 +82,7 @@ def test_an_invalid_number_is_named(resume, entry, name, value):
 @pytest.mark.parametrize("change", [
     lambda checkpoint: checkpoint["progress"].update(speed=3.0),
     lambda checkpoint: checkpoint["progress"].pop("step"),
-    lambda checkpoint: checkpoint["settled"].pop("text"),
+    lambda checkpoint: checkpoint["run_config"].pop("text"),
     lambda checkpoint: checkpoint["scaler"].update(scale=65536.0),
     lambda checkpoint: checkpoint["metrics"].append(None),
     lambda checkpoint: checkpoint["metrics"].append([0.1]),

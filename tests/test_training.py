@@ -201,10 +201,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_what_was_saved(folder
 
 def test_a_run_does_not_write_over_another(folder):
     run(tiny_settings())
-    with pytest.raises(UserError, match="holds a model already.*--resume"):
+    with pytest.raises(UserError, match="already contains a run: add --resume"):
         run(tiny_settings())
     (folder / "checkpoints" / "tiny" / "last.pt").unlink()  # as where a model ships
-    with pytest.raises(UserError, match="holds a model already.*--run NAME"):
+    with pytest.raises(UserError, match="no last.pt to resume from: pick another --run NAME"):
         run(tiny_settings())
     with pytest.raises(UserError, match="there is no .*none.*last.pt"):
         run(tiny_settings("--resume", "--run=none"))

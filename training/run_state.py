@@ -1,7 +1,6 @@
 """The training state in the last.pt of a run: what --resume needs besides the model."""
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,14 +10,14 @@ from training.loop import Progress
 from utils.errors import UserError
 from utils.fields import has_type
 
-ENTRIES = {"progress": dict, "optimizer_states": list, "scaler": dict, "metrics": list, "settled": dict}
+ENTRIES = {"progress": dict, "optimizer_states": list, "scaler": dict, "metrics": list, "run_config": dict}
 PROGRESS = {field.name: field.type for field in fields(Progress)}
 METRICS = {"step": int, "tokens": int, "train_loss": float | None, "val_loss": float, "ema_val_loss": float,
            "seconds": float}
 SCALER = {"scale": float, "growth_factor": float, "backoff_factor": float, "growth_interval": int,
           "_growth_tracker": int}
-SETTLED = {"path": object, "text": str, "optimizer": str, "device": str, "batch_size": int, "accumulation": int,
-           "dtype": Literal["float32", "bfloat16", "float16"], "compile": Literal["yes", "no"]}
+RUN_CONFIG = {"path": object, "text": str, "optimizer": str, "device": str, "batch_size": int, "accumulation": int,
+              "dtype": Literal["float32", "bfloat16", "float16"], "compile": Literal["yes", "no"]}
 OPTIONAL = {"ema_val_loss"} | {"tokens", "compile"}  # without an average; in older files
 
 
@@ -27,15 +26,15 @@ def read_run(path):
 
     Raises UserError if training cannot resume from it.
     """
-    if not Path(path).exists():
-        raise UserError(f"there is no {path} to resume from: leave out --resume to start a new run")
     checkpoint = read_checkpoint(path)
+    if "settled" in checkpoint:
+        checkpoint["run_config"] = checkpoint.pop("settled")  # its name in older files
     if not all(isinstance(checkpoint.get(name), kind) for name, kind in ENTRIES.items()):
         raise UserError(f"{path} does not contain the full training state that --resume needs: use a last.pt from this "
                         "version of train.py, or start a new run with --run NAME")
     check_model(checkpoint, path)
     check_values(checkpoint["progress"], PROGRESS, "progress", path)
-    check_values(checkpoint["settled"], SETTLED, "settled", path)
+    check_values(checkpoint["run_config"], RUN_CONFIG, "run_config", path)
     if checkpoint["scaler"]:  # empty unless the run uses float16
         check_values(checkpoint["scaler"], SCALER, "scaler", path)
     for line in checkpoint["metrics"]:

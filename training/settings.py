@@ -17,6 +17,11 @@ class DataSettings:
     (tiny Shakespeare)."""
     column: str | None = None
     """The column that holds the text, where there are columns; None: text, or the only one there is."""
+    encoding: str | None = None
+    delimiter: str | None = None
+    document_separator: str | None = None
+    val_path: str | list[str] | None = None
+    dtype: Literal["uint16", "uint32", "int64"] | None = None
     tokenizer: str = "char"
     """char: the characters of the text; bpe: a BPE trained on it; gpt2: GPT-2's; or a tokenizer.json."""
     vocab_size: int = 20_000
@@ -153,7 +158,9 @@ class Settings:
     run: str | None = None
     """Its name; None: that of the YAML file."""
     resume: bool = False
-    """Go on where the run stopped."""
+    """Continue where the run stopped."""
+    init: str | None = None
+    """A checkpoint whose weights, architecture and tokenizer a new run starts from, for training on another text."""
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)

@@ -1,0 +1,143 @@
+"""What a run writes to its folder: last.pt, best.pt, metrics.jsonl, loss.png and settings.yaml."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from tqdm import tqdm
+
+from models.generate import generate_text
+from training.checkpoint import save_checkpoint
+from training.evaluate import estimate_loss
+from training.loop import check_finite
+from training.optim import WeightAverage
+from training.plots import plot_losses
+from training.precision import autocast
+from training.settings import Settings
+from utils.errors import UserError
+from utils.files import replacing
+from utils.printable import escape_controls
+
+
+@dataclasses.dataclass
+class Record:
+    """A run in progress, and the folder that its results are written to.
+
+    last.pt decides whether a run exists: it is written before everything else, and is all that resuming needs.
+    """
+
+    folder: Path
+    settings: Settings
+    """Of the run so far: what `auto` was resolved to, too."""
+    model: torch.nn.Module
+    tokenizer: object
+    val_tokens: np.ndarray
+    """(N)"""
+    optimizers: list
+    scaler: torch.amp.GradScaler
+    average: WeightAverage | None
+    dtype: torch.dtype
+    """Of matrix products."""
+    metrics: list
+    """The lines of metrics.jsonl, as dictionaries."""
+    compiled: bool = False
+
+    def __post_init__(self):
+        self.device = self.model.head.weight.device.type
+        self.text_digest = digest(self.val_tokens)
+        self.board = make_board(self.folder) if self.settings.output.tensorboard else None
+
+    def evaluate_and_save(self, progress, train_loss):
+        """Evaluate the model, write all files, print losses and a sample. Returns whether patience is exhausted."""
+        training = self.settings.training
+        line = {"step": progress.step, "tokens": progress.tokens, "train_loss": train_loss,
+                "val_loss": check_finite(self.validation_loss(), progress.step), "seconds": round(progress.seconds, 1)}
+        if self.average:
+            with self.average.in_model():
+                line["ema_val_loss"] = self.validation_loss()
+        self.metrics.append(line)
+        loss = min(line["val_loss"], line.get("ema_val_loss", np.inf))
+        improved = loss < progress.best_loss
+        if improved:
+            progress.best_loss, progress.evaluations_since_best = loss, 0
+        elif progress.step % training.eval_interval == 0:  # an evaluation after Ctrl-C does not count
+            progress.evaluations_since_best += 1
+
+        self.save_last(progress)
+        self.save_results(improved)
+        self.report(line, improved)
+        return training.patience is not None and progress.evaluations_since_best >= training.patience
+
+    def validation_loss(self):
+        with autocast(self.device, self.dtype):
+            return estimate_loss(self.model, self.val_tokens, self.settings.training.batch_size)
+
+    def save_last(self, progress):
+        training = self.settings.training
+        run_config = {"path": self.settings.data.path, "text": self.text_digest, "optimizer": self.settings.optim.name,
+                      "device": self.device, "batch_size": training.batch_size, "accumulation": training.accumulation,
+                      "dtype": str(self.dtype).removeprefix("torch."), "compile": "yes" if self.compiled else "no"}
+        save_checkpoint(self.folder / "last.pt", self.model, self.tokenizer, progress=vars(progress),
+                        optimizer_states=[optimizer.state_dict()["state"] for optimizer in self.optimizers],
+                        scaler=self.scaler.state_dict(), metrics=self.metrics, run_config=run_config,
+                        average=self.average.averages if self.average else None)
+
+    def save_results(self, improved):
+        """Write what follows from last.pt: best.pt if the last evaluation improved, metrics.jsonl and loss.png."""
+        line = self.metrics[-1]
+        if improved:
+            use_average = line.get("ema_val_loss", np.inf) < line["val_loss"]
+            with self.average.in_model() if use_average else contextlib.nullcontext():
+                save_checkpoint(self.folder / "best.pt", self.model, self.tokenizer, half=self.settings.output.half)
+        self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
+        plot_losses(self.metrics, self.folder / "loss.png", f"{self.settings.run}: {type(self.model).__name__}")
+
+    def complete(self, progress):
+        """When resuming: write the results again, in case the run was killed after it wrote last.pt."""
+        line = self.metrics[-1]
+        self.save_results(improved=progress.best_loss in (line["val_loss"], line.get("ema_val_loss")))
+
+    def write_settings(self):
+        settings = dataclasses.asdict(self.settings)
+        del settings["resume"]  # settings.yaml starts a new run
+        self.write("settings.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+    def write(self, name, text):
+        with replacing(self.folder / name) as file:
+            file.write(text.encode())
+
+    def report(self, line, improved):
+        """Print the losses of a line of metrics and a sample; send the losses to TensorBoard."""
+        names = {"train_loss": "training loss", "val_loss": "validation loss", "ema_val_loss": "of averaged weights"}
+        losses = "  ".join(f"{text} {line[name]:.4f}" for name, text in names.items() if line.get(name) is not None)
+        tqdm.write(f"step {line['step']:5}  {losses}{'  best so far' if improved else ''}")
+        if self.board:
+            for name, tag in (("train_loss", "training"), ("val_loss", "validation"), ("ema_val_loss", "average")):
+                if line.get(name) is not None:
+                    self.board.add_scalar(f"loss/{tag}", line[name], line["step"])
+            self.board.flush()
+        if self.settings.output.sample_tokens:
+            self.model.eval()
+            sample = "".join(generate_text(self.model, self.tokenizer, "", self.settings.output.sample_tokens,
+                                           self.settings.sampling))
+            tqdm.write("    " + escape_controls(sample.strip()).replace("\n", "\n    "))
+            self.model.train()
+
+
+def digest(tokens):
+    """A fingerprint of token ids (N)."""
+    return hashlib.sha256(np.ascontiguousarray(tokens)).hexdigest()
+
+
+def make_board(folder):
+    """A TensorBoard writer. Raises UserError if TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("TensorBoard is not installed: pip install tensorboard") from None
+    return SummaryWriter(folder / "tensorboard")
