@@ -31,7 +31,7 @@ def text_column(rows, wanted, where):
     names = list(dict.fromkeys(chain.from_iterable(rows)))
     if wanted in names:
         return wanted
-    listed = ", ".join(names) or "none"
+    listed = one_line(", ".join(names) or "none", 200)
     if wanted is not None:
         raise UserError(f"{where} has no column {wanted}: pass one of its columns as --data.column: {listed}")
     if "text" in names:

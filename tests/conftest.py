@@ -12,6 +12,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: one thread per worker, in 
     torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, default=1, metavar="N", help="N times as many mutated files (1)")
+
+
+@pytest.fixture
+def fuzz(request):
+    """How many times more mutated files to try than usual."""
+    return request.config.getoption("--fuzz")
+
+
 @pytest.fixture
 def run_main(monkeypatch, capsys):
     """A function that calls `main` with command-line arguments and returns its standard output."""

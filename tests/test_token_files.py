@@ -187,11 +187,11 @@ def test_malformed_meta_is_one_line_runs_nothing_and_takes_no_memory(tmp_path, m
     assert not Path("ran").exists()
 
 
-def test_mutated_meta_gives_a_vocabulary_or_one_line(tmp_path):
+def test_mutated_meta_gives_a_vocabulary_or_one_line(tmp_path, fuzz):
     random = np.random.default_rng(0)
     content = np.frombuffer(pickle.dumps(META), np.uint8)
     (tmp_path / "meta.pkl").touch()
-    for _ in range(1000):
+    for _ in range(1000 * fuzz):
         mutated = content.copy()
         mutated[random.integers(len(content), size=random.integers(1, 4))] = random.integers(256)
         (tmp_path / "meta.pkl").write_bytes(mutated.tobytes())

@@ -505,12 +505,12 @@ def test_a_split_that_backtracks_without_end_is_one_line():
         assert "failed on the text" in error_of(function, argument)
 
 
-def test_mutated_files_load_as_a_tokenizer_that_reproduces_text_or_are_one_line(tmp_path):
+def test_mutated_files_load_as_a_tokenizer_that_reproduces_text_or_are_one_line(tmp_path, fuzz):
     draw, path = random.Random(0), tmp_path / "tokenizer.json"
     content = json.dumps(description(), ensure_ascii=False).encode()
     snippets = [b"null", b"[]", b"{}", b"-1", b"1e9", b'"Sequence"', b'"##"', b"true", b"\xff", b"0", b'"']
     loaded = 0
-    for _ in range(300):
+    for _ in range(300 * fuzz):
         at = draw.choice((draw.randrange(len(content)), draw.randrange(1000), -draw.randrange(1, 400)))
         path.write_bytes(content[:at] + draw.choice(snippets) + content[at:][draw.randrange(8) :])
         try:
