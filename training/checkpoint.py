@@ -52,7 +52,7 @@ def read_checkpoint(path):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no {path}: give the path of a checkpoint, or train a model first with "
-                        "python train.py config/bard_gpt.yaml or python transformer_4d.py") from None
+                        "python train.py config/bard_gpt_cpu.yaml or python transformer_4d.py") from None
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): give the path of a readable checkpoint") from None
     except pickle.UnpicklingError:
