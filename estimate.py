@@ -8,6 +8,7 @@ On the validation split the loss is compared with two baselines: the uniform dis
 """
 
 import math
+from dataclasses import fields
 
 import numpy as np
 
@@ -39,7 +40,8 @@ def main():
                         help="a checkpoint of train.py or transformer_4d.py (%(default)s)")
     parser.add_argument("--data", default=DEFAULT_PATH,
                         help="a text file, or anything that data.path of train.py accepts (%(default)s)")
-    parser.add_argument("--column", help="the column that contains the text, for .jsonl, .csv and .parquet files")
+    for field in fields(ReadOptions):
+        parser.add_argument(f"--{field.name}", help=f"as --data.{field.name} of train.py")
     parser.add_argument("--split", choices=("val", "train", "all"), default="val",
                         help="val: about the last tenth of the text; train: the rest; all: both (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, help="batch size, in sequences (%(default)s)")
@@ -50,7 +52,8 @@ def main():
 
     device = pick_device(args.device)
     model, tokenizer = load_model(args.checkpoint, device)
-    text = open_tokens(args.data, ReadOptions(column=args.column), tokenizer)
+    options = ReadOptions(**{field.name: getattr(args, field.name) for field in fields(ReadOptions)})
+    text = open_tokens(args.data, options, tokenizer)
     tokens = np.concatenate((text.train, text.val)) if args.split == "all" else getattr(text, args.split)
     if len(tokens) < 2:
         raise UserError(f"{args.data} is too short: its {args.split} split has {len(tokens)} tokens, and at least 2 "

@@ -120,13 +120,13 @@ def main():
         raise UserError(str(error)) from None
 
     train_tokens, val_tokens = (tokens.numpy().astype(np.uint16) for tokens in (train_tokens, val_tokens))
-    title = name_of((ROOT / DEFAULT_PATH).read_text(encoding="utf-8"))
+    title = name_of(DEFAULT_PATH.read_text(encoding="utf-8"))
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         ours, nanogpt = Path(temporary) / "ours", Path(temporary) / "nanogpt"
         (ours / "data").mkdir(parents=True)
         shutil.copy(ROOT / "transformer_4d.py", ours)
-        shutil.copy(ROOT / DEFAULT_PATH, ours / "data")
+        shutil.copy(DEFAULT_PATH, ours / "data")
         shutil.copytree(args.nanogpt, nanogpt, ignore=shutil.ignore_patterns(".git"))
         train_tokens.tofile(nanogpt / "data" / "shakespeare_char" / "train.bin")
         val_tokens.tofile(nanogpt / "data" / "shakespeare_char" / "val.bin")

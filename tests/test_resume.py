@@ -8,20 +8,20 @@ import time
 
 import pytest
 import torch
-from small_runs import ROOT, TINY, command, losses, tiny_settings
+from small_runs import HERE, ROOT, TINY, command, losses, tiny_settings
 from small_text import TEXT
 
-import train
 import training.record
 from data.windows import RandomWindows
 from training import preflight
+from training.arguments import parse_settings
 from training.record import Record
 from training.run import train as run
 from utils.errors import UserError
 
-LONG = [*(f"--model.{name}={value}" for name, value in TINY.items()), "--model.dropout=0.3", "--training.max_iters=60",
-        "--training.eval_interval=5", "--training.batch_size=4", "--training.accumulation=2", "--training.device=cpu",
-        "--training.dtype=bfloat16", "--output.sample_tokens=5"]
+LONG = [*HERE, *(f"--model.{name}={value}" for name, value in TINY.items()), "--model.dropout=0.3",
+        "--training.max_iters=60", "--training.eval_interval=5", "--training.batch_size=4", "--training.accumulation=2",
+        "--training.device=cpu", "--training.dtype=bfloat16", "--output.sample_tokens=5"]
 
 
 @pytest.fixture(scope="module")
@@ -269,10 +269,11 @@ def test_damaged_averages_are_a_user_error(folder, monkeypatch, change):
 def test_init_starts_a_run_from_the_weights_of_a_checkpoint(folder, monkeypatch):
     run(tiny_settings("--run=first", "--training.max_iters=4"))
     (folder / "data" / "other.txt").write_text(TEXT[::-1], encoding="utf-8")
-    settings = train.parse(["--init=checkpoints/first", "--run=second", "--data.path=data/other.txt",
-                            "--training.max_iters=1", "--training.eval_interval=1", "--training.device=cpu",
-                            "--training.batch_size=4", "--training.dtype=float32", "--optim.muon_lr=1e-30",
-                            "--optim.adamw_lr=1e-30", "--output.sample_tokens=5", "--optim.weight_decay=0"])
+    settings = parse_settings([
+        "--output.folder=checkpoints", "--init=checkpoints/first", "--run=second", "--data.path=data/other.txt",
+        "--training.max_iters=1", "--training.eval_interval=1", "--training.device=cpu", "--training.batch_size=4",
+        "--training.dtype=float32", "--optim.muon_lr=1e-30", "--optim.adamw_lr=1e-30", "--optim.weight_decay=0",
+        "--output.sample_tokens=5"])
     run(settings)
     first, second = (torch.load(folder / "checkpoints" / name / "best.pt", weights_only=True)
                      for name in ("first", "second"))

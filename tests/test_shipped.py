@@ -33,7 +33,7 @@ def test_the_shipped_model_has_the_configuration_of_its_yaml():
 @pytest.mark.skipif(not TINY_SHAKESPEARE.is_file(), reason=f"there is no {TINY_SHAKESPEARE}")
 def test_the_shipped_model_reaches_the_published_loss(folder, run_main):
     shutil.copy(TINY_SHAKESPEARE, "data/input.txt")
-    out = run_main(estimate.main, "--device", "cpu")
+    out = run_main(estimate.main, "--data", "data/input.txt", "--device", "cpu")
     loss = float(re.search(r"loss +([\d.]+)", out)[1])
     assert loss <= 1.4697
     published = [float(re.search(r"\*\*([\d.]+)\*\*", README)[1]),

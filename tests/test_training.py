@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from small_runs import ROOT, TINY, command, losses, tiny_settings
+from small_runs import HERE, ROOT, TINY, command, losses, tiny_settings
 from small_text import TEXT
 
 import estimate
@@ -23,15 +22,18 @@ from data.ngram import ngram_loss
 from data.prepare import open_tokens
 from data.tokenizer import CharTokenizer
 from models.zoo import ZOO, DevModel
+from training.arguments import parse_settings
 from training.checkpoint import load_model, save_checkpoint
 from training.evaluate import estimate_loss
 from training.loop import Progress, Trainer, fit
 from training.optim import Muon, lr_factor, make_optimizers
 from training.run import model_config
 from training.run import train as run
-from training.settings import ModelSettings, OptimSettings, Settings, TrainingSettings
+from training.settings import OptimSettings
 from training.step import TrainStep, compile_forward
 from utils.errors import UserError
+
+TEXT_HERE = ("--data", "data/input.txt", "--device", "cpu")  # options of estimate.py
 
 # ---- Optimizers and schedules ----------------------------------------------------------------------------------------
 
@@ -218,7 +220,7 @@ every_yaml = pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.ya
 
 @every_yaml
 def test_every_yaml_builds(path):
-    settings = train.parse([str(path)])
+    settings = parse_settings([str(path)])
     assert settings.run == path.stem
     with torch.device("meta"):
         ZOO[settings.model.name](**vars(model_config(settings.model, vocab_size=65)))
@@ -230,8 +232,9 @@ def test_every_yaml_trains_in_small(path, folder, capsys):
     (folder / "data" / "all_poems.json").write_text(json.dumps(poems), encoding="utf-8")
     text = "data/all_poems.json" if path.stem == "poem" else "data/input.txt"
     sizes = [f"--model.{name}={value}" for name, value in (TINY | {"n_hidden": 16}).items()]
-    bpe = ["--data.tokenizer=bpe", "--data.vocab_size=300"] if train.parse([str(path)]).data.tokenizer != "char" else []
-    settings = train.parse([str(path), *sizes, *bpe, f"--data.path={text}", "--training.batch_size=2",
+    by_characters = parse_settings([str(path)]).data.tokenizer == "char"
+    bpe = [] if by_characters else ["--data.tokenizer=bpe", "--data.vocab_size=300"]
+    settings = parse_settings([str(path), *sizes, *bpe, *HERE, f"--data.path={text}", "--training.batch_size=2",
                             "--training.accumulation=1", "--training.max_iters=2", "--training.eval_interval=1",
                             "--training.device=cpu", "--training.dtype=float32", "--output.sample_tokens=5"])
     run(settings)
@@ -259,7 +262,7 @@ def test_tensorboard_gets_the_losses_of_metrics_jsonl(folder):
 
 def test_where_torch_compile_cannot_be_had_one_line_says_so_and_training_goes_on(folder):
     tiny = [f"--model.{name}={value}" for name, value in TINY.items()]
-    arguments = [*tiny, "--training.max_iters=2", "--training.eval_interval=1", "--training.device=cpu",
+    arguments = [*tiny, *HERE, "--training.max_iters=2", "--training.eval_interval=1", "--training.device=cpu",
                  "--training.batch_size=4", "--output.sample_tokens=0"]
     for name, compile in (("plain", "no"), ("tried", "yes")):
         done = command("train.py", *arguments, f"--run={name}", f"--training.compile={compile}", cwd=folder,
@@ -268,34 +271,6 @@ def test_where_torch_compile_cannot_be_had_one_line_says_so_and_training_goes_on
         assert sum("torch.compile is not available on this machine" in line for line in done.stdout.splitlines()) == (
             compile == "yes")
     assert losses(folder / "checkpoints" / "plain") == losses(folder / "checkpoints" / "tried")
-
-
-def test_the_command_line_needs_no_torch_before_it_is_understood():
-    code = "import sys, train; train.parse(['--run', 'x']); assert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-@pytest.mark.parametrize("content, message", [
-    (b"model:\n  n_embd: [\n", "line 3"),
-    ("model:\n  name: 诗词歌赋\n".encode("gb18030"), "not YAML in UTF-8"),
-    (b"PK\x03\x04\xff\xfe", "not YAML in UTF-8"),
-    (b"", "no settings"),
-    (b"just words", "no settings"),
-    (b"model:\n  n_embed: 3\n", "n_embed"),
-])
-def test_a_yaml_that_is_none_is_named_in_one_line(tmp_path, content, message):
-    (tmp_path / "mine.yaml").write_bytes(content)
-    with pytest.raises(UserError, match=message) as error:
-        train.parse([str(tmp_path / "mine.yaml")])
-    assert "\n" not in str(error.value)
-
-
-def test_a_yaml_is_read_as_utf_8_wherever_it_is_read(tmp_path):
-    (tmp_path / "mine.yaml").write_text("# 我的设置\ndata:\n  path: 诗.txt\n", encoding="utf-8-sig")
-    code = "import sys, train; print(ascii(train.parse(sys.argv[1:]).data.path))"
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "mine.yaml"], capture_output=True, text=True,
-                          env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"}, cwd=ROOT)
-    assert done.stdout == ascii("诗.txt") + "\n", done.stderr
 
 
 def test_a_model_whose_gradient_cannot_be_compiled_is_trained_as_it_is(capsys, monkeypatch):
@@ -312,15 +287,6 @@ def test_a_model_whose_gradient_cannot_be_compiled_is_trained_as_it_is(capsys, m
     assert not compile_forward(train_step, torch.randint(11, (2, 2, 12))) and train_step.forward is model
     assert "torch.compile is not available on this machine (AssertionError)" in capsys.readouterr().out
     assert all(weight.grad is None for weight in model.parameters())
-
-
-def test_the_command_line_changes_what_the_yaml_says(tmp_path):
-    (tmp_path / "mine.yaml").write_text("model:\n  name: GPT2\n  n_blocks: 3\ntraining:\n  batch_size: 7\n")
-    settings = train.parse([str(tmp_path / "mine.yaml"), "--model.n_blocks", "4", "--sampling.top_k", "5"])
-    assert settings.model == ModelSettings(name="GPT2", n_blocks=4) and settings.sampling.top_k == 5
-    assert settings.training == TrainingSettings(batch_size=7)
-    expected = Settings(run="mine", model=settings.model, training=settings.training, sampling=settings.sampling)
-    assert settings == expected
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -346,7 +312,8 @@ def test_the_command_line_changes_what_the_yaml_says(tmp_path):
     (["none.yaml"], "none.yaml"),
 ])
 def test_bad_settings_are_named_in_one_line(folder, capsys, monkeypatch, arguments, message):
-    tiny = [] if arguments[0].endswith("yaml") else [f"--model.{name}={value}" for name, value in TINY.items()]
+    sizes = [f"--model.{name}={value}" for name, value in TINY.items()]
+    tiny = [] if arguments[0].endswith("yaml") else [*HERE, *sizes]
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments[:1], *tiny, *arguments])
     with pytest.raises(SystemExit) as stop:
         train.main()
@@ -404,7 +371,7 @@ def test_estimate_sorts_the_references_into_the_comparison_of_a_known_text(folde
     run(tiny_settings())
     references = [(9.5, "a worse model"), (0.5, "a better model")]
     monkeypatch.setitem(estimate.REFERENCES, open_tokens("data/input.txt").title, references)
-    rows = table(run_main(estimate.main, "checkpoints/tiny/best.pt", "--device", "cpu"))
+    rows = table(run_main(estimate.main, "checkpoints/tiny/best.pt", *TEXT_HERE))
     assert rows == sorted(rows) and len(rows) == 5 and {*references} < {*rows}
 
 
@@ -412,7 +379,7 @@ def test_estimate_sorts_the_references_into_the_comparison_of_a_known_text(folde
 def test_estimate_counts_no_ngrams_for_a_split_with_training_text(folder, monkeypatch, run_main, split):
     run(tiny_settings())
     monkeypatch.delattr(estimate, "ngram_loss")
-    out = run_main(estimate.main, "checkpoints/tiny/best.pt", "--split", split, "--device", "cpu")
+    out = run_main(estimate.main, "checkpoints/tiny/best.pt", "--split", split, *TEXT_HERE)
     assert f"split {split}:" in out and "baseline" not in out
 
 
@@ -433,9 +400,9 @@ def test_the_last_line_is_the_verdict_on_the_checkpoint(folder, run_main):
     model, tokenizer = DevModel(**TINY, vocab_size=len(set(TEXT))), CharTokenizer.of_text(TEXT)
     torch.nn.init.constant_(model.head.bias[0], 5)  # certain of one character, and mostly wrong
     save_checkpoint("untrained.pt", model, tokenizer)
-    assert "untrained, or" in run_main(estimate.main, "untrained.pt", "--device", "cpu").splitlines()[-1]
+    assert "untrained, or" in run_main(estimate.main, "untrained.pt", *TEXT_HERE).splitlines()[-1]
     run(tiny_settings())  # 6 steps
-    out = run_main(estimate.main, "checkpoints/tiny/best.pt", "--device", "cpu")
+    out = run_main(estimate.main, "checkpoints/tiny/best.pt", *TEXT_HERE)
     assert "undertrained" in out.splitlines()[-1]
 
 

@@ -1,33 +1,44 @@
-"""The settings of a run. They need no torch, so that --help is quick."""
+"""The settings of a run. Importing them does not import torch, so that --help is quick."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from models.config import SamplingConfig
 from utils.errors import UserError, check_numbers
 
+PROJECT = Path(__file__).resolve().parents[1]  # defaults do not depend on the working directory
+FORBIDDEN = set('/\\<>:"|?*')  # in names of files, on one system or another
+WINDOWS_DEVICES = ("con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10)))
+
 
 @dataclass
 class DataSettings:
-    """The text, and how it becomes tokens."""
+    """The text, and how it is tokenized."""
 
-    path: str | list[str] = "data/input.txt"
-    """A text, several ("[a.txt, b.txt]"), or a folder (.txt, .jsonl, .csv, .parquet); poems (.json); hf:NAME or
-    hf:NAME:CONFIG of Hugging Face; or a folder with train.bin and val.bin. The default is fetched if it is not there
-    (tiny Shakespeare)."""
-    column: str | None = None
-    """The column that holds the text, where there are columns; None: text, or the only one there is."""
-    encoding: str | None = None
-    delimiter: str | None = None
-    document_separator: str | None = None
+    path: str | list[str] = str(PROJECT / "data" / "input.txt")
+    """A text file; a table (.jsonl, .csv, .tsv, .parquet); a .json list of texts or poems; several of these, as
+    "[a.txt, b.txt]"; a folder of them; hf:NAME or hf:NAME:CONFIG, a dataset of Hugging Face; or a folder with train.bin
+    and val.bin. Tiny Shakespeare is downloaded if the default does not exist."""
     val_path: str | list[str] | None = None
+    """A separate validation text; None: about a tenth of `path`."""
+    column: str | None = None
+    """Column of the text in a table; None: `text`, or the only one."""
+    encoding: str | None = None
+    """Encoding of the files, such as gb18030; None: detected."""
+    delimiter: str | None = None
+    """Delimiter of a .csv file, one character or `tab`; None: detected."""
+    document_separator: str | None = None
+    """Separator of the documents in a .txt file, such as <|endoftext|>; None: the file is one document."""
     dtype: Literal["uint16", "uint32", "int64"] | None = None
+    """dtype of train.bin and val.bin; None: uint16, or uint32 for more than 65,536 tokens."""
     tokenizer: str = "char"
-    """char: the characters of the text; bpe: a BPE trained on it; gpt2: GPT-2's; or a tokenizer.json."""
+    """char: one token per character; bpe: byte-pair encoding trained on the text; gpt2: that of GPT-2; or the path of a
+    tokenizer.json, a Hugging Face folder or a checkpoint."""
     vocab_size: int = 20_000
-    """Tokens of a BPE that is trained."""
+    """Vocabulary size of a BPE trained on the text."""
     max_bytes: int = 20_000_000
-    """Of more text than this, so much is sampled to train a BPE on. It takes about 100 times as much memory."""
+    """Size of the sample of a larger text that a BPE is trained on. Training takes about 100 times as much memory."""
     windows: Literal["random", "shuffled", "sliding"] = "random"
     """Where context windows start. random: anywhere; shuffled: each epoch covers the text once, in random order from a
     random offset; sliding: every `stride` tokens, each once per epoch, for small texts."""
@@ -36,32 +47,32 @@ class DataSettings:
 
     def __post_init__(self):
         check_numbers(self, positive=("vocab_size", "max_bytes", "stride"))
-        if not self.path:
-            raise UserError("data.path is empty: give a text")
+        if not self.path or self.val_path in ("", []):
+            raise UserError("data.path is empty: pass a text")
 
 
 @dataclass
 class ModelSettings:
-    """The model: a class of models/zoo.py, and what to change of it."""
+    """The model: a class of models/zoo.py, and changes to its configuration."""
 
     name: str = "BardGPT"
     """A class of models/zoo.py."""
     n_embd: int | None = None
-    """Width; None, here and below: that of the class."""
+    """Embedding width; None, here and below: that of the class."""
     block_size: int | None = None
-    """Context."""
+    """Context length, in tokens."""
     n_blocks: int | None = None
-    """Depth."""
+    """Number of Transformer blocks."""
     num_heads: int | None = None
-    """Attention heads in a block."""
+    """Attention heads per block."""
     num_kv_heads: int | None = None
-    """Heads of keys and values in a block."""
+    """Key-value heads per block."""
     n_hidden: int | None = None
-    """Width of the feed-forward's inside."""
+    """Width of the hidden layer of the feed-forward network."""
     dropout: float | None = None
-    """Share of activations set to zero in training."""
+    """Fraction of activations set to zero in training."""
     vocab_size: int | None = None
-    """Tokens that the model has room for; None: those of the tokenizer. A multiple of 64 is faster on a GPU."""
+    """Number of logits; None: that of the tokenizer. A multiple of 64 is faster on a GPU."""
 
 
 @dataclass
@@ -69,83 +80,87 @@ class OptimSettings:
     """The optimizer and its learning rates."""
 
     name: Literal["muon", "adamw"] = "muon"
-    """Muon for the matrices in the blocks and AdamW for all else, or AdamW for everything."""
+    """muon: Muon for the matrices in the blocks and AdamW for all other weights; adamw: AdamW for all weights."""
     muon_lr: float = 0.02
-    """Highest learning rate of Muon."""
+    """Peak learning rate of Muon."""
     adamw_lr: float = 0.005
-    """Highest learning rate of AdamW. About 0.001 or less when it has everything."""
+    """Peak learning rate of AdamW; at most about 0.001 if it has all weights."""
     weight_decay: float = 0.1
-    """Pull of the matrices in the blocks towards zero."""
+    """Weight decay of the matrices in the blocks."""
     momentum: float = 0.9
-    """Muon's momentum."""
+    """Momentum of Muon."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's averages of the gradient and of its square."""
+    """Decay of AdamW's averages of the gradient and of its square."""
     schedule: Literal["cosine", "linear", "wsd"] = "linear"
-    """How the learning rates fall after the warm-up; wsd (warm-up, stable, decay): only in the last fifth, linearly."""
+    """Decay of the learning rates after the warmup; wsd (warmup, stable, decay): linear, in the last fifth only."""
     warmup_iters: int = 20
-    """Steps in which the learning rates rise."""
+    """Steps of linear warmup."""
+    final_lr: float = 0.0
+    """Learning rates at the end, as a fraction of their peak."""
     ema: float | None = None
     """Decay of an exponential moving average of the weights, such as 0.998; best.pt gets the averaged weights where
     they are better. None: no average."""
-    final_lr: float = 0.0
-    """What is left of the learning rates at the end, as a share of the highest."""
 
     def __post_init__(self):
         check_numbers(self, positive=("muon_lr", "adamw_lr"),
-                      not_negative=("weight_decay", "momentum", "warmup_iters", "final_lr"))
+                      not_negative=("weight_decay", "momentum", "warmup_iters", "final_lr", "ema"))
         for name, values in (("momentum", [self.momentum]), ("betas", self.betas), ("ema", [self.ema or 0.0])):
             if not all(0 <= value < 1 for value in values):
-                raise UserError(f"{name} cannot be {getattr(self, name)}: give numbers from 0 to below 1")
+                raise UserError(f"{name} cannot be {getattr(self, name)}: use numbers from 0 to below 1")
         if self.final_lr > 1:
-            raise UserError(f"final_lr cannot be {self.final_lr}: it is a share of the highest, give 1 or less")
+            raise UserError(f"final_lr cannot be {self.final_lr}: it is a fraction of the peak, use 1 or less")
 
 
 @dataclass
 class TrainingSettings:
-    """The loop."""
+    """The training loop."""
 
     batch_size: int | Literal["auto"] = 16
-    """Windows in one micro-batch; auto: 16 times accumulation windows a step, in as few micro-batches as fit."""
+    """Sequences per micro-batch; auto: 16 times `accumulation` sequences per step, in as few micro-batches as fit."""
     accumulation: int = 1
-    """Micro-batches in one step."""
+    """Micro-batches per step (gradient accumulation)."""
     max_iters: int = 1000
-    """Steps."""
+    """Training steps."""
     eval_interval: int = 250
     """Steps between evaluations; each one saves."""
     grad_clip: float = 1.0
-    """Greatest length of the gradient."""
+    """Maximum gradient norm."""
     patience: int | None = None
-    """Stop after this many evaluations in a row without a better loss; None: never."""
+    """Stop after this many evaluations in a row without a better validation loss; None: never."""
     seed: int = 1337
-    """The same seed on the same machine gives the same numbers, on a CPU to the last bit."""
+    """Fixed seed: reproducible results on one machine; on a CPU to the last bit, with the same number of threads."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """auto: the first of CUDA, MPS and CPU that is there."""
+    """auto: the first of CUDA, MPS and CPU that is available."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """What matrices are multiplied in; auto: what the hardware is fastest in and safe with."""
+    """Compute dtype of matrix products; auto: the fastest one that is safe on the hardware."""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """torch.compile; auto: on CUDA."""
+    """torch.compile; auto: on CUDA, for runs that are long enough to make up for the time it takes."""
     activation_checkpointing: bool = False
-    """Recompute activations instead of keeping them: less memory, a third more time."""
+    """Recompute activations in the backward pass: less memory, a third more time."""
 
     def __post_init__(self):
-        positive = ("accumulation", "max_iters", "eval_interval", "grad_clip", "patience")
-        check_numbers(self, positive + ("batch_size",) * (self.batch_size != "auto"), not_negative=("seed",))
-        if self.seed >= 2**63:
-            raise UserError(f"seed cannot be {self.seed}: give a whole number from 0 to below 2^63")
+        check_numbers(self, positive=("accumulation", "max_iters", "eval_interval", "grad_clip", "patience"),
+                      not_negative=("seed",))
+        if self.batch_size != "auto":
+            check_numbers(self, positive=("batch_size",))
+        for name in ("batch_size", "accumulation", "max_iters", "eval_interval", "seed"):
+            value = getattr(self, name)
+            if value != "auto" and value >= 2**63:
+                raise UserError(f"{name} cannot be {value}: use an integer below 2^63")
 
 
 @dataclass
 class OutputSettings:
-    """What the run writes."""
+    """What a run writes."""
 
-    folder: str = "checkpoints"
-    """The run writes to a folder of its own in here."""
+    folder: str = str(PROJECT / "checkpoints")
+    """The folder that contains the folders of all runs."""
     half: bool = False
-    """Keep best.pt in float16: half the size."""
+    """Save best.pt in float16: half the size."""
     sample_tokens: int = 200
-    """Tokens to write after each evaluation."""
+    """Tokens to generate after each evaluation."""
     tensorboard: bool = False
-    """Write for TensorBoard, too."""
+    """Also write TensorBoard logs."""
 
     def __post_init__(self):
         check_numbers(self, not_negative=("sample_tokens",))
@@ -155,10 +170,10 @@ class OutputSettings:
 class Settings:
     """A run."""
 
-    run: str | None = None
-    """Its name; None: that of the YAML file."""
+    run: str = "run"
+    """Name of the run, and of its folder; by default that of the YAML file."""
     resume: bool = False
-    """Continue where the run stopped."""
+    """Continue the run from its last.pt. Without a YAML file, with the settings of the run."""
     init: str | None = None
     """A checkpoint whose weights, architecture and tokenizer a new run starts from, for training on another text."""
     data: DataSettings = field(default_factory=DataSettings)
@@ -167,3 +182,11 @@ class Settings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self):
+        clean = self.run.strip(" .") == self.run and self.run.isprintable() and not FORBIDDEN & set(self.run)
+        if not self.run or not clean or self.run.partition(".")[0].lower() in WINDOWS_DEVICES:
+            raise UserError(f"--run cannot be {self.run!r}: use a name that every system allows for a folder, and "
+                            "--output.folder for the folder that contains it")
+        if len(self.run.encode("utf-8", "replace")) > 200:
+            raise UserError("--run is too long: use at most 200 bytes")

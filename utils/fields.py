@@ -3,7 +3,7 @@
 import math
 from dataclasses import fields
 from types import NoneType, UnionType
-from typing import Literal, get_args, get_origin
+from typing import Literal, Union, get_args, get_origin
 
 from utils.errors import UserError
 from utils.printable import one_line
@@ -11,13 +11,18 @@ from utils.printable import one_line
 NAMES = {int: "an integer below 2^63", float: "a finite number", bool: "true or false", str: "text", NoneType: "None"}
 
 
+def parts_of(kind):
+    """The types of a union, or the only type."""
+    return get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
+
+
 def has_type(value, kind):
     """Whether `value` has the type `kind`: a class, a union of classes, or a Literal of strings.
 
     Numbers must be finite, and integers below 2^63. An int is a valid float; a bool is not a valid number.
     """
-    if get_origin(kind) is UnionType:
-        return any(has_type(value, part) for part in get_args(kind))
+    if len(parts_of(kind)) > 1:
+        return any(has_type(value, part) for part in parts_of(kind))
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
     if kind is int:
@@ -41,8 +46,12 @@ def describe(kind):
     >>> describe(int | None)
     'an integer below 2^63 or None'
     """
-    if get_origin(kind) is UnionType:
-        return " or ".join(describe(part) for part in get_args(kind))
+    if len(parts_of(kind)) > 1:
+        return " or ".join(describe(part) for part in parts_of(kind))
     if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
+        return " or ".join(get_args(kind))
+    if get_origin(kind) is list:
+        return f"a list: [{describe(get_args(kind)[0])}, ...]"
+    if get_origin(kind) is tuple:
+        return f"a list: [{', '.join(describe(part) for part in get_args(kind))}]"
     return NAMES[kind]
