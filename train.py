@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, se
 
 from training.settings import Settings
 from utils.errors import UserError, command
+from utils.streams import optional_output
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -57,7 +58,8 @@ def main():
     settings = parse(sys.argv[1:])
     from training.run import train  # here, so that --help need not wait for torch
 
-    train(settings)
+    with optional_output():
+        train(settings)
 
 
 if __name__ == "__main__":
