@@ -23,7 +23,7 @@ from training.loop import Progress, Trainer, check_finite, fit
 from training.optim import WeightAverage, lr_factor, make_optimizers
 from training.plots import plot_losses
 from training.precision import autocast, pick_device, pick_dtype
-from training.preflight import memory_advice, settle
+from training.preflight import fit_to_memory, memory_advice
 from training.run_state import check_averages, check_optimizer_states, read_run
 from training.step import TrainStep, accelerate
 from utils.errors import UserError
@@ -65,7 +65,7 @@ def train(settings):
         check_same(saved, config, settings, val_tokens, last_path)
         s = as_begun(s, saved["settled"], device)
     dtype = pick_dtype(device, s.dtype)
-    s, plan = settle(s, settings.optim.name, config, device, dtype)  # before anything of that size is built
+    s, plan = fit_to_memory(s, settings.optim, config, device, dtype)  # before anything of that size is built
     settings.training = s
     model = ZOO[settings.model.name](**vars(config)).to(device)
     check_length(val_tokens, model.block_size, "the validation split")
