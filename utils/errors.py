@@ -41,8 +41,7 @@ class Parser(argparse.ArgumentParser):
 def command(main):
     """Decorate the `main` of a script: errors the user can fix end it with one line and exit code 2.
 
-    Ctrl-C ends it with exit code 130. If the reader of its output ends early, such as `head`, it ends silently with
-    141, as other programs do.
+    Ctrl-C ends it with exit code 130, and a reader of its output that has read enough, such as `head`, silently.
     """
 
     @functools.wraps(main)
@@ -65,7 +64,6 @@ def command(main):
             discard(sys.stdout)
             if error.errno == errno.ENOSPC:
                 fail(f"cannot write the output: {error.strerror}. Free some space")
-            sys.exit(141)
 
     return run
 
