@@ -171,8 +171,8 @@ def orthogonalize(x):
     return x
 # ---- Training --------------------------------------------------------------------------------------------------------
 def cuda_graph(step):
-    """Record the CUDA kernels that `step()` launches, and return a function that launches all of them at once: Python
-    takes longer to launch hundreds of small ones than they run. What changes between steps has to be in a tensor."""
+    """Record the CUDA kernels that `step()` launches, and return a function that launches all of them at once:
+    launching hundreds of small ones from Python takes longer than running them. What changes must be in tensors."""
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         for _ in range(3):  # warmup: libraries allocate workspaces in their first calls, which cannot be recorded
