@@ -11,6 +11,7 @@ import sys
 
 from training.arguments import help_text, parse_settings
 from utils.errors import command
+from utils.streams import optional_output
 
 
 @command
@@ -22,7 +23,8 @@ def main():
     settings = parse_settings(arguments)
     from training.run import train  # imports torch, which --help and mistakes need not wait for
 
-    train(settings)
+    with optional_output():
+        train(settings)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Run `python transformer_4d.py`; every field of `Config` is an option, as in `--m
 import argparse
 import io
 import math
+import os
 import sys
 import time
 import timeit
@@ -25,7 +26,6 @@ MAX_ITERS = 3000 if DEVICES["cuda"] else 1500  # with more steps, the defaults o
 
 class UserError(Exception):
     """An error the user can fix: printed as one line, without a traceback."""
-
 def require(condition, message):
     if not condition:
         raise UserError(message)
@@ -171,10 +171,8 @@ def orthogonalize(x):
     return x
 # ---- Training --------------------------------------------------------------------------------------------------------
 def cuda_graph(step):
-    """Record the CUDA kernels that `step()` launches, and return a function that launches all of them at once.
-
-    For a small model, launching a kernel from Python takes longer than running it, and a step has hundreds. The graph
-    uses the same memory every time, so whatever changes between steps, like a learning rate, has to be in a tensor."""
+    """Record the CUDA kernels that `step()` launches, and return a function that launches all of them at once:
+    launching hundreds of small ones from Python takes longer than running them. What changes must be in tensors."""
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         for _ in range(3):  # warmup: libraries allocate workspaces in their first calls, which cannot be recorded
@@ -268,7 +266,7 @@ def train(config):
     print_sample(model.eval(), vocab, config)
     trend = "still falling" if best == step + 1 else f"rose after step {best}: overfitting"
     print(f"\n\nvalidation loss {losses[best]:.4f}, {trend}; uniform baseline ln V = {math.log(len(vocab)):.4f}")
-    print(f"checkpoint: {path}; is its loss normal? python estimate.py {path.relative_to(HERE)}")
+    print(f"checkpoint: {path}; is its loss normal? python estimate.py {path.relative_to(HERE)}", flush=True)
 
 @torch.no_grad()
 def print_sample(model, vocab, config):
@@ -284,6 +282,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, field in Config.__dataclass_fields__.items():
         parser.add_argument(f"--{name}", type=field.type, default=field.default, help="%(default)s")
+    sys.stdin, sys.stdout, sys.stderr = (f or open(os.devnull, "w") for f in (sys.stdin, sys.stdout, sys.stderr))
     sys.stdout.reconfigure(errors="replace")  # a Windows console may lack some of the text's characters
     try:
         train(Config(**vars(parser.parse_args())))
@@ -293,8 +292,9 @@ def main():
         oom = isinstance(error, RuntimeError) and ("out of memory" in str(error) or "tried to allocate" in str(error))
         if isinstance(error, RuntimeError) and not oom:
             raise
-        print("error:", "out of memory: reduce batch_size, block_size or n_embd" if oom else error, file=sys.stderr)
-        sys.exit(2)
+        if isinstance(error, BrokenPipeError):  # the reader of the output has ended, as in `| head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        parser.exit(2, f"error: {'out of memory: reduce batch_size, block_size or n_embd' if oom else error}\n")
 
 if __name__ == "__main__":
     main()

@@ -339,7 +339,7 @@ def test_a_value_that_is_no_weight_of_the_model_is_named(path, change_head, prob
     ({"model_class": "Perceptron"}, "Perceptron"),
     ({"tokenizer": {"kind": "runes"}}, "runes"),
     ({"tokenizer": {"kind": ["char"]}}, "kind ['char']"),
-    ({"tokenizer": {"kind": "char", "vocab": ""}}, "0 tokens"),
+    ({"tokenizer": {"kind": "char", "vocab": ""}}, "empty vocabulary"),
     ({"tokenizer": {"kind": "char", "vocab": 5}}, "vocab"),
     ({"tokenizer": {"kind": "char", "vocab": "".join(map(chr, range(200)))}}, "200 tokens"),
     ({"tokenizer": "abc"}, "not a checkpoint"),

@@ -28,7 +28,7 @@ def test_a_model_that_is_certain_and_wrong_has_infinite_perplexity(folder, run_m
     model, tokenizer = DevModel(**TINY, vocab_size=len(set(TEXT))), CharTokenizer.of_text(TEXT)
     torch.nn.init.constant_(model.head.bias[0], 1e4)
     save_checkpoint("wrong\x1b[31m.pt", model, tokenizer)
-    out = run_main(estimate.main, "wrong\x1b[31m.pt", "--device", "cpu")
+    out = run_main(estimate.main, "wrong\x1b[31m.pt", "--data", "data/input.txt", "--device", "cpu")
     assert float(re.search(r"loss +([\d.]+)", out)[1]) > 5000 and re.search(r"perplexity +inf\n", out)
     assert "No better than the uniform baseline" in out.splitlines()[-1]
     assert r"wrong\x1b[31m.pt: DevModel" in out and "\x1b" not in out

@@ -338,7 +338,7 @@ def test_estimate_tells_the_loss_of_both_halves_checkpoints(folder, monkeypatch)
     expected = {"single": transformer_4d.evaluate(model, ids[int(0.9 * len(ids)):], config.block_size, 4),
                 "tiny": min(loss for _, _, loss in losses(folder / "checkpoints" / "tiny"))}
     for name, path in (("single", single), ("tiny", folder / "checkpoints" / "tiny" / "best.pt")):
-        done = command("estimate.py", path, cwd=folder)
+        done = command("estimate.py", path, *TEXT_HERE, cwd=folder)
         assert done.returncode == 0, done.stderr
         loss = float(re.search(r"loss +([\d.]+)", done.stdout)[1])
         assert loss == pytest.approx(expected[name], abs=0.01)  # bfloat16, where that is fast

@@ -498,6 +498,24 @@ def test_a_second_ctrl_c_exits_at_once(folder, monkeypatch, capsys):
     assert end.value.code == 130 and "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has another error for this")
+def test_it_ends_with_one_line_when_the_reader_of_its_output_has_ended(folder):
+    process = command(folder, "transformer_4d.py", *arguments())
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() == 2
+    assert re.search(rf"^error: .*{os.strerror(errno.EPIPE)}\n\Z", err, re.MULTILINE)
+    assert "Traceback" not in err and "Exception ignored" not in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="redirects with a POSIX shell")
+def test_it_trains_with_closed_standard_streams(folder):
+    line = " ".join([sys.executable, str(shutil.copy(SCRIPT, folder)), *arguments(), "<&- >&- 2>&-"])
+    assert subprocess.run(["bash", "-c", line]).returncode == 0
+    load_model(checkpoint_path(folder))
+
+
 def test_bad_input_on_the_command_line_ends_in_one_line_and_exit_code_2(folder):
     process = command(folder, "transformer_4d.py", "--n_embd", "10", "--num_heads", "4")
     out, err = process.communicate()

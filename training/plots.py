@@ -1,32 +1,79 @@
-"""Pictures of a run."""
+"""The plot of a run's losses."""
 
-from matplotlib.figure import Figure
+import logging
+import warnings
+
+import numpy as np
+from tqdm import tqdm
 
 from utils.files import replacing
+from utils.printable import one_line
+
+CURVES = {  # key in the metrics: label and color
+    "train_loss": ("training", "tab:orange"),
+    "val_loss": ("validation", "tab:blue"),
+    "ema_val_loss": ("validation, averaged weights", "tab:green"),
+}
+CHINESE_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK TC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC",
+    "Source Han Sans CN", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback",  # Linux
+    "Microsoft YaHei", "SimHei", "SimSun",  # Windows
+    "PingFang SC", "Hiragino Sans GB", "Heiti SC", "Heiti TC", "STHeiti", "Songti SC", "Arial Unicode MS",  # macOS
+)
 
 
 def plot_losses(metrics, path, title):
-    """Draw the losses of a run: training and validation, over steps below and tokens seen above.
+    """Draw the losses of a run as a PNG file: over steps, and on the upper axis over tokens.
 
-    `metrics` are the lines of its metrics.jsonl, as dictionaries.
+    `metrics` are the lines of its metrics.jsonl, as dictionaries. If the plot fails, a message is printed.
     """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its warnings are about fonts and caches
+    try:
+        import matplotlib  # here, because it can fail: it writes to a cache folder
+
+        with warnings.catch_warnings(), matplotlib.rc_context({"font.family": font_families()}):
+            warnings.simplefilter("ignore")  # about characters that no font has
+            figure = draw_losses(metrics, title)
+            with replacing(path) as file:
+                figure.savefig(file, format="png", dpi=110)
+    except Exception as error:  # a plot must not end training, and matplotlib raises many exception types
+        tqdm.write(one_line(f"cannot plot the losses: {type(error).__name__}: {error}"))
+
+
+def font_families():
+    """The default fonts and, for characters that they lack, the Chinese ones that are installed."""
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    installed = set(fontManager.get_font_names())
+    return matplotlib.rcParams["font.family"] + [name for name in CHINESE_FONTS if name in installed]
+
+
+def draw_losses(metrics, title):
+    """The figure of `plot_losses`."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    steps = [line["step"] for line in metrics]
-    validation = [line["val_loss"] for line in metrics]
-    trained = [(line["step"], line["train_loss"]) for line in metrics if line["train_loss"] is not None]
-    axes.plot(*zip(*trained, strict=True) if trained else ([], []), color="tab:orange", marker=".", label="training")
-    axes.plot(steps, validation, color="tab:blue", marker=".", label="validation")
-    best = min(metrics, key=lambda line: line["val_loss"])
-    axes.annotate(f"best {best['val_loss']:.4f}", (best["step"], best["val_loss"]), xytext=(0, 10), ha="right",
-                  textcoords="offset points", color="tab:blue")
-    axes.set(xlabel="steps", ylabel="loss (nats per token)", title=title)
-    if len(metrics) > 3:  # the first loss, a blind guess, would press all others together
-        axes.set_ylim(top=1.05 * max(max(line["val_loss"], line["train_loss"]) for line in metrics[1:]))
+    axes.margins(x=0.02)
+    for key, (label, color) in CURVES.items():
+        points = [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
+        if points:
+            steps, losses = zip(*points, strict=True)
+            axes.plot(steps, losses, color=color, marker=".", label=f"{label} (lowest {min(losses):.4f})")
+    if len(metrics) > 3:  # the first loss is that of random weights; it would leave little height for the others
+        axes.set_ylim(top=1.05 * max(line[key] for line in metrics[1:] for key in CURVES if line.get(key) is not None))
+    axes.set(xlabel="steps", ylabel="loss (nats per token)")
+    axes.set_title(one_line(title, limit=80), parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
-    per_step = max((line["tokens"] / line["step"] for line in metrics if line["step"]), default=1)
-    above = axes.secondary_xaxis("top", functions=(lambda step: step * per_step / 1e6, lambda x: x * 1e6 / per_step))
-    above.set_xlabel("million tokens seen")
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+
+    # Tokens are not proportional to steps if the batch size has changed; beyond the last step, assume that they are.
+    last = metrics[-1]
+    if last["step"] > 0:
+        steps = [-last["step"], *(line["step"] for line in metrics), 2 * last["step"]]
+        millions = [-last["tokens"] / 1e6, *(line["tokens"] / 1e6 for line in metrics), 2 * last["tokens"] / 1e6]
+        above = axes.secondary_xaxis("top", functions=(lambda x: np.interp(x, steps, millions),
+                                                       lambda x: np.interp(x, millions, steps)))
+        above.set_xlabel("million tokens seen")
+    return figure

@@ -1,7 +1,7 @@
-"""Before the first step: what a run will take of memory, what there is, and settings that fit."""
+"""Whether a run fits in memory, before anything of its size is built."""
 
 import contextlib
-import dataclasses
+from dataclasses import replace
 
 import psutil
 import torch
@@ -9,47 +9,58 @@ import torch
 from utils.errors import UserError
 from utils.memory import CONTEXT, Plan, advice, cublas_workspace, fitting_plan, readable, training_memory
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA and MPS; Linux; Windows
+# In the messages of CUDA and MPS, of Linux, and of Windows.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def free_memory():
-    """Bytes of the machine's memory that a program can still have without swapping."""
+    """Bytes of main memory that a program can allocate without swapping."""
     return psutil.virtual_memory().available
 
 
-def make_plan(s, optimizer, device, dtype):
-    """The Plan of TrainingSettings. On MPS, which shares its memory with the CPU, it is as if on that."""
-    card = {"workspace": cublas_workspace(torch.cuda.get_device_capability()[0])} if device == "cuda" else {}
-    return Plan(s.batch_size, s.accumulation, str(dtype).removeprefix("torch."), optimizer, s.activation_checkpointing,
-                "cuda" if device == "cuda" else "cpu", **card)
+def make_plan(training, optim, device, dtype):
+    """The Plan of TrainingSettings with a given batch size and of OptimSettings.
 
-
-def settle(s, optimizer, c, device, dtype):
-    """TrainingSettings that fit in the memory that there is, and their Plan, for a model of configuration c.
-
-    It says what will be taken. Raises UserError, with settings that fit, if these don't.
+    MPS shares the CPU's memory, and its plan is that of a CPU.
     """
-    plan = make_plan(dataclasses.replace(s, batch_size=16) if s.batch_size == "auto" else s, optimizer, device, dtype)
+    plan = Plan(batch_size=training.batch_size, accumulation=training.accumulation,
+                dtype=str(dtype).removeprefix("torch."), optimizer=optim.name, ema=optim.ema is not None,
+                activation_checkpointing=training.activation_checkpointing)
+    if device != "cuda":
+        return plan
+    return replace(plan, device="cuda", workspace=cublas_workspace(torch.cuda.get_device_capability()[0]))
+
+
+def fit_to_memory(training, optim, model_config, device, dtype):
+    """Return the TrainingSettings, with a batch size that fits in free memory if it is `auto`, and their Plan.
+
+    Prints the memory that training needs. Raises UserError, with settings that fit, if that is more than is free.
+    """
+    auto = training.batch_size == "auto"
+    if auto:
+        training = replace(training, batch_size=16)
+    plan = make_plan(training, optim, device, dtype)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
-    free += CONTEXT[plan.device]  # that has been taken by now
-    if s.batch_size == "auto":
-        plan = fitting_plan(c, plan, free) or plan
-        s = dataclasses.replace(s, batch_size=plan.batch_size, accumulation=plan.accumulation)
-    needed = training_memory(c, plan).total
+    free += CONTEXT[plan.device]  # the forecast includes it, and it is in use by now
+    if auto:
+        plan = fitting_plan(model_config, plan, free) or plan
+        training = replace(training, batch_size=plan.batch_size, accumulation=plan.accumulation)
+
+    needed = training_memory(model_config, plan).total
     if needed > free:
-        raise UserError(f"training takes {readable(needed)} of memory, and there are {readable(free)}: "
-                        f"{advice(c, plan, free)}")
-    print(f"memory: batch size {s.batch_size} takes {readable(needed)} of the {readable(free)} that there are")
-    return s, plan
+        raise UserError(f"training needs {readable(needed)} of memory, and {readable(free)} is free: "
+                        f"{advice(model_config, plan, free)}")
+    print(f"memory: {readable(needed)} of {readable(free)} for batch size {plan.batch_size}")
+    return training, plan
 
 
 @contextlib.contextmanager
-def memory_advice(c, plan):
-    """Within it, an error of memory becomes a UserError with settings that take a fifth less."""
+def memory_advice(model_config, plan):
+    """Context in which running out of memory raises UserError, with settings that need a fifth less."""
     try:
         yield
     except RuntimeError as error:
         if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
-        less = int(0.8 * training_memory(c, plan).total)
-        raise UserError(f"memory ran out, though this should have fitted: {advice(c, plan, less)}") from None
+        less = int(0.8 * training_memory(model_config, plan).total)
+        raise UserError(f"out of memory, although it should have fitted: {advice(model_config, plan, less)}") from None

@@ -16,18 +16,25 @@ from training.checkpoint import check_model, read_checkpoint
 from training.loop import Progress, Trainer, fit
 from training.optim import WeightAverage, lr_factor, make_optimizers
 from training.precision import pick_device, pick_dtype
-from training.preflight import memory_advice, settle
+from training.preflight import fit_to_memory, memory_advice
 from training.record import Record, digest
 from training.run_state import check_averages, check_optimizer_states, read_run
 from training.settings import ModelSettings
 from training.step import TrainStep, accelerate
 from utils.errors import UserError
+from utils.files import lock_run
 from utils.parameters import count_parameters
 
 
 def train(settings):
     """Train the model that `settings` describe, or resume its training. Raises UserError."""
     folder = Path(settings.output.folder) / settings.run
+    with lock_run(folder):
+        train_in(folder, settings)
+
+
+def train_in(folder, settings):
+    """`train`, in a folder that no other process uses."""
     saved = open_run(folder, settings.resume)
     start = None if saved or settings.init is None else read_start(settings)
     text = open_text(settings, saved or start)
@@ -40,7 +47,7 @@ def train(settings):
     torch.manual_seed(settings.training.seed)
     device = pick_device(settings.training.device)
     dtype = pick_dtype(device, settings.training.dtype)
-    settings.training, plan = settle(settings.training, settings.optim.name, config, device, dtype)
+    settings.training, plan = fit_to_memory(settings.training, settings.optim, config, device, dtype)
     record, progress = build(settings, folder, config, text, device, dtype)
     if saved:
         load_state(record, progress, saved, folder / "last.pt")

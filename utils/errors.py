@@ -1,4 +1,4 @@
-"""What the user can mend is one line, never a traceback."""
+"""Errors that users can fix are one line, never a traceback."""
 
 import argparse
 import errno
@@ -6,54 +6,68 @@ import functools
 import os
 import sys
 
+from utils.printable import one_line
+from utils.streams import discard, prepare_streams
+
+CLOSED_PIPE = {errno.EPIPE, errno.EINVAL} if os.name == "nt" else {errno.EPIPE}
+
 
 class UserError(Exception):
-    """What the user can mend: what is wrong, where, and what to do, in one line."""
+    """An error the user can fix: what is wrong, where, and what to do, in one line."""
 
 
 def check_numbers(settings, positive=(), not_negative=()):
-    """Raise UserError if one of these fields is too small. None, where a field may be that, is not looked at."""
-    for name in (*positive, *not_negative):
+    """Raise UserError if one of these attributes is too small or NaN; None is valid."""
+    for name in positive:
         value = getattr(settings, name)
-        if value is not None and not (value > 0 or value == 0 and name in not_negative):
-            raise UserError(f"{name} cannot be {value}: give a number above zero{', or zero' * (name in not_negative)}")
+        if value is not None and not value > 0:
+            raise UserError(f"{name} cannot be {value}: it must be > 0")
+    for name in not_negative:
+        value = getattr(settings, name)
+        if value is not None and not value >= 0:
+            raise UserError(f"{name} cannot be {value}: it must be >= 0")
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are UserErrors, and whose description is shown in the lines that it has."""
+    """An argument parser that raises UserError, and whose help keeps the line breaks of its description."""
 
     def __init__(self, description=None, **more):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
     def error(self, message):
-        raise UserError(f"{message} (--help shows all)")
+        raise UserError(f"{message} (--help shows all options)")
 
 
 def command(main):
-    """Decorate the `main` of a script: a UserError ends it with one line and exit code 2, Ctrl-C with 130.
+    """Decorate the `main` of a script: errors the user can fix end it with one line and exit code 2.
 
-    A reader that has enough, such as `head`, ends it in silence. What is not shown in a terminal is UTF-8.
+    Ctrl-C ends it with exit code 130, and a reader of its output that has read enough, such as `head`, silently.
     """
 
     @functools.wraps(main)
     def run(*args, **kwargs):
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(errors="replace")  # a Windows console may lack some of a text's characters
-            if not stream.isatty():
-                stream.reconfigure(encoding="utf-8")
+        prepare_streams()
         try:
-            return main(*args, **kwargs)
+            try:
+                return main(*args, **kwargs)
+            finally:
+                sys.stdout.flush()  # errors of the last output are handled here, too
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            fail(error)
         except KeyboardInterrupt:
             sys.exit(130)
         except OSError as error:
             if error.filename is not None:
-                print(f"error: {error.filename}: {error.strerror}. Give another path", file=sys.stderr)
-                sys.exit(2)
-            if error.errno not in ((errno.EPIPE, errno.EINVAL) if os.name == "nt" else (errno.EPIPE,)):
+                fail(f"{error.filename}: {error.strerror}. Give another path")
+            if error.errno not in CLOSED_PIPE | {errno.ENOSPC}:
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+            discard(sys.stdout)
+            if error.errno == errno.ENOSPC:
+                fail(f"cannot write the output: {error.strerror}. Free some space")
 
     return run
+
+
+def fail(message):
+    print(f"error: {one_line(str(message))}", file=sys.stderr)
+    sys.exit(2)

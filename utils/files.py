@@ -1,40 +1,108 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all, and the lock of a run."""
 
 import contextlib
+import errno
+import glob
+import io
 import os
+import secrets
 import time
 
+from filelock import FileLock, Timeout
+
 from utils.errors import UserError
+
+ABANDONED_AFTER = 24 * 3600  # seconds without a write
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # network drives
+
+
+class OutputFile(io.FileIO):
+    """A file that keeps the error of a failed write: torch.save hides it behind a RuntimeError."""
+
+    error = None
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 @contextlib.contextmanager
 def replacing(path):
-    """Open a file (binary) that takes the name `path` when all is written; a failure leaves what was there.
+    """Open a binary file that replaces the file `path` once it is complete; after a failure, that one is unchanged.
 
     Raises UserError if it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # two processes may write the same path
+    output = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        remove_abandoned(path)
+        output = OutputFile(partial, "x")
+        with io.BufferedWriter(output) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        take_name(partial, path)
+        rename(partial, path)
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write {path}: {reason}. Make room, or use a folder of your own") from None
+        raise cannot_write(path, error) from None
+    except RuntimeError:
+        if output is None or output.error is None:
+            raise
+        raise cannot_write(path, output.error) from None
     finally:
-        if partial.is_file():
+        with contextlib.suppress(OSError):  # already renamed, or never created
             partial.unlink()
 
 
-def take_name(partial, path):
-    """Rename a file to a path, which is replaced. On Windows a program that reads what is there, such as a virus
-    scanner, forbids that for a moment."""
+def remove_abandoned(path):
+    """Remove what killed processes left when they were replacing the file `path`."""
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > ABANDONED_AFTER:
+                partial.unlink()
+
+
+def rename(partial, path):
+    """Rename a file, replacing `path`. On Windows this fails while a program such as a virus scanner reads `path`."""
     for wait in (0.1, 0.3, 1.0):
         try:
             return os.replace(partial, path)
         except PermissionError:
             time.sleep(wait)
     os.replace(partial, path)
+
+
+def cannot_write(path, error):
+    return UserError(f"cannot write {path}: {error.strerror or error}. Free some space, or choose another folder")
+
+
+@contextlib.contextmanager
+def lock_run(folder):
+    """Context in which no other process can use the folder of a run. The folder is created, and removed if left empty.
+
+    The operating system releases the lock when the process ends, even if it is killed. A leftover lock file has no
+    effect. Raises UserError if another process holds the lock, or if the folder cannot be written.
+    """
+    path = folder / ".lock"
+    lock = FileLock(path, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another process is using the run {folder}: wait until it ends, or choose another name with "
+                        "--run NAME") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise cannot_write(folder, error) from None
+        print(f"{folder} cannot be locked ({error.strerror}): do not use this run in two processes at once")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes it when it is released
+            path.unlink()  # before the release: afterwards it may be the lock of another process
+        lock.release()
+        with contextlib.suppress(OSError):  # not empty
+            folder.rmdir()

@@ -70,6 +70,8 @@ class Plan:
     """CUDA: bytes of a cuBLAS workspace, which depends on the GPU (`cublas_workspace`)."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """With several GPUs, ddp: a full copy on each; fsdp: weights, gradients and optimizer state are sharded."""
+    ema: bool = False
+    """Keep an exponential moving average of the weights. It is counted as optimizer state."""
 
     def __post_init__(self):
         check_types(self)
@@ -184,7 +186,10 @@ class Step(Ledger):
         self.phase = "forward"
         self.add("weights", 4 * self.n // self.shards + rotary_bytes(c))
         muon = self.in_matrices if p.optimizer == "muon" else 0
-        self.add("optimizer state", (4 * muon + 8 * (self.n - muon)) // self.shards)  # momentum; AdamW's two moments
+        state = 4 * muon + 8 * (self.n - muon)  # momentum; AdamW's two moments
+        if p.ema:
+            state += 4 * self.n
+        self.add("optimizer state", state // self.shards)
         if p.gpus > 1:
             self.add("other GPUs", parallel_buffers(c, p))
         if p.device == "cuda":
