@@ -18,6 +18,7 @@ from training.arguments import parse_settings
 from training.record import Record
 from training.run import train as run
 from utils.errors import UserError
+from utils.files import lock_run
 
 LONG = [*HERE, *(f"--model.{name}={value}" for name, value in TINY.items()), "--model.dropout=0.3",
         "--training.max_iters=60", "--training.eval_interval=5", "--training.batch_size=4", "--training.accumulation=2",
@@ -214,6 +215,12 @@ def test_a_folder_with_a_model_but_no_run_is_left_alone(folder):
     for arguments in ([], ["--resume"]):
         with pytest.raises(UserError, match="a model, but no last.pt to resume from: pick another --run NAME"):
             run(tiny_settings(*arguments))
+
+
+def test_a_run_in_use_by_another_process_is_refused(folder):
+    with lock_run(folder / "checkpoints" / "tiny"), pytest.raises(UserError, match="another process is using the run"):
+        run(tiny_settings())
+    run(tiny_settings())
 
 
 # ---- What may change -------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_runs import TINY, losses
+from small_runs import HERE, TINY, losses
 
 ROOT = Path(__file__).resolve().parents[1]
 POSIX = pytest.mark.skipif(os.name == "nt", reason="redirects with a POSIX shell")
@@ -81,7 +81,7 @@ def test_a_full_disk_under_the_output_is_one_line(body):
 
 
 TRAIN = " ".join(["$0 $1/train.py --run tiny --training.max_iters 6 --training.eval_interval 2 --training.device cpu",
-                  *(f"--model.{name} {value}" for name, value in TINY.items())])
+                  *HERE, *(f"--model.{name} {value}" for name, value in TINY.items())])
 
 
 @POSIX

@@ -81,13 +81,14 @@ def cannot_write(path, error):
 
 @contextlib.contextmanager
 def lock_run(folder):
-    """Context in which no other process can use the folder of a run. The folder is created, and removed if left empty.
+    """Context in which no other process can use the folder of a run. It is created, and removed again if left empty.
 
     The operating system releases the lock when the process ends, even if it is killed. A leftover lock file has no
     effect. Raises UserError if another process holds the lock, or if the folder cannot be written.
     """
     path = folder / ".lock"
     lock = FileLock(path, timeout=0)
+    new_parent = not folder.parent.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -106,3 +107,5 @@ def lock_run(folder):
         lock.release()
         with contextlib.suppress(OSError):  # not empty
             folder.rmdir()
+            if new_parent:
+                folder.parent.rmdir()
