@@ -202,7 +202,7 @@ def test_values_of_other_yaml_types_are_text(from_yaml, content, name):
     if name is None:
         assert from_yaml(content) == Settings(run="mine")  # blank
     else:
-        with pytest.raises(UserError, match=f"{name} cannot be"):
+        with pytest.raises(UserError, match=f"mine.yaml: {name} cannot be"):
             from_yaml(content)
 
 

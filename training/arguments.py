@@ -57,9 +57,13 @@ def parse_settings(arguments):
     for name, value in (given | options).items():
         section, _, short = name.rpartition(".")
         fields = sections.setdefault(section, {}) if section else top
-        fields[short or section] = convert(name, value)
+        in_yaml = path is not None and name not in options
+        fields[short or section] = convert(name, value, f"{path}: " if in_yaml else "--")
     for section, fields in sections.items():
-        top[section] = Settings.__dataclass_fields__[section].type(**fields)
+        try:
+            top[section] = Settings.__dataclass_fields__[section].type(**fields)
+        except UserError as error:  # its message starts with the name of a field
+            raise UserError(f"{section}.{error}") from None
     return Settings(**top)
 
 
@@ -187,8 +191,9 @@ def flatten(path, found):
 # ---- Values ----------------------------------------------------------------------------------------------------------
 
 
-def convert(name, value):
-    """Convert text, or a list of texts, to the type of a setting. Raises UserError."""
+def convert(name, value, where="--"):
+    """Convert text, or a list of texts, to the type of a setting. Raises UserError, which puts `where` before its
+    name."""
     kind = all_settings()[name].type
     for part in sorted(parts_of(kind), key=lambda part: part is not NoneType):  # `none` is not text, where it is valid
         try:
@@ -201,7 +206,7 @@ def convert(name, value):
             return [os.path.expanduser(path) for path in converted]
         return converted
     shown = one_line(value if isinstance(value, str) else str(value), 80)
-    raise UserError(f"{name} cannot be {shown}: use {describe(kind)}")
+    raise UserError(f"{where}{name} cannot be {shown}: use {describe(kind)}")
 
 
 def convert_to(kind, value):

@@ -105,6 +105,9 @@ class Record:
     def write_settings(self):
         settings = dataclasses.asdict(self.settings)
         del settings["resume"]  # settings.yaml starts a new run
+        for section, name in (("data", "path"), ("output", "folder")):
+            if settings[section][name] == getattr(getattr(Settings(), section), name):
+                settings[section][name] = ""  # blank is the default, also when the project has been moved
         self.write("settings.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
     def write(self, name, text):

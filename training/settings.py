@@ -48,7 +48,7 @@ class DataSettings:
     def __post_init__(self):
         check_numbers(self, positive=("vocab_size", "max_bytes", "stride"))
         if not self.path or self.val_path in ("", []):
-            raise UserError("data.path is empty: pass a text")
+            raise UserError("path is empty: pass a text")
 
 
 @dataclass
