@@ -13,7 +13,7 @@ COMPILE_SECONDS = 30  # what torch.compile takes, as measured on an H100: 26 to 
 class TrainStep:
     """A training step as a function: `train_step(step, batches, lr_factor)`.
 
-    - `forward`: the model, compiled or not, as a function of x and y, (B, T) each, that returns (logits, loss).
+    - `forward`: the model, compiled or not: a function of x and y, (B, T) each, whose second result is the loss.
     - `optimizers`: their learning rates are 0-dim tensors, and the values at this point are the peak learning rates.
     - `scaler`: a GradScaler, disabled unless `dtype`, of the matrix products, is float16.
     - `average`: a WeightAverage to update in every step, or None.
@@ -61,7 +61,7 @@ class TrainStep:
 
     def micro_step(self):
         with autocast(self.device.type, self.dtype):
-            loss = self.forward(self.x, self.y)[1]  # the logits get no name: they are freed before the backward pass
+            _, loss = self.forward(self.x, self.y)
         loss = loss * self.share
         self.scaler.scale(loss).backward()
         self.loss += loss.detach()
@@ -102,7 +102,7 @@ class TrainStep:
 
 def optimizer_tensors(optimizers):
     """The tensors in the states of optimizers, by optimizer, parameter and name."""
-    return {(i, weight, name): tensor for i, optimizer in enumerate(optimizers)
+    return {(i, id(weight), name): tensor for i, optimizer in enumerate(optimizers)
             for weight, state in optimizer.state.items() for name, tensor in state.items()}
 
 
