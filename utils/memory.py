@@ -6,8 +6,8 @@ allocates. The result is the maximum that is alive at once, split into parts. In
 tokens in a micro-batch, B times T; the other letters are those of `utils.parameters.symbols`.
 
 benchmarks/memory.py compares the result with what PyTorch allocates. On a CPU the errors are below 1%. On an H100 they
-were at most 2.5% in training and 3.0% in inference; since then the training step has changed (CUDA graphs, batched Muon,
-chunked cross-entropy), and has not been measured there again. `torch.compile`, which fuses operations, takes less.
+were at most 2.5% in training and 3.0% in inference. Since then the training step has changed (CUDA graphs, batched
+Muon, chunked cross-entropy), and was not measured there again. `torch.compile`, which fuses operations, takes less.
 """
 
 from collections import Counter

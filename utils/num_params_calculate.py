@@ -7,7 +7,7 @@
         --flops 200T --tokens 30B --price 2.5
 
 Numbers may be written as 1,000,000 or with K, M, B or T. On a CPU the memory is within 1% of what PyTorch allocates
-(benchmarks/memory.py). On an H100 it was within 3%, before the training step became CUDA graphs; torch.compile takes less.
+(benchmarks/memory.py). On an H100 it was within 3%, before training steps became CUDA graphs; torch.compile takes less.
 """
 
 import argparse
