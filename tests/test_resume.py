@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from small_runs import HERE, ROOT, TINY, command, losses, tiny_settings
@@ -15,7 +16,7 @@ import training.record
 from data.windows import RandomWindows
 from training import preflight
 from training.arguments import parse_settings
-from training.record import Record
+from training.record import Record, digest
 from training.run import train as run
 from utils.errors import UserError
 from utils.files import lock_run
@@ -298,3 +299,16 @@ def test_a_start_that_does_not_fit_is_a_user_error(folder, change, message):
     with pytest.raises(UserError, match=message):
         run(tiny_settings("--init=checkpoints/first/best.pt", change))
     assert not (folder / "checkpoints" / "tiny").exists()
+
+
+def test_a_run_takes_the_tokenizer_of_a_checkpoint_and_a_separate_validation_text(folder):
+    run(tiny_settings("--run=first", "--training.max_iters=1"))
+    (folder / "data" / "val.txt").write_text(TEXT[:400], encoding="utf-8")
+    (folder / "data" / "train.txt").write_text(TEXT[500:1500], encoding="utf-8")
+    for tokenizer in ("checkpoints/first", "checkpoints/first/last.pt"):
+        run(tiny_settings(f"--run={len(tokenizer)}", f"--data.tokenizer={tokenizer}", "--data.path=data/train.txt",
+                          "--data.val_path=data/val.txt", "--training.max_iters=1"))
+        saved = torch.load(folder / "checkpoints" / str(len(tokenizer)) / "last.pt", weights_only=True)
+        assert saved["tokenizer"]["vocab"] == "".join(sorted(set(TEXT)))
+        assert saved["run_config"]["text"] == digest(np.array(
+            [saved["tokenizer"]["vocab"].index(character) for character in TEXT[:400]], np.uint16))

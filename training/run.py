@@ -24,6 +24,7 @@ from training.step import TrainStep, accelerate
 from utils.errors import UserError
 from utils.files import lock_run
 from utils.parameters import count_parameters
+from utils.printable import one_line
 
 
 def train(settings):
@@ -113,8 +114,8 @@ def open_text(settings, checkpoint):
         tokenizer = tokenizer_from_dict(checkpoint["tokenizer"], "the checkpoint")
     options = ReadOptions(data.column, data.encoding, data.delimiter, data.document_separator)
     text = open_tokens(data.path, options, tokenizer, data.vocab_size, data.max_bytes, data.dtype, data.val_path)
-    print(f"text: {data.path} ({text.title}), {len(text.train):,} tokens for training and {len(text.val):,} for "
-          f"validation, {text.tokenizer.vocab_size:,} in the vocabulary")
+    print(one_line(f"text: {data.path} ({text.title}), {len(text.train):,} tokens for training and {len(text.val):,} "
+                   f"for validation, {text.tokenizer.vocab_size:,} in the vocabulary"))
     return text
 
 
