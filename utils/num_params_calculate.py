@@ -113,6 +113,7 @@ def parse_arguments():
     parser.add_argument("--dtype", default="bf16", choices=(*DTYPES, *DTYPES.values()),
                         help="compute dtype (%(default)s)")
     parser.add_argument("--optimizer", default="muon", choices=("muon", "adamw"), help="(%(default)s)")
+    parser.add_argument("--ema", action="store_true", help="with a moving average of the weights")
     parser.add_argument("--activation_checkpointing", action="store_true",
                         help="recompute activations instead of saving them")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="(%(default)s)")
@@ -168,6 +169,8 @@ def describe(plan):
     words = [batch, dtype, {"muon": "Muon and AdamW", "adamw": "AdamW"}[plan.optimizer]]
     if plan.activation_checkpointing:
         words.append("activation checkpointing")
+    if plan.ema:
+        words.append("moving average of the weights")
     if plan.gpus > 1:
         words.append(f"per GPU with {plan.strategy.upper()} on {plan.gpus} GPUs")
     else:
@@ -270,7 +273,7 @@ def plot(c, plan, memory, path):
 def main():
     args = parse_arguments()
     plan = Plan(args.batch_size, args.accumulation, DTYPES.get(args.dtype, args.dtype), args.optimizer,
-                args.activation_checkpointing, args.device, args.gpus, strategy=args.strategy)
+                args.activation_checkpointing, args.device, args.gpus, strategy=args.strategy, ema=args.ema)
     c = build_config(args)
     print(f"{args.model}: {count_parameters(c):,} parameters\n")
     print_parameters(c)
