@@ -41,7 +41,7 @@ def main():
     parser.add_argument("--data", default=DEFAULT_PATH,
                         help="a text file, or anything that data.path of train.py accepts (%(default)s)")
     for field in fields(ReadOptions):
-        parser.add_argument(f"--{field.name}", help=f"as --data.{field.name} of train.py")
+        parser.add_argument(f"--{field.name}", f"--data.{field.name}", help=f"as --data.{field.name} of train.py")
     parser.add_argument("--split", choices=("val", "train", "all"), default="val",
                         help="val: about the last tenth of the text; train: the rest; all: both (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, help="batch size, in sequences (%(default)s)")
@@ -56,7 +56,7 @@ def main():
     text = open_tokens(args.data, options, tokenizer)
     tokens = np.concatenate((text.train, text.val)) if args.split == "all" else getattr(text, args.split)
     if len(tokens) < 2:
-        raise UserError(f"{args.data} is too short: its {args.split} split has {len(tokens)} tokens, and at least 2 "
+        raise UserError(f"{args.data} is too short: its {args.split} split has {len(tokens)} token(s), and at least 2 "
                         "are needed. Use a longer text")
     with autocast(device, pick_dtype(device)):
         loss = estimate_loss(model, tokens, args.batch_size)

@@ -198,7 +198,8 @@ def make_train_step(model, config, dtype):
         adamw.step()
         model.zero_grad()
         last_loss.copy_(loss.detach())
-    run_update = cuda_graph(update) if config.device == "cuda" else update
+    run_update = cuda_graph(update) if config.device == "cuda" else update  # its warmup changes states: zero them
+    torch._foreach_zero_([*muon.averages, *(x for state in adamw.state.values() for x in state.values())])
     def train_step(sequences, lr_factor):
         muon_lr.fill_(config.muon_lr * lr_factor)
         adamw_lr.fill_(config.adamw_lr * lr_factor)
@@ -229,12 +230,11 @@ def train(config):
     n_params = sum(weight.numel() for weight in model.parameters())
     print(f"{len(train_tokens):,} training characters, {len(vocab)} distinct; {n_params:,} weights; {device}, {dtype}")
     sequences = train_tokens.unfold(0, T + 1, 1)  # (N, T + 1), a view: one sequence starts at each character
-    trial_step = make_train_step(model, config, dtype)  # measures the speed: lr_factor 0 changes no weight
-    seconds = timeit.timeit(lambda: trial_step(sequences[torch.randint(len(sequences), (B,))], 0).item(), number=10)
+    train_step = make_train_step(model, config, dtype)  # measures the speed: lr_factor 0 changes no weight
+    seconds = timeit.timeit(lambda: train_step(sequences[torch.randint(len(sequences), (B,))], 0).item(), number=10)
     max_iters = config.max_iters or min(MAX_ITERS, 1 + int(10 * 57 * config.minutes / seconds))  # 5% for evaluations
     print(f"{max_iters} steps; to repeat this run exactly: --max_iters {max_iters}")
-    # Each epoch covers the text once: every T-th sequence, from a random offset, in random order.
-    n = len(sequences) // T
+    n = len(sequences) // T  # each epoch covers the text once: every T-th sequence, from a random offset
     starts = torch.cat([torch.randint(T, ()) + T * torch.randperm(n) for _ in range(max_iters * B // n + 1)]).to(device)
     path = HERE / "checkpoints" / f"{time.strftime('%Y%m%d-%H%M%S')}.pt"
     sizes = {name: getattr(config, name) for name in ("n_embd", "block_size", "n_blocks", "num_heads", "dropout")}

@@ -160,9 +160,10 @@ def detect(path, reason):
     (best, codec), (second, _), *_ = [*scores, (0, None), (0, None)]
     if best >= 1 and best >= MARGIN * second:
         return codec
-    candidates = ", ".join(codec for _, codec in scores) or "unknown"
-    raise UserError(f"{path} is not UTF-8 text: {reason}. If it is text, re-save it as UTF-8 or pass --data.encoding "
-                    f"NAME; candidates: {candidates}")
+    candidates = ", ".join(codec for _, codec in scores)
+    hint = f"; candidates: {candidates}" if candidates else ""
+    raise UserError(f"{path} is not valid text: {reason}. If it is text, re-save it as UTF-8 or pass --data.encoding "
+                    f"NAME{hint}")
 
 
 def sample(path, encoding, errors="strict"):

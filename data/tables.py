@@ -55,6 +55,8 @@ def texts(rows, path, column, names):
             missing += 1
             continue
         if not isinstance(value, str):
+            if column == "item":
+                raise UserError(f"{path}, {place} is {type(value).__name__}, not text: correct it")
             raise UserError(f"{path}, {place}: {column} is {type(value).__name__}, not text: pass the column with the "
                             "text as --data.column")
         if not value.isascii():  # JSON may contain half of a surrogate pair
@@ -194,7 +196,10 @@ def csv_documents(path, encoding, options):
     names = [name.rstrip() for name in first[0]]
     place = 0
     if has_header(first, options.column, path):
-        place = names.index(text_column([names], options.column, f"the first row of {path}"))
+        column = text_column([names], options.column, f"the first row of {path}")
+        if names.count(column) > 1:
+            raise UserError(f"{path} has {names.count(column)} columns named {column}: rename all but one")
+        place = names.index(column)
         next(rows)
     for start, fields, position in rows:
         if len(fields) != len(names):

@@ -12,7 +12,7 @@ from utils.errors import UserError
 def check_length(tokens, length, what="the text"):
     """Raise UserError, which calls the tokens `what`, if they are too few for one window of this length."""
     if len(tokens) <= length:
-        raise UserError(f"{what} is too short: {len(tokens):,} tokens, and one window needs {length + 1:,}. Use more "
+        raise UserError(f"{what} is too short: {len(tokens):,} token(s), and one window needs {length + 1:,}. Use more "
                         "text or a smaller --model.block_size")
 
 

@@ -99,17 +99,64 @@ def test_on_a_gpu_compiling_is_chosen_for_long_runs(monkeypatch, capsys, seconds
         train_step.forward = "fast"
         return True
 
+    def capture(train_step, x, y):
+        captures.append(train_step.forward)
+        train_step.captured = True
+
     captures = []
-    monkeypatch.setattr(TrainStep, "capture", lambda train_step, x, y: captures.append(train_step.forward))
+    monkeypatch.setattr(TrainStep, "capture", capture)
     monkeypatch.setattr(step_module, "time_micro_step", lambda *_: seconds)
     monkeypatch.setattr(step_module, "compile_forward", compile_forward)
     model, train_step = make_step()
     train_step.device = torch.device("cuda")
     assert accelerate(train_step, batches(0)[0], wish, micro_steps=10_000) is compiled
-    assert captures == ([model, "fast"] if compiled else [model])
+    assert captures == [model] * (wish == "auto" or not compiled) + ["fast"] * compiled
     line = capsys.readouterr().out
     assert line.startswith(f"training step: captured as CUDA graphs; {'compiled' if compiled else 'not compiled'} (")
     assert ("minutes of training remain" in line) == (wish == "auto")
+
+
+def test_a_step_that_cannot_be_compiled_trains_on_the_batches_it_is_given(monkeypatch):
+    """With graphs that read the tensors they were recorded with, as CUDA graphs do."""
+    def fake_graph(function, pool):
+        x, y = train_step.x, train_step.y
+
+        def replay():
+            train_step.x, train_step.y = x, y
+            function()
+
+        return replay
+
+    to = torch.Tensor.to
+
+    def to_device(tensor, *device, **more):
+        return to(tensor, "cpu", copy=True) if device else to(tensor, **more)
+
+    def failing_compile(forward, dynamic):
+        def fail(x, y):
+            raise RuntimeError("no compiler")
+        return fail
+
+    monkeypatch.setattr(step_module, "cuda_graph", fake_graph)
+    monkeypatch.setattr(step_module, "time_micro_step", lambda *_: 1.0)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch, "compile", failing_compile)
+    monkeypatch.setattr(torch.Tensor, "to", to_device)
+    _, eager = make_step()
+    _, train_step = make_step()
+    train_step.device = torch.device("cuda")
+    monkeypatch.setattr(step_module, "autocast", lambda *_: torch.enable_grad())
+    assert not accelerate(train_step, batches(0)[0], "auto", micro_steps=10_000) and train_step.captured
+    assert run(train_step, range(1, 4)) == run(eager, range(1, 4))
+
+
+def test_what_cannot_be_captured_is_said(capsys, monkeypatch):
+    model, train_step = make_step()
+    model.activation_checkpointing = True
+    train_step.device = torch.device("cuda")
+    assert not accelerate(train_step, batches(0)[0], "no", micro_steps=10) and not train_step.captured
+    assert "not captured as CUDA graphs: activation checkpointing" in capsys.readouterr().out
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -274,7 +274,7 @@ def test_where_torch_compile_cannot_be_had_one_line_says_so_and_training_goes_on
 
 
 def test_a_model_whose_gradient_cannot_be_compiled_is_trained_as_it_is(capsys, monkeypatch):
-    def no_backward(model):
+    def no_backward(model, dynamic):
         def faster(x, y):
             logits, loss = model(x, y)
             loss.register_hook(lambda gradient: (_ for _ in ()).throw(AssertionError()))  # a mistake without a word

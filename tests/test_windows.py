@@ -130,7 +130,7 @@ def test_by_default_sliding_windows_skip_no_token(block_size, expected):
 def test_a_text_shorter_than_one_window_is_a_user_error(make):
     make(TOKENS[:21])
     for n in (0, 1, 20):
-        with pytest.raises(UserError, match=f"{n} tokens, and one window needs 21.*--model.block_size"):
+        with pytest.raises(UserError, match=rf"{n} token\(s\), and one window needs 21.*--model.block_size"):
             make(TOKENS[:n])
 
 

@@ -111,8 +111,11 @@ def unknown_setting(shown, name):
     """The UserError for an unknown setting; suggests the one with the closest full or short name."""
     names = all_settings()
     short = {known.rpartition(".")[2]: known for known in names}
-    close = difflib.get_close_matches(name, names, 1)
-    close = close or [short[match] for match in difflib.get_close_matches(name.rpartition(".")[2], short, 1)]
+    sections = {known.partition(".")[0] for known in names}
+    last = name.rpartition(".")[2]
+    close = difflib.get_close_matches(name, names, 1, cutoff=0.8)
+    close = close or [short[match] for match in difflib.get_close_matches(last, short, 1, cutoff=0.8)]
+    close = close or difflib.get_close_matches(name, sections, 1, cutoff=0.8)
     suggestion = f"did you mean {close[0]}? " if close else ""
     return UserError(f"there is no setting {shown}: {suggestion}python train.py --help lists all")
 

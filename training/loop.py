@@ -72,7 +72,8 @@ def interrupt_as_flag():
 def fit(trainer, progress):
     """Train from `progress.step` until `max_iters`, until `evaluate` returns True, or until Ctrl-C or SIGTERM.
 
-    Randomness depends only on the seed and the step number, so a resumed run reproduces an uninterrupted one exactly.
+    Randomness depends only on the seed and the step number, so a resumed run reproduces an uninterrupted one: exactly
+    on a CPU, and up to rounding on a GPU, where sums have no fixed order.
     Raises UserError if the loss is not finite.
     """
     first, started = progress.step, time.perf_counter() - progress.seconds
@@ -85,8 +86,8 @@ def fit(trainer, progress):
             if due and not (step == first and evaluated_at_start):
                 if interrupted.is_set():
                     tqdm.write("interrupted: one last evaluation (a second Ctrl-C ends the run at once)")
-                progress.step, progress.seconds = step, time.perf_counter() - started
                 train_loss = check_finite(loss_sum / n_losses, step) if n_losses else None
+                progress.step, progress.seconds = step, time.perf_counter() - started
                 last |= trainer.evaluate(progress, train_loss)
                 loss_sum, n_losses = 0.0, 0
             if last:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 
 import torch
 
@@ -36,6 +37,7 @@ class Muon(torch.optim.Optimizer):
                 averages = [self.state[weight]["momentum"][rows] for weight, rows in stack]
                 torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
                 updates = torch.stack(torch._foreach_lerp(gradients, averages, group["momentum"]))  # Nesterov
+                updates /= updates.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # float16 has no smaller numbers
                 updates = updates.to(self.dtype)  # (N, r, c); a line of its own, which frees the float32 numbers
                 updates = orthogonalize(updates).float()
                 updates *= group["lr"] * max(1, updates.size(1) / updates.size(2)) ** 0.5
@@ -58,10 +60,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(x):
-    """Bring all singular values of the matrices x (N, r, c) close to 1 by five Newton-Schulz iterations."""
+    """Bring all singular values of the matrices x (N, r, c), at most 1, close to 1 by five Newton-Schulz iterations."""
     if x.size(1) > x.size(2):
         return orthogonalize(x.mT).mT
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):  # x <- 3.4445 x - 4.7750 (x x^T) x + 2.0315 (x x^T)^2 x
         a = x @ x.mT
         b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
@@ -74,6 +75,7 @@ def make_optimizers(model, settings, dtype):
 
     Muon is for matrices that multiply activations. Embeddings, norms, biases and the head belong to AdamW.
     """
+    warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # AdamW outside a graph
     device = model.head.weight.device
     matrices = [weight for weight in model.blocks.parameters() if weight.ndim == 2]
     others = [weight for weight in model.parameters() if not any(weight is matrix for matrix in matrices)]

@@ -19,7 +19,7 @@ from training.precision import pick_device, pick_dtype
 from training.preflight import fit_to_memory, memory_advice
 from training.record import Record, digest
 from training.run_state import check_averages, check_optimizer_states, read_run
-from training.settings import ModelSettings
+from training.settings import DataSettings, ModelSettings
 from training.step import TrainStep, accelerate
 from utils.errors import UserError
 from utils.files import lock_run
@@ -54,6 +54,9 @@ def train_in(folder, settings):
         load_state(record, progress, saved, folder / "last.pt")
         record.complete(progress)
         print(f"resuming at step {progress.step}")
+        if progress.step >= settings.training.max_iters:
+            print(f"nothing is left to do: to continue, use a --training.max_iters above {progress.step}")
+            return
     elif start:
         record.model.load_state_dict(start["weights"])
     del saved, start  # as large as the model and its optimizers
@@ -111,6 +114,8 @@ def open_text(settings, checkpoint):
         path = Path(tokenizer)
         checkpoint = read_checkpoint(path / "best.pt" if path.is_dir() else path)
     if checkpoint:
+        if tokenizer != DataSettings().tokenizer:
+            print(f"the tokenizer is that of the checkpoint, not {one_line(tokenizer)}")
         tokenizer = tokenizer_from_dict(checkpoint["tokenizer"], "the checkpoint")
     options = ReadOptions(data.column, data.encoding, data.delimiter, data.document_separator)
     text = open_tokens(data.path, options, tokenizer, data.vocab_size, data.max_bytes, data.dtype, data.val_path)

@@ -18,7 +18,7 @@ class TrainStep:
     - `scaler`: a GradScaler, disabled unless `dtype`, of the matrix products, is float16.
     - `average`: a WeightAverage to update in every step, or None.
 
-    Nothing in a step waits for the device. After `capture`, a step is two CUDA graphs.
+    After `capture`, a step is two CUDA graphs, and nothing in it waits for the device.
     """
 
     def __init__(self, forward, optimizers, grad_clip, dtype, scaler, average=None):
@@ -54,8 +54,8 @@ class TrainStep:
 
     def load(self, x, y):
         if self.captured:  # the graph reads these tensors; from pinned memory, the copy does not block
-            self.x.copy_(x.pin_memory(), non_blocking=True)
-            self.y.copy_(y.pin_memory(), non_blocking=True)
+            self.x.copy_(x.contiguous().pin_memory(), non_blocking=True)
+            self.y.copy_(y.contiguous().pin_memory(), non_blocking=True)
         else:
             self.x, self.y = x.to(self.device), y.to(self.device)
 
@@ -100,6 +100,16 @@ class TrainStep:
                 tensor.zero_()  # a state that the warmup created: all of them start at zero
 
 
+    def release(self):
+        """Free the CUDA graphs and their memory; steps are eager from now on."""
+        self.captured = False
+        self.run_micro_step, self.run_update = self.micro_step, self.update
+        self.x = self.y = None
+        for weight in self.weights:
+            weight.grad = None
+        torch.cuda.empty_cache()
+
+
 def optimizer_tensors(optimizers):
     """The tensors in the states of optimizers, by optimizer, parameter and name."""
     return {(i, id(weight), name): tensor for i, optimizer in enumerate(optimizers)
@@ -113,21 +123,35 @@ def accelerate(train_step, batch, compile, micro_steps):
     `micro_steps` is the number of micro-batches left to train on. Returns whether the model is compiled.
     """
     on_cuda = train_step.device.type == "cuda"
-    can_capture = on_cuda and not train_step.scaler.is_enabled()
-    if can_capture:
-        train_step.capture(*batch)
+    obstacle = obstacle_to_capture(train_step)
+    can_capture = on_cuda and obstacle is None
     why = f"by --training.compile {compile}"
-    if compile == "auto":
-        seconds = micro_steps * time_micro_step(train_step, batch) if on_cuda else 0
+    if compile == "auto" and on_cuda:
+        if can_capture:
+            train_step.capture(*batch)
+        seconds = micro_steps * time_micro_step(train_step, batch)
         compile = "yes" if seconds > 10 * COMPILE_SECONDS else "no"
         why = f"about {seconds / 60:.1f} minutes of training remain, and compiling takes {COMPILE_SECONDS} s"
-    compiled = compile == "yes" and compile_forward(train_step, batch)
-    if compiled and can_capture:
+    compiled = False
+    if compile == "yes":
+        if train_step.captured:
+            train_step.release()  # its memory is needed
+        compiled = compile_forward(train_step, batch)
+    if can_capture and not train_step.captured:
         train_step.capture(*batch)
     if on_cuda:
-        graphs = "captured as CUDA graphs" if can_capture else "not captured: float16 needs a gradient scaler"
+        graphs = "captured as CUDA graphs" if can_capture else f"not captured as CUDA graphs: {obstacle}"
         print(f"training step: {graphs}; {'compiled' if compiled else 'not compiled'} ({why})")
     return compiled
+
+
+def obstacle_to_capture(train_step):
+    """Why a step cannot be a CUDA graph, or None."""
+    if train_step.scaler.is_enabled():
+        return "the gradient scaler of float16 waits for the device"
+    if getattr(train_step.forward, "activation_checkpointing", False):
+        return "activation checkpointing reads the state of the random generator"
+    return None
 
 
 def time_micro_step(train_step, batch):
@@ -149,10 +173,12 @@ def compile_forward(train_step, batch):
     """Compile the model of a step, if this machine can; else print one line. Returns whether it is compiled."""
     plain = train_step.forward
     try:
-        train_step.forward = torch.compile(plain)
+        train_step.forward = torch.compile(plain, dynamic=False)
         train_step.x, train_step.y = (ids.to(train_step.device) for ids in batch)
         train_step.micro_step()
         return True
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # no compiler, no Triton, or any bug in them: the plain model works
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         print(f"torch.compile is not available on this machine ({reason}): training continues without it")

@@ -1,5 +1,7 @@
 """CUDA graphs: many kernels, one launch."""
 
+import functools
+
 import torch
 
 
@@ -14,13 +16,19 @@ def cuda_graph(function, pool=None):
     `function` is called four times, three of them as a warmup: libraries allocate workspaces in their first calls,
     which cannot be recorded.
     """
-    stream = torch.cuda.Stream()
+    stream = side_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
         function()
     return graph.replay
+
+
+@functools.cache
+def side_stream():
+    """The stream of all warmups and recordings: PyTorch keeps a cuBLAS workspace for every stream that was used."""
+    return torch.cuda.Stream()

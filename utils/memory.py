@@ -179,7 +179,8 @@ class Step(Ledger):
         self.in_head = c.vocab_size * c.n_embd
         self.half = 2 if p.autocast else 0  # bytes per element of an autocast copy
         # Gradients that exist before a backward pass: those of earlier micro-batches, or those that a CUDA graph uses.
-        self.keeps_gradients = p.accumulation > 1 or p.device == "cuda" and p.dtype != "float16"
+        captured = p.device == "cuda" and p.dtype != "float16" and not p.activation_checkpointing
+        self.keeps_gradients = p.accumulation > 1 or captured
 
     def allocate_persistent(self):
         """What is alive from the start of a step to its end."""
