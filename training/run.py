@@ -19,7 +19,7 @@ from training.precision import pick_device, pick_dtype
 from training.preflight import fit_to_memory, memory_advice
 from training.record import Record, digest
 from training.run_state import check_averages, check_optimizer_states, read_run
-from training.settings import DataSettings, ModelSettings
+from training.settings import PROJECT, DataSettings, ModelSettings
 from training.step import TrainStep, accelerate
 from utils.errors import UserError
 from utils.files import lock_run
@@ -75,7 +75,8 @@ def train_in(folder, settings):
         fit(trainer, progress)
     minutes = progress.seconds / 60
     print(f"{progress.step} steps in {minutes:.1f} minutes, best validation loss {progress.best_loss:.4f}")
-    print(f"talk to it: python terminal_demo.py {shlex.quote(str(folder / 'best.pt'))}")
+    demo = "terminal_demo.py" if Path.cwd() == PROJECT else PROJECT / "terminal_demo.py"
+    print(f"talk to it: python {shlex.quote(str(demo))} {shlex.quote(str(folder / 'best.pt'))}")
 
 
 # ---- Before training -------------------------------------------------------------------------------------------------
