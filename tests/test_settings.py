@@ -66,13 +66,14 @@ def test_options_override_the_yaml_file(from_yaml):
     ("optim.betas", "[0.8, 0.9]", (0.8, 0.9)), ("data.path", "a [1].txt", "a [1].txt"), ("data.path", "12", "12"),
     ("data.path", "[a.txt, 'b c.txt']", ["a.txt", "b c.txt"]), ("data.path", "[draft] a.txt", "[draft] a.txt"),
     ("data.column", "null", None), ("run", "2024-05-01", "2024-05-01"), ("run", "007", "007"), ("run", "诗", "诗"),
+    ("data.column", "[x]", "[x]"), ("data.document_separator", "[SEP]", "[SEP]"),
     ("optim.ema", "none", None), ("model.dropout", "0", 0.0),
 ])  # fmt: skip
 def test_the_same_text_means_the_same_on_the_command_line_and_in_yaml(from_yaml, name, text, expected):
     section, _, field = name.rpartition(".")
     content = f"{section}:\n  {field}: {text}\n" if section else f"{name}: {text}\n"
     parsed = [parse_settings([f"--{name}={text}"]), parse_settings([f"--{name}", text])]
-    if text != "[draft] a.txt":  # in YAML, it has to be quoted
+    if text not in ("[draft] a.txt", "[x]", "[SEP]"):  # in YAML, they have to be quoted
         parsed.append(from_yaml(content))
     for settings in parsed:
         value = getattr(getattr(settings, section) if section else settings, field)
@@ -186,7 +187,9 @@ def test_arguments_in_the_wrong_place_are_explained():
     ("a: " + "[" * 5000, ["mine.yaml"]), ("", ["contains no settings"]), ("just words", ["contains no settings"]),
     (b"PK\x03\x04\xff\xfe", ["not YAML in UTF-8"]),
     ("model:\n  name: 诗词歌赋\n".encode("gb18030"), ["not YAML in UTF-8"]),
-    (b"a: \x00", ["not YAML in UTF-8"]), ("#" * (1 << 20) + "\n", ["too many for settings"]),
+    (b"a: \x00", ["not YAML in UTF-8"]), ('a: "\\U99999999"', ["not YAML"]),
+    ('data:\n  path: "\\ud800"\n', ["data.path cannot be"]), ('data:\n  path: ["a\\0b"]\n', ["data.path cannot be"]),
+    ('output:\n  folder: "a\\0b"\n', ["output.folder cannot be"]), ("#" * (1 << 20) + "\n", ["too many for settings"]),
 ])  # fmt: skip
 def test_an_invalid_yaml_file_is_refused_with_the_place(error_in, content, parts):
     message = error_in(content)

@@ -10,6 +10,7 @@ import difflib
 import inspect
 import math
 import os
+import re
 import stat
 import textwrap
 from pathlib import Path
@@ -26,6 +27,7 @@ from utils.printable import one_line
 EXAMPLE = "config/dev_model.yaml is an example"
 LARGEST_YAML = 1 << 20  # bytes
 PATHS = ("init", "data.path", "data.val_path", "data.tokenizer", "output.folder")  # settings in which ~ is expanded
+UNUSABLE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # the surrogates between stand for bytes of a file name
 YES, NO = ("yes", "true", "on"), ("no", "false", "off")
 
 
@@ -94,7 +96,7 @@ def parse_options(arguments):
             if not rest or rest[0].startswith("--"):
                 raise UserError(f"--{name} needs a value: --{name} {describe(names[name].type)}")
             value = rest.pop(0)
-        found[name] = parse_list(value) if value.startswith("[") else value
+        found[name] = value
     return found
 
 
@@ -102,7 +104,7 @@ def parse_list(text):
     """The strings in "[a, b]"; other text, such as a file name with a bracket, is returned as it is."""
     try:
         found = load_yaml(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # all of them from PyYAML
         return text
     return found if isinstance(found, list) else text
 
@@ -163,7 +165,7 @@ def read_settings(path):
         raise UserError(f"{path}, line {line}, is not valid YAML: {error.problem}. {EXAMPLE}") from None
     except (UnicodeDecodeError, yaml.YAMLError):
         raise UserError(f"{path} is not YAML in UTF-8: {EXAMPLE}") from None
-    except (RecursionError, ValueError):
+    except (RecursionError, ValueError, OverflowError):
         raise UserError(f"{path} is nested too deeply, or not YAML: {EXAMPLE}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} contains no settings: {EXAMPLE}")
@@ -198,7 +200,7 @@ def convert(name, value, where="--"):
     """Convert text, or a list of texts, to the type of a setting. Raises UserError, which puts `where` before its
     name."""
     kind = all_settings()[name].type
-    for part in sorted(parts_of(kind), key=lambda part: part is not NoneType):  # `none` is not text, where it is valid
+    for part in sorted(parts_of(kind), key=lambda part: part is str):  # last, as none and lists are text, too
         try:
             converted = convert_to(part, value)
         except (ValueError, OverflowError):
@@ -215,6 +217,7 @@ def convert(name, value, where="--"):
 def convert_to(kind, value):
     """Convert text, or a list of texts, to one type. Raises ValueError."""
     if get_origin(kind) in (list, tuple):
+        value = parse_list(value) if isinstance(value, str) and value.startswith("[") else value
         kinds = [kind for kind in get_args(kind) if kind is not Ellipsis]
         if not isinstance(value, list) or get_origin(kind) is tuple and len(value) != len(kinds):
             raise ValueError
@@ -232,7 +235,7 @@ def convert_to(kind, value):
         return as_integer(value)
     if kind is float and math.isfinite(float(value)):
         return float(value)
-    if kind is str:
+    if kind is str and not UNUSABLE.search(value):
         return value
     raise ValueError
 
