@@ -16,6 +16,7 @@ import sys
 import time
 from functools import partial
 
+from data.tokenizer import quote_all
 from models.config import SamplingConfig
 from models.generate import generate_text
 from training.checkpoint import SHIPPED, load_model
@@ -105,10 +106,7 @@ class Demo:
         unknown = self.tokenizer.unknown(text)
         if not unknown:
             return text
-        characters = ", ".join(map(repr, unknown[:10]))
-        if len(unknown) > 10:
-            characters += f" and {len(unknown) - 10:,} more"
-        print_message(f"skipped, not in the vocabulary: {characters}")
+        print_message(f"skipped, not in the vocabulary: {quote_all(unknown)}")
         return text.translate(dict.fromkeys(map(ord, unknown)))
 
     def print_reply(self, prompt, max_tokens):

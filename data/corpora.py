@@ -17,9 +17,8 @@ from data.poems import Poems, holds_poems
 from data.readers import DEFAULTS, byte_blocks, inspect, print_encoding, print_once, read_text, stamp, text_blocks
 from data.tables import READERS, read_json, separated_documents, text_column, texts
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import PROJECT, replacing
 
-PROJECT = Path(__file__).resolve().parents[1]  # defaults do not depend on the working directory
 DEFAULT_PATH = PROJECT / "data" / "input.txt"
 TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # sha256
 NINE_PLAYS = "19dc654f63972f297760f353e249d7cf4c9778b18ed718fc1306ec3fc15d3a34"

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from data.windows import RandomWindows
 from training import preflight
 from training.arguments import parse_settings
 from training.record import Record, digest
+from training.run import print_changes
 from training.run import train as run
 from utils.errors import UserError
 from utils.files import lock_run
@@ -235,6 +237,16 @@ def test_tokens_are_counted_as_they_were_trained_and_changed_settings_are_listed
     out = capsys.readouterr().out
     assert "optim.betas [0.9, 0.95] -> [0.9, 0.9]" in out and "training.max_iters 6 -> 8" in out
     assert "training.batch_size 4 -> 2" in out and "training.seed" not in out
+
+
+def test_a_default_that_settings_yaml_leaves_blank_is_no_change(tmp_path, capsys):
+    settings = parse_settings(["--run=a", "--optim.betas=[0.8, 0.9]"])  # with the default text and folder
+    Record.write_settings(SimpleNamespace(settings=settings, write=lambda name, text: (tmp_path / name).write_text(text)))
+    print_changes(tmp_path / "settings.yaml", settings)
+    assert capsys.readouterr().out == ""
+    print_changes(tmp_path / "settings.yaml", parse_settings(["--run=a", "--training.seed=3"]))
+    assert capsys.readouterr().out == ("changed settings: optim.betas [0.8, 0.9] -> [0.9, 0.95], "
+                                       "training.seed 1337 -> 3\n")
 
 
 def test_a_run_from_before_the_token_count_and_the_new_names_resumes(folder, monkeypatch):

@@ -103,7 +103,7 @@ def parse_options(arguments):
 def parse_list(text):
     """The strings in "[a, b]"; other text, such as a file name with a bracket, is returned as it is."""
     try:
-        found = load_yaml(text)
+        found = load_yaml(text) if text.startswith("[") else text
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # all of them from PyYAML
         return text
     return found if isinstance(found, list) else text
@@ -217,7 +217,7 @@ def convert(name, value, where="--"):
 def convert_to(kind, value):
     """Convert text, or a list of texts, to one type. Raises ValueError."""
     if get_origin(kind) in (list, tuple):
-        value = parse_list(value) if isinstance(value, str) and value.startswith("[") else value
+        value = parse_list(value) if isinstance(value, str) else value
         kinds = [kind for kind in get_args(kind) if kind is not Ellipsis]
         if not isinstance(value, list) or get_origin(kind) is tuple and len(value) != len(kinds):
             raise ValueError

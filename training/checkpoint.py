@@ -15,12 +15,12 @@ from models.zoo import ZOO
 from training.preflight import free_memory
 from utils.archive import check_archive
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import PROJECT, replacing
 from utils.memory import inference_memory, readable
 from utils.parameters import count_parameters, weight_shapes
 
 FORMAT_VERSION = 1
-SHIPPED = Path(__file__).parents[1] / "checkpoints" / "shakespeare" / "best.pt"
+SHIPPED = PROJECT / "checkpoints" / "shakespeare" / "best.pt"
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -69,13 +69,17 @@ def read_checkpoint(path):
     return checkpoint
 
 
+def checkpoint_file(path):
+    """The path of a checkpoint: for a folder, that of the best.pt in it."""
+    return Path(path) / "best.pt" if os.path.isdir(path) else Path(path)
+
+
 def load_model(path, device="cpu"):
     """Return the model (float32, in evaluation mode) and the tokenizer of a checkpoint. Raises UserError.
 
     A folder stands for the best.pt in it.
     """
-    if os.path.isdir(path):
-        path = Path(path) / "best.pt"
+    path = checkpoint_file(path)
     checkpoint = read_checkpoint(path)
     config, tokenizer = check_model(checkpoint, path)
     # The context length sizes the KV cache and the rotary tables, but with rotary positions no weight.

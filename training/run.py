@@ -2,27 +2,28 @@
 
 import dataclasses
 import shlex
+from operator import attrgetter
 from pathlib import Path
 
 import torch
-import yaml
 
 from data.prepare import open_tokens
 from data.readers import ReadOptions
 from data.tokenizer import tokenizer_from_dict
 from data.windows import check_length, make_windows
 from models.zoo import ZOO
-from training.checkpoint import check_model, read_checkpoint
+from training.arguments import all_settings, parse_settings
+from training.checkpoint import check_model, checkpoint_file, read_checkpoint
 from training.loop import Progress, Trainer, fit
 from training.optim import WeightAverage, lr_factor, make_optimizers
 from training.precision import pick_device, pick_dtype
 from training.preflight import fit_to_memory, memory_advice
 from training.record import Record, digest
 from training.run_state import check_averages, check_optimizer_states, read_run
-from training.settings import PROJECT, DataSettings, ModelSettings
+from training.settings import DataSettings, ModelSettings
 from training.step import TrainStep, accelerate
 from utils.errors import UserError
-from utils.files import lock_run
+from utils.files import PROJECT, lock_run
 from utils.parameters import count_parameters
 from utils.printable import one_line
 
@@ -99,9 +100,7 @@ def open_run(folder, resume):
 
 def read_start(settings):
     """The checkpoint `settings.init`, whose weights a new run starts from. Raises UserError."""
-    path = Path(settings.init)
-    if path.is_dir():
-        path = path / "best.pt"
+    path = checkpoint_file(settings.init)
     checkpoint = read_checkpoint(path)
     checkpoint["config"] = vars(check_model(checkpoint, path)[0])
     return checkpoint
@@ -111,12 +110,13 @@ def open_text(settings, checkpoint):
     """The text as tokens, `data.token_files.Prepared`: those of the tokenizer of a checkpoint, if there is one."""
     data = settings.data
     tokenizer = data.tokenizer
-    if checkpoint is None and (Path(tokenizer).suffix == ".pt" or (Path(tokenizer) / "best.pt").is_file()):
-        path = Path(tokenizer)
-        checkpoint = read_checkpoint(path / "best.pt" if path.is_dir() else path)
-    if checkpoint:
+    file = checkpoint_file(tokenizer)
+    if checkpoint is None and file.suffix == ".pt" and (file.is_file() or file == Path(tokenizer)):
+        checkpoint = read_checkpoint(file)
+    elif checkpoint:
         if tokenizer != DataSettings().tokenizer:
             print(f"the tokenizer is that of the checkpoint, not {one_line(tokenizer)}")
+    if checkpoint:
         tokenizer = tokenizer_from_dict(checkpoint["tokenizer"], "the checkpoint")
     options = ReadOptions(data.column, data.encoding, data.delimiter, data.document_separator)
     text = open_tokens(data.path, options, tokenizer, data.vocab_size, data.max_bytes, data.dtype, data.val_path)
@@ -211,22 +211,18 @@ def load_state(record, progress, saved, path):
 def print_changes(path, settings):
     """Print the settings of a resumed run that differ from those in its settings.yaml, if it can be read."""
     try:
-        before = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError, AttributeError):
+        before = parse_settings([str(path)])
+    except UserError:
         return
-    now = flatten(yaml.safe_load(yaml.safe_dump(dataclasses.asdict(settings))))  # tuples become lists
-    changes = [f"{name} {before[name]} -> {value}" for name, value in now.items()
-               if name in before and value not in (before[name], "auto")]
+    changes = []
+    for name in all_settings().keys() - {"resume"}:
+        old, new = (attrgetter(name)(each) for each in (before, settings))
+        if new not in (old, "auto"):
+            changes.append(f"{name} {as_yaml(old)} -> {as_yaml(new)}")
     if changes:
-        print(f"changed settings: {', '.join(changes)}")
+        print(f"changed settings: {', '.join(sorted(changes))}")
 
 
-def flatten(settings, prefix=""):
-    """{"training.seed": 1} for {"training": {"seed": 1}}."""
-    flat = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def as_yaml(value):
+    """A value as YAML has it: a tuple is a list."""
+    return list(value) if isinstance(value, tuple) else value

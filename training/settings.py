@@ -1,13 +1,12 @@
 """The settings of a run. Importing them does not import torch, so that --help is quick."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from models.config import SamplingConfig
 from utils.errors import UserError, check_numbers
+from utils.files import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[1]  # defaults do not depend on the working directory
 FORBIDDEN = set('/\\<>:"|?*')  # in names of files, on one system or another
 WINDOWS_DEVICES = ("con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10)))
 

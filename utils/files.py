@@ -7,11 +7,13 @@ import io
 import os
 import secrets
 import time
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from utils.errors import UserError
 
+PROJECT = Path(__file__).resolve().parents[1]  # its folder; defaults do not depend on the working directory
 ABANDONED_AFTER = 24 * 3600  # seconds without a write
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # network drives
 
