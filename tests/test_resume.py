@@ -241,7 +241,8 @@ def test_tokens_are_counted_as_they_were_trained_and_changed_settings_are_listed
 
 def test_a_default_that_settings_yaml_leaves_blank_is_no_change(tmp_path, capsys):
     settings = parse_settings(["--run=a", "--optim.betas=[0.8, 0.9]"])  # with the default text and folder
-    Record.write_settings(SimpleNamespace(settings=settings, write=lambda name, text: (tmp_path / name).write_text(text)))
+    record = SimpleNamespace(settings=settings, write=lambda name, text: (tmp_path / name).write_text(text))
+    Record.write_settings(record)
     print_changes(tmp_path / "settings.yaml", settings)
     assert capsys.readouterr().out == ""
     print_changes(tmp_path / "settings.yaml", parse_settings(["--run=a", "--training.seed=3"]))
