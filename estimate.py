@@ -17,6 +17,7 @@ from data.ngram import ngram_loss
 from data.prepare import open_tokens
 from data.readers import ReadOptions
 from data.tokenizer import CharTokenizer
+from data.windows import ConsecutiveWindows
 from training.checkpoint import SHIPPED, load_model
 from training.evaluate import estimate_loss
 from training.precision import autocast, pick_device, pick_dtype
@@ -59,7 +60,7 @@ def main():
         raise UserError(f"{args.data} is too short: its {args.split} split has {len(tokens)} token(s), and at least 2 "
                         "are needed. Use a longer text")
     with autocast(device, pick_dtype(device)):
-        loss = estimate_loss(model, tokens, args.batch_size)
+        loss = estimate_loss(model, ConsecutiveWindows(tokens, model.block_size, args.batch_size))
 
     print(one_line(f"{args.checkpoint}: {type(model).__name__}, {count_parameters(model.config):,} parameters"))
     print(one_line(f"{args.data} ({text.title}), split {args.split}: {len(tokens):,} tokens"))

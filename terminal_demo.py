@@ -1,4 +1,4 @@
-"""Generate text with a trained model.
+"""Talk to a trained model: it continues a text, chats, answers a title with a poem, or classifies.
 
     python terminal_demo.py                                        the checkpoint that ships: type a prompt
     python terminal_demo.py checkpoints/my_run                     a checkpoint, or a folder with a best.pt
@@ -6,22 +6,27 @@
 
 Generated text goes to standard output, everything else to standard error. With --prompt the output is the completion
 without the prompt, and a newline. If standard input is not a terminal, each line of it is a prompt or a command.
+
+In a script: `from terminal_demo import chat; chat("你好")`.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import os
 import shlex
 import sys
 import time
-from functools import partial
+from functools import lru_cache, partial
 
 from data.tokenizer import quote_all
-from models.config import SamplingConfig
-from models.generate import generate_text
-from training.checkpoint import SHIPPED, load_model
+from models.config import ReplyConfig
+from tasks.dialogue import Conversation
+from tasks.kinds import TASKS
+from training.checkpoint import SHIPPED, load_checkpoint
 from training.precision import inference_dtype, pick_device
 from utils.errors import Parser, UserError, command
+from utils.files import PROJECT
 from utils.parameters import count_parameters
 from utils.printable import escape_controls, one_line
 
@@ -35,16 +40,30 @@ SETTINGS = {  # the fields of ReplyConfig: type and description
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class ReplyConfig(SamplingConfig):
-    """How a reply is sampled, and its length. Raises UserError for values outside their range."""
+CHAT_MODEL = PROJECT / "checkpoints" / "chat_small"
 
-    max_tokens: int = 500
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.max_tokens < 1:
-            raise UserError(f"max_tokens cannot be {self.max_tokens}: give a number >= 1")
+def chat(message, history=None, checkpoint=CHAT_MODEL, device="auto", **sampling):
+    """Return the reply of a dialogue model to a message.
+
+    Calls do not depend on each other, unless `history` is given: a list of the messages so far, to which message and
+    reply are appended. `sampling` changes fields of ReplyConfig, such as `temperature=0`. Raises UserError.
+    """
+    model, tokenizer, task, reply = cached_checkpoint(str(checkpoint), pick_device(device))
+    if task["kind"] != "dialogue":
+        raise UserError(f"{checkpoint} is for the task {task['kind']}: train a dialogue model with "
+                        "python train.py config/chat_small.yaml")
+    conversation = Conversation(model, tokenizer, task, print_message)
+    if history is not None:
+        conversation.history = history
+    return "".join(conversation.answer(message, dataclasses.replace(reply, **sampling)))
+
+
+@lru_cache(maxsize=1)
+def cached_checkpoint(path, device):
+    """`load_checkpoint`, with the weights in the dtype for inference."""
+    loaded = load_checkpoint(path, device)
+    return loaded._replace(model=loaded.model.to(inference_dtype(device)))
 
 
 def print_message(text):
@@ -85,17 +104,28 @@ def parse_path(text):
     return path
 
 
+def print_speed(n_tokens, seconds):
+    speed = f"{n_tokens:,} tokens in {seconds:.1f} s, {n_tokens / seconds:,.0f} tokens/s"
+    if sys.stderr.isatty() and os.name != "nt":  # older Windows consoles print the codes
+        speed = f"\033[2m{speed}\033[0m"  # dim
+    print(speed, file=sys.stderr)
+
+
 class Demo:
     """A model and its sampling settings, which commands can change."""
 
-    def __init__(self, path, device, config):
-        self.device, self.config = device, config
+    def __init__(self, path, device, changes):
+        """`changes` are the fields of ReplyConfig that differ from the checkpoint's."""
+        self.device, self.changes = device, changes
         self.load(path)
 
     def load(self, path):
-        """Load another checkpoint. Raises UserError and then keeps the current model."""
-        model, tokenizer = load_model(path, self.device)
-        self.model, self.tokenizer, self.path = model.to(inference_dtype(self.device)), tokenizer, path
+        """Load another checkpoint, and forget the conversation. Raises UserError and then keeps the current model."""
+        loaded = load_checkpoint(path, self.device)
+        self.config = dataclasses.replace(loaded.reply, **self.changes)
+        self.model, self.tokenizer, self.path = loaded.model.to(inference_dtype(self.device)), loaded.tokenizer, path
+        kind = TASKS[loaded.task["kind"]]
+        self.session = kind.answers(self.model, self.tokenizer, loaded.task, print_message)
 
     def print_model(self):
         n_params = count_parameters(self.model.config)
@@ -107,22 +137,20 @@ class Demo:
         if not unknown:
             return text
         print_message(f"skipped, not in the vocabulary: {quote_all(unknown)}")
-        return text.translate(dict.fromkeys(map(ord, unknown)))
+        return self.tokenizer.without_unknown(text)
 
-    def print_reply(self, prompt, max_tokens):
-        """Stream a completion of the prompt, then print the speed, also after Ctrl-C."""
-        n_tokens, start = 0, time.perf_counter()
+    def print_answer(self, prompt, config):
+        """Stream the answer to a prompt, then print the speed, also after Ctrl-C."""
+        n_pieces, start = 0, time.perf_counter()
         try:
-            for piece in generate_text(self.model, self.tokenizer, prompt, max_tokens, self.config):
+            for piece in self.session.answer(prompt, config):
                 print_text(piece)
-                n_tokens = min(n_tokens + 1, max_tokens)  # the last piece may be an incomplete character, not a token
+                n_pieces += 1
         finally:
             seconds = time.perf_counter() - start
             print(flush=True)
-            speed = f"{n_tokens:,} tokens in {seconds:.1f} s, {n_tokens / seconds:,.0f} tokens/s"
-            if sys.stderr.isatty() and os.name != "nt":  # older Windows consoles print the codes
-                speed = f"\033[2m{speed}\033[0m"  # dim
-            print(speed, file=sys.stderr)
+            if self.session.streams:
+                print_speed(min(n_pieces, config.max_tokens), seconds)  # one more if the last character is incomplete
 
     def run_command(self, line):
         """Run a command such as `/top_k 5`. Without a value it prints the current one. Raises UserError."""
@@ -132,14 +160,21 @@ class Demo:
             for setting, (_, description) in SETTINGS.items():
                 print_message(f"/{setting:<19} {description}: {format_value(getattr(self.config, setting))}")
             print_message(f"/{'load':<19} load another checkpoint: {self.path}")
+            if self.session.has_history:
+                print_message(f"/{'flush':<19} forget the conversation so far")
             print_message(f"{'exit':<20} quit; quit and Ctrl-D do the same")
         elif name == "load":
             if argument:
                 self.load(parse_path(argument))
             self.print_model()
+        elif name == "flush" and self.session.has_history:
+            self.session.flush()
+            print_message("forgot the conversation so far")
         elif name in SETTINGS:
             if argument:
-                self.config = dataclasses.replace(self.config, **{name: parse_value(name, argument)})
+                value = parse_value(name, argument)
+                self.config = dataclasses.replace(self.config, **{name: value})
+                self.changes[name] = value
             print_message(f"{name} {format_value(getattr(self.config, name))}")
         else:
             raise UserError(f"unknown command /{name}: /help lists the commands")
@@ -152,8 +187,7 @@ class Demo:
             with contextlib.suppress(ImportError):  # not on Windows, where the console itself has a history
                 import readline  # noqa: F401  gives input() arrow keys and history
             self.print_model()
-            print_message(f"Type a prompt: the model continues it for up to {self.config.max_tokens:,} tokens. "
-                          "An empty line generates text without a prompt until Ctrl-C.")
+            print_message(self.session.hint)
             print_message("Ctrl-C stops a reply, /help lists the settings, exit quits.")
         else:  # a file from Windows may begin with a byte order mark and end its lines with \r\n
             sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace", newline=None)
@@ -164,13 +198,10 @@ class Demo:
                 replying = True
                 if line.strip().removeprefix("/") in ("exit", "quit"):
                     return
-                if line.startswith("/"):
+                if line.startswith("/") or line.strip() == "flush" and self.session.has_history:
                     self.run_command(line)
                 else:
-                    prompt = self.remove_unknown_characters(line)
-                    print_text(prompt)  # the prompt again, so that the output is a complete text
-                    endless = interactive and not line
-                    self.print_reply(prompt, sys.maxsize if endless else self.config.max_tokens)
+                    self.answer_line(line, interactive)
             except UserError as error:
                 print_message(f"error: {error}")
             except KeyboardInterrupt:
@@ -181,6 +212,17 @@ class Demo:
                     print(file=sys.stderr)
                 return
 
+    def answer_line(self, line, interactive):
+        """Answer one line of standard input."""
+        prompt, config = self.remove_unknown_characters(line), self.config
+        if self.session.continues_text:
+            print_text(prompt)  # the prompt again, so that the output is a complete text
+            if interactive and not line:
+                config = dataclasses.replace(config, max_tokens=sys.maxsize)
+        elif not prompt.strip():
+            raise UserError("there is nothing to answer: type some text")
+        self.print_answer(prompt, config)
+
 
 @command
 def main():
@@ -189,16 +231,16 @@ def main():
                         help="a checkpoint of train.py or transformer_4d.py (%(default)s)")
     parser.add_argument("--prompt", help="complete this prompt and exit")
     for name, (_, description) in SETTINGS.items():
-        parser.add_argument(f"--{name}", type=partial(parse_value, name), default=getattr(ReplyConfig, name),
-                            help=f"{description} ({format_value(getattr(ReplyConfig, name))})")
+        parser.add_argument(f"--{name}", type=partial(parse_value, name), default=argparse.SUPPRESS,
+                            help=f"{description} (that of the checkpoint)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="(%(default)s)")
     args = parser.parse_args()
-    config = ReplyConfig(**{name: getattr(args, name) for name in SETTINGS})
-    demo = Demo(args.checkpoint, pick_device(args.device), config)
+    changes = {name: value for name, value in vars(args).items() if name in SETTINGS}
+    demo = Demo(args.checkpoint, pick_device(args.device), changes)
     if args.prompt is None:
         demo.run_repl()
     else:
-        demo.print_reply(demo.remove_unknown_characters(args.prompt), config.max_tokens)
+        demo.print_answer(demo.remove_unknown_characters(args.prompt), demo.config)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from side_by_side import device_name  # noqa: E402
 
-from data.windows import RandomWindows  # noqa: E402
+from data.windows import RandomWindows, WindowBatches  # noqa: E402
 from models.config import SamplingConfig  # noqa: E402
 from models.generate import generate  # noqa: E402
 from models.zoo import ZOO  # noqa: E402
@@ -83,13 +83,12 @@ def train(model, plan):
     model.activation_checkpointing = plan.activation_checkpointing
     dtype = getattr(torch, plan.dtype)
     tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=100_000)
-    batch = RandomWindows(tokens, model.block_size, plan.batch_size, seed=0).batch
+    batches = WindowBatches(RandomWindows(tokens, model.block_size, plan.batch_size, seed=0), plan.accumulation)
     optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype)
     scaler = torch.amp.GradScaler(plan.device, enabled=dtype == torch.float16)
     train_step = TrainStep(model, optimizers, 1.0, dtype, scaler)
-    accelerate(train_step, batch(0, 0), "no", micro_steps=0)  # on CUDA, captures the step as train.py does
-    trainer = Trainer(train_step, batch, lambda step: 1.0, lambda *_: False, plan.accumulation, max_iters=2,
-                      eval_interval=1000, seed=0)
+    accelerate(train_step, batches, "no", micro_steps=0)  # on CUDA, captures the step as train.py does
+    trainer = Trainer(train_step, batches, lambda step: 1.0, lambda *_: False, max_iters=2, eval_interval=1000, seed=0)
     fit(trainer, Progress())
 
 

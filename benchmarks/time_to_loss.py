@@ -34,6 +34,7 @@ from side_by_side import nanogpt_model  # noqa: E402
 
 import transformer_4d  # noqa: E402
 from data.corpora import DEFAULT_PATH, name_of  # noqa: E402
+from data.windows import ConsecutiveWindows  # noqa: E402
 from models.config import ModelConfig  # noqa: E402
 from training.checkpoint import load_model  # noqa: E402
 from training.evaluate import estimate_loss  # noqa: E402
@@ -90,7 +91,6 @@ def train_nanogpt(folder, steps, args):
         model = nanogpt_model(folder, ModelConfig(Config.n_embd, Config.block_size, Config.n_blocks, Config.num_heads,
                                                   checkpoint["model_args"]["vocab_size"]))
     model.load_state_dict({name.removeprefix("_orig_mod."): weight for name, weight in checkpoint["model"].items()})
-    model.block_size = Config.block_size  # read by estimate_loss
     return model, last - first - compile_time, compile_time, process_time
 
 
@@ -137,7 +137,7 @@ def main():
             ("transformer_4d.py", args.steps, train_ours, ours),
         ):
             model, *times = train(folder, steps, args)
-            loss = estimate_loss(model, val_tokens, 64)
+            loss = estimate_loss(model, ConsecutiveWindows(val_tokens, Config.block_size, 64))
             print(f"{name}: validation loss {loss:.4f}, {times[-1]:.1f} s", file=sys.stderr, flush=True)
             rows.append((name, steps, loss, *times))
 

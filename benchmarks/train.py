@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from side_by_side import device_name, in_turns, matmul_rate, nanogpt_model, synchronize  # noqa: E402
 
-from data.windows import RandomWindows  # noqa: E402
+from data.windows import RandomWindows, WindowBatches  # noqa: E402
 from models.zoo import ZOO  # noqa: E402
 from training.loop import Progress, Trainer, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
@@ -54,18 +54,18 @@ CASES = {"cpu": [Case("RainbowGPT", 16)],
          "cuda": [Case("BardGPT", 64), Case("GPT2", 16, ("adamw", "muon")), Case("EasyGPT", 16)]}
 
 
-def our_trainer(model, optimizer, batch, dtype):
+def our_trainer(model, optimizer, batches, dtype):
     """A function that trains for a number of steps."""
     device = model.head.weight.device.type
     progress = Progress()
     optimizers = make_optimizers(model, OptimSettings(name=optimizer), dtype)
     train_step = TrainStep(model, optimizers, 1.0, dtype, torch.amp.GradScaler(device, enabled=False))
     if device == "cuda":
-        accelerate(train_step, batch(0, 0), "yes", micro_steps=0)
+        accelerate(train_step, batches, "yes", micro_steps=0)
 
     def advance(steps):
-        trainer = Trainer(train_step, batch, lambda step: 1.0, lambda *_: False, accumulation=1,
-                          max_iters=progress.step + steps, eval_interval=10**9, seed=0)
+        trainer = Trainer(train_step, batches, lambda step: 1.0, lambda *_: False, progress.step + steps,
+                          eval_interval=10**9, seed=0)
         with contextlib.redirect_stderr(io.StringIO()):  # hides the progress bar: one line per turn is enough
             fit(trainer, progress)
         synchronize(device)
@@ -73,7 +73,7 @@ def our_trainer(model, optimizer, batch, dtype):
     return advance
 
 
-def nanogpt_trainer(model, batch, dtype):
+def nanogpt_trainer(model, batches, dtype):
     """A function that trains for a number of steps."""
     device = next(model.parameters()).device.type
     with contextlib.redirect_stdout(sys.stderr):  # it prints what it decays
@@ -82,7 +82,7 @@ def nanogpt_trainer(model, batch, dtype):
 
     def advance(steps):
         for step in range(steps):
-            x, y = batch(step, 0)
+            [(x, y)] = batches(step)
             if device == "cuda":
                 x, y = (ids.pin_memory().to(device, non_blocking=True) for ids in (x, y))
             with autocast(device, dtype):
@@ -101,11 +101,11 @@ def measure(case, nanogpt, device, steps, turns):
     dtype = pick_dtype(device)
     c = ZOO[case.model](dropout=0.0).config
     tokens = np.random.default_rng(0).integers(c.vocab_size, size=1_000_000)
-    batch = RandomWindows(tokens, c.block_size, case.batch_size, seed=0).batch
+    batches = WindowBatches(RandomWindows(tokens, c.block_size, case.batch_size, seed=0), accumulation=1)
     theirs = nanogpt_model(nanogpt, c).to(device)
-    trainers = {"nanoGPT": nanogpt_trainer(theirs, batch, dtype if device == "cuda" else torch.float32)}
+    trainers = {"nanoGPT": nanogpt_trainer(theirs, batches, dtype if device == "cuda" else torch.float32)}
     for optimizer in case.optimizers:
-        trainers[optimizer] = our_trainer(ZOO[case.model](dropout=0.0).to(device), optimizer, batch, dtype)
+        trainers[optimizer] = our_trainer(ZOO[case.model](dropout=0.0).to(device), optimizer, batches, dtype)
     for advance in trainers.values():
         advance(2)  # the first steps of a process are slow
     runs = {name: partial(advance, steps) for name, advance in trainers.items()}

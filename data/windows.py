@@ -34,6 +34,11 @@ class RandomWindows:
         check_length(tokens, block_size)
         self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
 
+    @property
+    def batches_per_epoch(self):
+        """Batches with as many tokens as there are."""
+        return -(-len(self.tokens) // (self.block_size * self.batch_size))
+
     def batch(self, *key):
         """Return x and y, int64, (B, T) each, for a key of integers such as (step, micro-batch)."""
         random = np.random.default_rng((self.seed, *key))
@@ -81,6 +86,7 @@ class EpochWindows:
         if self.n_windows < batch_size:
             raise UserError(f"the text is too short: {self.n_windows} windows, and a batch has {batch_size}. Use more "
                             "text, or a smaller --training.batch_size or --data.stride")
+        self.batches_per_epoch = self.n_windows // batch_size
         self.epoch_starts = lru_cache(maxsize=1)(self.epoch_starts)
 
     def epoch_starts(self, epoch):
@@ -92,9 +98,42 @@ class EpochWindows:
 
     def batch(self, step, i):
         """Return x and y, int64, (B, T) each, of micro-batch i of a step."""
-        epoch, place = divmod(step * self.accumulation + i, self.n_windows // self.batch_size)
+        epoch, place = divmod(step * self.accumulation + i, self.batches_per_epoch)
         starts = self.epoch_starts(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         return windows_at(self.tokens, starts, self.block_size)
+
+
+class WindowBatches:
+    """The micro-batches of each training step from RandomWindows or EpochWindows."""
+
+    same_shape = True
+
+    def __init__(self, windows, accumulation):
+        self.windows, self.accumulation = windows, accumulation
+        self.steps_per_epoch = -(-windows.batches_per_epoch // accumulation)
+
+    def __call__(self, step):
+        return [self.windows.batch(step, i) for i in range(self.accumulation)]
+
+
+class ConsecutiveWindows:
+    """Batches that cover all tokens once, for evaluation: each token but the first is a target once, predicted from the
+    tokens before it in its window. The windows do not overlap, so the same weights always give the same loss."""
+
+    def __init__(self, tokens, block_size, batch_size):
+        self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
+        self.n_windows = (len(tokens) - 1) // block_size
+        self.rest = (len(tokens) - 1) % block_size  # targets in the last window, which is shorter
+
+    def __len__(self):
+        return -(-self.n_windows // self.batch_size) + (self.rest > 0)
+
+    def __iter__(self):
+        starts = [i * self.block_size for i in range(self.n_windows)]
+        for i in range(0, len(starts), self.batch_size):
+            yield windows_at(self.tokens, starts[i : i + self.batch_size], self.block_size)
+        if self.rest:
+            yield windows_at(self.tokens, [self.n_windows * self.block_size], self.rest)
 
 
 def make_windows(tokens, data, block_size, batch_size, accumulation, seed):

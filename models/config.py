@@ -103,3 +103,16 @@ class SamplingConfig:
             raise UserError(f"repetition_penalty cannot be {self.repetition_penalty}: give a number from 0.001 to 1000")
         if self.seed is not None and self.seed < 0:
             raise UserError(f"seed cannot be {self.seed}: give an integer >= 0")
+
+
+@dataclass(frozen=True)
+class ReplyConfig(SamplingConfig):
+    """How a reply is sampled, and its length. Raises UserError for values outside their range."""
+
+    max_tokens: int = 500
+    """Maximum number of tokens to generate for a prompt."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_tokens < 1:
+            raise UserError(f"max_tokens cannot be {self.max_tokens}: give a number >= 1")

@@ -27,15 +27,16 @@ def window_start(n, block_size):
 
 
 @torch.inference_mode()
-def generate(model, ids, max_new_tokens, sampling, stop_tokens=(), vocab_size=None):
+def generate(model, ids, max_new_tokens, sampling, stop_tokens=(), vocab_size=None, exempt=()):
     """Yield token ids, one by one, that continue the non-empty list `ids`.
 
     Ends after `max_new_tokens`, or before the first of `stop_tokens`. `sampling` is a SamplingConfig. The context
     window moves as in `window_start`. The model should be in evaluation mode. If it has more logits than there are
-    tokens, `vocab_size` is the number of tokens. Raises UserError if the predictions are not numbers.
+    tokens, `vocab_size` is the number of tokens. The repetition penalty does not apply to the tokens in `exempt`.
+    Raises UserError if the predictions are not numbers.
     """
     on_cuda = model.head.weight.device.type == "cuda"
-    sampler = GraphSampler(model, sampling, vocab_size) if on_cuda else Sampler(model, sampling, vocab_size)
+    sampler = (GraphSampler if on_cuda else Sampler)(model, sampling, vocab_size, exempt)
     ids, start = list(ids), None
     for _ in range(max_new_tokens):
         if start == window_start(len(ids), model.block_size):
@@ -54,12 +55,13 @@ def generate(model, ids, max_new_tokens, sampling, stop_tokens=(), vocab_size=No
 class Sampler:
     """Samples one token after another; caches the keys and values of the tokens so far."""
 
-    def __init__(self, model, sampling, vocab_size=None):
+    def __init__(self, model, sampling, vocab_size=None, exempt=()):
         self.model, self.sampling = model, sampling
         self.vocab_size = vocab_size or model.head.out_features
         self.device = model.head.weight.device
         self.cache = self.make_cache()
         self.in_context = torch.zeros(self.vocab_size, dtype=torch.bool, device=self.device)
+        self.exempt = torch.tensor(sorted(exempt), dtype=torch.long, device=self.device)
         self.noise = torch.ones(self.vocab_size, device=self.device)
         self.generator = torch.Generator(self.device)
         if sampling.seed is None:
@@ -87,7 +89,7 @@ class Sampler:
     def sample(self, x):
         """Return the token that follows x (1, T), a 0-dim tensor, without waiting for the device; or NO_TOKEN."""
         logits = self.model.head(self.model.features(x, self.cache)[0, -1]).float()[: self.vocab_size]  # (V)
-        self.in_context.index_fill_(0, x[0], True)
+        self.in_context.index_fill_(0, x[0], True).index_fill_(0, self.exempt, False)
         next_token = draw(logits, self.in_context, self.sampling, self.noise)
         return torch.where(logits.isnan().any(), NO_TOKEN, next_token)
 
@@ -96,8 +98,8 @@ class GraphSampler(Sampler):
     """A Sampler for CUDA, where launching the kernels of one token takes longer than running them: `next_after` is a
     CUDA graph. Everything that changes from token to token is in a tensor."""
 
-    def __init__(self, model, sampling, vocab_size=None):
-        super().__init__(model, sampling, vocab_size)
+    def __init__(self, model, sampling, vocab_size=None, exempt=()):
+        super().__init__(model, sampling, vocab_size, exempt)
         self.token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         self.next_token = torch.zeros((), dtype=torch.long, device=self.device)
         self.length, self.graph = 0, None
@@ -157,24 +159,16 @@ def draw(logits, in_context, sampling, noise):
     return (probabilities / noise).argmax()
 
 
-def generate_text(model, tokenizer, prompt, max_new_tokens, sampling, stop_tokens=(), stop_strings=()):
-    """Yield, with each token, the text that it completes, continuing `prompt`; "" while a character is incomplete.
+def generate_text(model, tokenizer, ids, max_new_tokens, sampling, stop_tokens=()):
+    """Yield, with each token, the text that it completes, continuing the non-empty list `ids`; "" while a character is
+    incomplete. What is left at the end is yielded last.
 
-    Ends before the first of `stop_strings`; text that may be the start of one is held back until that is decided. What
-    is left at the end is yielded last.
+    Ends before the first of `stop_tokens`. Special tokens have no repetition penalty.
     """
-    ids = tokenizer.encode(prompt) or [tokenizer.start_id]
-    complete, held = tokenizer.stream(), ""
-    for token in generate(model, ids, max_new_tokens, sampling, stop_tokens, tokenizer.vocab_size):
-        held += complete(token)
-        ends = [held.index(stop) for stop in stop_strings if stop in held]
-        if ends:
-            yield held[: min(ends)]
-            return
-        starts = [i for stop in stop_strings for i in range(1, len(stop)) if held.endswith(stop[:i])]
-        ready = len(held) - max(starts, default=0)
-        yield held[:ready]
-        held = held[ready:]
-    held += complete()
-    if held:
-        yield held
+    complete = tokenizer.stream()
+    for token in generate(model, ids, max_new_tokens, sampling, stop_tokens, tokenizer.vocab_size,
+                          tokenizer.special_ids):
+        yield complete(token)
+    rest = complete()
+    if rest:
+        yield rest

@@ -3,7 +3,6 @@
 import doctest
 import itertools
 import math
-import random
 
 import pytest
 import torch
@@ -106,7 +105,7 @@ def test_onednn_is_enabled_again_between_tokens_and_after_an_error(monkeypatch):
 def test_ids_without_a_token_are_never_drawn():
     model, sampling = small_model("BardGPT", vocab_size=64), SamplingConfig(temperature=5.0, seed=0)
     assert max(generate(model, [3], 100, sampling)) > 5 >= max(generate(model, [3], 100, sampling, vocab_size=6))
-    text = "".join(generate_text(model, CharTokenizer("abcdef"), "ab", 100, sampling))
+    text = "".join(generate_text(model, CharTokenizer("abcdef"), [0, 1], 100, sampling))
     assert len(text) == 100 and set(text) <= set("abcdef")
 
 
@@ -270,7 +269,8 @@ def alphabet_model():
 
 def pieces(prompt, n, vocab="abcdefgh", **stops):
     """The pieces of generated text that are not empty."""
-    written = generate_text(alphabet_model(), CharTokenizer(vocab), prompt, n, GREEDY, **stops)
+    tokenizer = CharTokenizer(vocab)
+    written = generate_text(alphabet_model(), tokenizer, tokenizer.encode(prompt), n, GREEDY, **stops)
     return [piece for piece in written if piece]
 
 
@@ -279,60 +279,11 @@ def test_text_continues_the_prompt_for_the_given_number_of_tokens():
     assert pieces("cd", 0) == []
 
 
-def test_an_empty_prompt_starts_a_line():
-    assert pieces("", 3, vocab="abcd\nfgh") == ["f", "g", "h"]
-    assert pieces("", 3) == ["b", "c", "d"]  # a vocabulary without line feed: the first token
-
-
 def test_text_is_streamed():
-    endless = generate_text(alphabet_model(), CharTokenizer("abcdefgh"), "a", 10**9, GREEDY)
+    endless = generate_text(alphabet_model(), CharTokenizer("abcdefgh"), [0], 10**9, GREEDY)
     assert "".join(itertools.islice(endless, 10)) == "bcdefghabc"
-
-
-def test_each_token_yields_a_piece_even_if_empty():
-    written = generate_text(alphabet_model(), CharTokenizer("abcdefgh"), "a", 6, GREEDY, stop_strings=("cdx",))
-    assert list(written) == ["b", "", "", "cde", "f", "g"]
 
 
 def test_a_stop_token_ends_the_text_and_is_left_out():
     assert "".join(pieces("c", 20, stop_tokens=(0,))) == "defgh"
     assert list(generate(alphabet_model(), [2], 20, GREEDY, stop_tokens=(6, 5))) == [3, 4]
-
-
-def test_a_stop_string_ends_the_text_and_is_left_out():
-    assert "".join(pieces("a", 20, stop_strings=("efg",))) == "bcd"
-    assert "".join(pieces("a", 20, stop_strings=("efg", "gh", "de"))) == "bc"
-    assert "".join(pieces("g", 20, stop_strings=("hab",))) == ""
-    assert "".join(pieces("bc", 20, stop_strings=("cd",))) == "defghab"  # the prompt does not count
-
-
-def test_a_false_start_of_a_stop_string_is_held_back_and_then_yielded():
-    assert pieces("a", 6, stop_strings=("cdx",)) == ["b", "cde", "f", "g"]
-    assert pieces("a", 3, stop_strings=("cdx",)) == ["b", "cd"]  # the end decides, too
-
-
-def expected_pieces(tokens, stops):
-    """By brute force: after each token, all text that cannot be the start of a stop string."""
-    n_yielded = 0
-    for end in range(1, len(tokens) + 1):
-        text = "".join(tokens[:end])
-        places = [text.index(stop) for stop in stops if stop in text]
-        clear = next((n for n in range(len(text)) if any(stop.startswith(text[n:]) for stop in stops)), len(text))
-        ready = min(places) if places else len(text) if end == len(tokens) else clear
-        if ready > n_yielded:
-            yield text[n_yielded:ready]
-            n_yielded = ready
-        if places:
-            return
-
-
-def test_stop_strings_across_tokens_of_several_characters_are_found(monkeypatch):
-    rng, vocab, stopped = random.Random(0), ["a", "b", "ab", "ba", "aab", "bbab"], 0
-    for _ in range(500):
-        ids = [rng.randrange(len(vocab)) for _ in range(rng.randrange(1, 9))]
-        stops = ["".join(rng.choices("ab", k=rng.randrange(2, 6))) for _ in range(rng.randrange(3))]
-        monkeypatch.setattr(models.generate, "generate", lambda *_, ids=ids: iter(ids))
-        written = generate_text(None, CharTokenizer(vocab), "", len(ids), GREEDY, stop_strings=stops)
-        assert "".join(written) == "".join(expected_pieces([vocab[i] for i in ids], stops))
-        stopped += any(stop in "".join(vocab[i] for i in ids) for stop in stops)
-    assert 100 < stopped < 400

@@ -28,6 +28,9 @@ def batches(step, n=1):
     return [tuple(torch.randint(11, (2, 4, 12))) for _ in range(n)]
 
 
+batches.same_shape = True
+
+
 def run(train_step, steps, n=1):
     losses = []
     for step in steps:
@@ -109,7 +112,7 @@ def test_on_a_gpu_compiling_is_chosen_for_long_runs(monkeypatch, capsys, seconds
     monkeypatch.setattr(step_module, "compile_forward", compile_forward)
     model, train_step = make_step()
     train_step.device = torch.device("cuda")
-    assert accelerate(train_step, batches(0)[0], wish, micro_steps=10_000) is compiled
+    assert accelerate(train_step, batches, wish, micro_steps=10_000) is compiled
     assert captures == [model] * (wish == "auto" or not compiled) + ["fast"] * compiled
     line = capsys.readouterr().out
     assert line.startswith(f"training step: captured as CUDA graphs; {'compiled' if compiled else 'not compiled'} (")
@@ -147,7 +150,7 @@ def test_a_step_that_cannot_be_compiled_trains_on_the_batches_it_is_given(monkey
     _, train_step = make_step()
     train_step.device = torch.device("cuda")
     monkeypatch.setattr(step_module, "autocast", lambda *_: torch.enable_grad())
-    assert not accelerate(train_step, batches(0)[0], "auto", micro_steps=10_000) and train_step.captured
+    assert not accelerate(train_step, batches, "auto", micro_steps=10_000) and train_step.captured
     assert run(train_step, range(1, 4)) == run(eager, range(1, 4))
 
 
@@ -155,7 +158,7 @@ def test_what_cannot_be_captured_is_said(capsys, monkeypatch):
     model, train_step = make_step()
     model.activation_checkpointing = True
     train_step.device = torch.device("cuda")
-    assert not accelerate(train_step, batches(0)[0], "no", micro_steps=10) and not train_step.captured
+    assert not accelerate(train_step, batches, "no", micro_steps=10) and not train_step.captured
     assert "not captured as CUDA graphs: activation checkpointing" in capsys.readouterr().out
 
 

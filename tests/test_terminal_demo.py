@@ -18,6 +18,7 @@ import terminal_demo
 from data.tokenizer import CharTokenizer
 from models.config import SamplingConfig
 from models.generate import generate
+from tasks import language
 from training.checkpoint import save_checkpoint
 
 SCRIPT = Path(terminal_demo.__file__)
@@ -169,7 +170,7 @@ def test_text_is_streamed(demo, monkeypatch):
             yield piece
             seen.append(stdout.getvalue())
 
-    monkeypatch.setattr(terminal_demo, "generate_text", pieces)
+    monkeypatch.setattr(language, "generate_text", pieces)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stdout))
     demo("--prompt", "")
     assert seen == [b"one ", b"one two ", b"one two three"]
@@ -215,7 +216,7 @@ def test_many_unknown_characters_are_skipped_quickly_and_counted(demo):
 def test_control_characters_reach_a_pipe_and_not_a_terminal(demo, monkeypatch, terminal, expected):
     stdout = io.StringIO()
     stdout.isatty, stdout.reconfigure = lambda: terminal, lambda **_: None
-    monkeypatch.setattr(terminal_demo, "generate_text", lambda *_: iter(["\x1b[2J", "\x9b\r\t\n"]))
+    monkeypatch.setattr(language, "generate_text", lambda *_: iter(["\x1b[2J", "\x9b\r\t\n"]))
     monkeypatch.setattr(sys, "stdout", stdout)
     demo("--prompt", "")
     assert stdout.getvalue() == expected + "\n"

@@ -21,6 +21,7 @@ import transformer_4d
 from data.ngram import ngram_loss
 from data.prepare import open_tokens
 from data.tokenizer import CharTokenizer
+from data.windows import ConsecutiveWindows
 from models.zoo import ZOO, DevModel
 from training.arguments import parse_settings
 from training.checkpoint import load_model, save_checkpoint
@@ -103,16 +104,14 @@ def plain_step(model, lr=0.1, average=None):
     return TrainStep(model, [sgd], 1e9, torch.float32, torch.amp.GradScaler("cpu", enabled=False), average)
 
 
-def trainer_for(train_step, batch, evaluate=lambda *_: False, **changes):
-    trainer = Trainer(train_step, batch, lambda step: 1.0, evaluate, accumulation=1, max_iters=1, eval_interval=1000,
-                      seed=0)
+def trainer_for(train_step, batches, evaluate=lambda *_: False, **changes):
+    trainer = Trainer(train_step, batches, lambda step: 1.0, evaluate, max_iters=1, eval_interval=1000, seed=0)
     return dataclasses.replace(trainer, **changes)
 
 
-def fit_once(model, batches, accumulation):
+def fit_once(model, batches):
     """The weights after one step of plain gradient descent on these micro-batches."""
-    trainer = trainer_for(plain_step(model), lambda step, i: batches[i], accumulation=accumulation)
-    fit(trainer, Progress())
+    fit(trainer_for(plain_step(model), lambda step: batches), Progress())
     return torch.cat([weight.detach().flatten() for weight in model.parameters()])
 
 
@@ -127,10 +126,10 @@ def tiny_model():
 def test_micro_batches_give_the_step_of_one_large_batch_however_many_targets_each_has():
     x, y = torch.randint(11, (2, 6, 12))
     y[0], y[1, 3:], y[4, :10] = -100, -100, -100
-    whole = fit_once(tiny_model(), [(x, y)], accumulation=1)
-    parts = fit_once(tiny_model(), list(zip(x.split(2), y.split(2), strict=True)), accumulation=3)
+    whole = fit_once(tiny_model(), [(x, y)])
+    parts = fit_once(tiny_model(), list(zip(x.split(2), y.split(2), strict=True)))
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-6)
-    equal_weights = fit_once(tiny_model(), [(x[:2], y[:2])], accumulation=1)
+    equal_weights = fit_once(tiny_model(), [(x[:2], y[:2])])
     assert not torch.allclose(equal_weights, whole, atol=1e-4)
 
 
@@ -141,7 +140,7 @@ def test_the_seed_and_the_step_decide_what_dropout_drops():
         losses = []
         model = tiny_model()
         model.dropout.p = 0.5
-        trainer = trainer_for(plain_step(model), lambda step, i: (x, y), lambda _, loss: losses.append(loss) or False,
+        trainer = trainer_for(plain_step(model), lambda step: [(x, y)], lambda _, loss: losses.append(loss) or False,
                               max_iters=step + 1, seed=seed)
         fit(trainer, Progress(step=step, best_loss=0.0))
         return losses[-1]
@@ -156,8 +155,24 @@ def test_the_loss_of_a_split_is_that_of_its_windows_one_by_one():
     for start in range(0, len(tokens) - 1, 12):
         window = torch.from_numpy(tokens[start : start + 13])
         total += F.cross_entropy(model(window[None, :-1])[0][0], window[1:], reduction="sum").item()
-    assert estimate_loss(model, tokens, batch_size=2) == pytest.approx(total / (len(tokens) - 1), rel=1e-5)
-    assert estimate_loss(model, tokens, batch_size=2) == estimate_loss(model, tokens, batch_size=2)
+    windows = ConsecutiveWindows(tokens, 12, batch_size=2)
+    assert estimate_loss(model, windows) == pytest.approx(total / (len(tokens) - 1), rel=1e-5)
+    assert estimate_loss(model, windows) == estimate_loss(model, windows)
+    assert len(windows) == len(list(windows)) == 3
+
+
+def test_the_loss_of_batches_is_the_mean_over_their_targets():
+    class Losses(torch.nn.Module):
+        """3 over one target, and 60 over nine: means of 3 and 6.67."""
+
+        weight = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x, y):
+            return None, torch.tensor(3.0 if len(y) == 1 else 60 / 9)
+
+    one, nine = torch.zeros(1, 1, dtype=torch.long), torch.zeros(9, 2, dtype=torch.long)
+    nine[:, 0] = -100
+    assert estimate_loss(Losses(), [(one, one), (nine, nine)]) == pytest.approx(6.3)
 
 
 def test_a_run_leaves_its_checkpoints_metrics_picture_and_settings(folder, capsys):
@@ -172,7 +187,8 @@ def test_a_run_leaves_its_checkpoints_metrics_picture_and_settings(folder, capsy
     model, tokenizer = load_model(out / "best.pt")
     tokens = np.array(tokenizer.encode(TEXT))
     best = min(loss for _, _, loss in losses(out))
-    assert estimate_loss(model, tokens[int(0.9 * len(tokens)):], 4) == pytest.approx(best, rel=1e-6)
+    windows = ConsecutiveWindows(tokens[int(0.9 * len(tokens)):], 12, 4)
+    assert estimate_loss(model, windows) == pytest.approx(best, rel=1e-6)
     assert f"best validation loss {best:.4f}" in capsys.readouterr().out
 
 
@@ -183,7 +199,7 @@ def test_half_precision_halves_the_file_and_keeps_the_loss(folder):
     sizes = [path.stat().st_size for path in paths]
     assert sizes[1] < 0.6 * sizes[0]
     tokens = np.array(load_model(paths[0])[1].encode(TEXT))
-    whole, half = (estimate_loss(load_model(path)[0], tokens, 4) for path in paths)
+    whole, half = (estimate_loss(load_model(path)[0], ConsecutiveWindows(tokens, 12, 4)) for path in paths)
     assert half == pytest.approx(whole, abs=1e-3)
 
 

@@ -7,11 +7,14 @@ import stat
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from data.tokenizer import tokenizer_from_dict
+from models.config import ReplyConfig
 from models.zoo import ZOO
+from tasks.kinds import TASKS
 from training.preflight import free_memory
 from utils.archive import check_archive
 from utils.errors import UserError
@@ -22,6 +25,18 @@ from utils.parameters import count_parameters, weight_shapes
 FORMAT_VERSION = 1
 SHIPPED = PROJECT / "checkpoints" / "shakespeare" / "best.pt"
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Loaded(NamedTuple):
+    """The content of a checkpoint."""
+
+    model: torch.nn.Module
+    """In float32 and evaluation mode."""
+    tokenizer: object
+    task: dict
+    """`kind`, a name in tasks.kinds.TASKS, and what else the task has recorded."""
+    reply: ReplyConfig
+    """How replies are sampled, unless the user wants something else."""
 
 
 def save_checkpoint(path, model, tokenizer, half=False, **more):
@@ -75,13 +90,16 @@ def checkpoint_file(path):
 
 
 def load_model(path, device="cpu"):
-    """Return the model (float32, in evaluation mode) and the tokenizer of a checkpoint. Raises UserError.
+    """The model (float32, in evaluation mode) and the tokenizer of a checkpoint, as `load_checkpoint`."""
+    return load_checkpoint(path, device)[:2]
 
-    A folder stands for the best.pt in it.
-    """
+
+def load_checkpoint(path, device="cpu"):
+    """The content of a checkpoint as `Loaded`; a folder stands for the best.pt in it. Raises UserError."""
     path = checkpoint_file(path)
     checkpoint = read_checkpoint(path)
     config, tokenizer = check_model(checkpoint, path)
+    task, reply = check_task(checkpoint, path)
     # The context length sizes the KV cache and the rotary tables, but with rotary positions no weight.
     needed, free = inference_memory(config, prompt_tokens=1).allocated, free_memory()
     if needed > free:
@@ -89,7 +107,19 @@ def load_model(path, device="cpu"):
                         "smaller model, or a machine with more memory")
     model = ZOO[checkpoint["model_class"]](**vars(config))
     model.load_state_dict(checkpoint["weights"])
-    return model.to(device).eval(), tokenizer
+    return Loaded(model.to(device).eval(), tokenizer, task, reply)
+
+
+def check_task(checkpoint, path):
+    """Return the task of a checkpoint read from `path`, and its ReplyConfig. Raises UserError."""
+    task = checkpoint.get("task", {"kind": "language"})  # of transformer_4d.py and of older versions
+    kind = task.get("kind") if isinstance(task, dict) else None
+    if not isinstance(kind, str) or kind not in TASKS or not TASKS[kind].is_valid(task):
+        raise UserError(f"{path} is for a task that this version does not know: update the project")
+    try:
+        return task, ReplyConfig(**checkpoint.get("sampling", {}))
+    except (TypeError, UserError) as error:
+        raise UserError(f"{path} has invalid sampling settings ({error}): use another checkpoint") from None
 
 
 def check_model(checkpoint, path):

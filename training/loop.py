@@ -33,15 +33,13 @@ class Trainer:
 
     train_step: Callable
     """(step, batches, lr_factor) -> mean loss, a 0-dim tensor: a `training.step.TrainStep`."""
-    batch: Callable
-    """(step, i) -> x and y, int64, (B, T) each: micro-batch i of a step."""
+    batches: Callable
+    """step -> the micro-batches of a step, a list of x and y, int64, (B, T) each."""
     lr_factor: Callable
     """step -> learning rate as a fraction of the peak learning rate."""
     evaluate: Callable
     """(progress, train_loss) -> whether to stop. Called before the first step, every `eval_interval` steps and at the
     end, with the mean training loss since the last call (None at the start); it evaluates, saves and reports."""
-    accumulation: int
-    """Micro-batches per step."""
     max_iters: int
     eval_interval: int
     seed: int
@@ -94,13 +92,13 @@ def fit(trainer, progress):
                 return
 
             seed_step(trainer.seed, step)
-            batches = [trainer.batch(step, i) for i in range(trainer.accumulation)]
+            batches = trainer.batches(step)
             loss = trainer.train_step(step, batches, trainer.lr_factor(step))
             loss_sum, n_losses = loss_sum + loss, n_losses + 1  # a tensor: reading its value would wait for the device
             tokens = sum(x.numel() for x, _ in batches)
             progress.tokens += tokens
-            if bar.total is None:
-                bar.reset(total=(trainer.max_iters - first) * tokens)
+            if step % 10 == 0 or bar.total is None:  # steps may differ in size: the total is an estimate
+                bar.total = round((bar.n + tokens) * (trainer.max_iters - first) / (step + 1 - first))
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{check_finite(loss, step):.3f}", refresh=False)
             bar.update(tokens)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from models.generate import generate_text
 from training.checkpoint import save_checkpoint
 from training.evaluate import estimate_loss
 from training.loop import check_finite
@@ -35,9 +33,8 @@ class Record:
     settings: Settings
     """Of the run so far: what `auto` was resolved to, too."""
     model: torch.nn.Module
-    tokenizer: object
-    val_tokens: np.ndarray
-    """(N)"""
+    task: object
+    """One of tasks.kinds.TASKS."""
     optimizers: list
     scaler: torch.amp.GradScaler
     average: WeightAverage | None
@@ -49,7 +46,9 @@ class Record:
 
     def __post_init__(self):
         self.device = self.model.head.weight.device.type
-        self.text_digest = digest(self.val_tokens)
+        self.val_batches = self.task.val_batches(self.settings.training.batch_size)
+        self.text_digest = self.task.digest()
+        self.entries = {"task": task_entry(self.settings, self.task), "sampling": vars(self.settings.sampling)}
         self.board = make_board(self.folder) if self.settings.output.tensorboard else None
 
     def evaluate_and_save(self, progress, train_loss):
@@ -75,17 +74,17 @@ class Record:
 
     def validation_loss(self):
         with autocast(self.device, self.dtype):
-            return estimate_loss(self.model, self.val_tokens, self.settings.training.batch_size)
+            return estimate_loss(self.model, self.val_batches)
 
     def save_last(self, progress):
         training = self.settings.training
         run_config = {"path": self.settings.data.path, "text": self.text_digest, "optimizer": self.settings.optim.name,
                       "device": self.device, "batch_size": training.batch_size, "accumulation": training.accumulation,
                       "dtype": str(self.dtype).removeprefix("torch."), "compile": "yes" if self.compiled else "no"}
-        save_checkpoint(self.folder / "last.pt", self.model, self.tokenizer, progress=vars(progress),
+        save_checkpoint(self.folder / "last.pt", self.model, self.task.tokenizer, progress=vars(progress),
                         optimizer_states=[optimizer.state_dict()["state"] for optimizer in self.optimizers],
                         scaler=self.scaler.state_dict(), metrics=self.metrics, run_config=run_config,
-                        average=self.average.averages if self.average else None)
+                        average=self.average.averages if self.average else None, **self.entries)
 
     def save_results(self, improved):
         """Write what follows from last.pt: best.pt if the last evaluation improved, metrics.jsonl and loss.png."""
@@ -93,7 +92,8 @@ class Record:
         if improved:
             use_average = line.get("ema_val_loss", np.inf) < line["val_loss"]
             with self.average.in_model() if use_average else contextlib.nullcontext():
-                save_checkpoint(self.folder / "best.pt", self.model, self.tokenizer, half=self.settings.output.half)
+                save_checkpoint(self.folder / "best.pt", self.model, self.task.tokenizer, self.settings.output.half,
+                                **self.entries)
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
         plot_losses(self.metrics, self.folder / "loss.png", f"{self.settings.run}: {type(self.model).__name__}")
 
@@ -125,16 +125,20 @@ class Record:
                     self.board.add_scalar(f"loss/{tag}", line[name], line["step"])
             self.board.flush()
         if self.settings.output.sample_tokens:
-            self.model.eval()
-            sample = "".join(generate_text(self.model, self.tokenizer, "", self.settings.output.sample_tokens,
-                                           self.settings.sampling))
+            self.print_samples()
+
+    def print_samples(self):
+        sampling = self.settings.sampling
+        config = dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, self.settings.output.sample_tokens))
+        self.model.eval()
+        for sample in self.task.samples(self.model, config):
             tqdm.write("    " + escape_controls(sample.strip()).replace("\n", "\n    "))
-            self.model.train()
+        self.model.train()
 
 
-def digest(tokens):
-    """A fingerprint of token ids (N)."""
-    return hashlib.sha256(np.ascontiguousarray(tokens)).hexdigest()
+def task_entry(settings, task):
+    """What a checkpoint records of its task."""
+    return {"kind": settings.task, **task.info}
 
 
 def make_board(folder):

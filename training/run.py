@@ -7,18 +7,17 @@ from pathlib import Path
 
 import torch
 
-from data.prepare import open_tokens
 from data.readers import ReadOptions
 from data.tokenizer import tokenizer_from_dict
-from data.windows import check_length, make_windows
 from models.zoo import ZOO
+from tasks.kinds import TASKS
 from training.arguments import all_settings, parse_settings
 from training.checkpoint import check_model, checkpoint_file, read_checkpoint
 from training.loop import Progress, Trainer, fit
 from training.optim import WeightAverage, lr_factor, make_optimizers
 from training.precision import pick_device, pick_dtype
 from training.preflight import fit_to_memory, memory_advice
-from training.record import Record, digest
+from training.record import Record, task_entry
 from training.run_state import check_averages, check_optimizer_states, read_run
 from training.settings import DataSettings, ModelSettings
 from training.step import TrainStep, accelerate
@@ -39,10 +38,11 @@ def train_in(folder, settings):
     """`train`, in a folder that no other process uses."""
     saved = open_run(folder, settings.resume)
     start = None if saved or settings.init is None else read_start(settings)
-    text = open_text(settings, saved or start)
-    config = model_config(settings.model, text.tokenizer.vocab_size, start)
+    task = open_task(settings, saved or start)
+    config = model_config(settings.model, task.tokenizer.vocab_size, task.n_labels, start)
+    task.prepare(config.block_size)
     if saved:
-        check_same_run(saved, settings, config, text.val, folder / "last.pt")
+        check_same_run(saved, settings, config, task, folder / "last.pt")
         print_changes(folder / "settings.yaml", settings)
         settings.training = resolve_as_before(settings.training, saved["run_config"])
 
@@ -50,28 +50,26 @@ def train_in(folder, settings):
     device = pick_device(settings.training.device)
     dtype = pick_dtype(device, settings.training.dtype)
     settings.training, plan = fit_to_memory(settings.training, settings.optim, config, device, dtype)
-    record, progress = build(settings, folder, config, text, device, dtype)
+    batches = task.train_batches(settings.training)
+    settings.training = training = resolve_epochs(settings.training, batches.steps_per_epoch)
+    record, progress = build(settings, folder, config, task, device, dtype)
     if saved:
         load_state(record, progress, saved, folder / "last.pt")
         record.complete(progress)
         print(f"resuming at step {progress.step}")
-        if progress.step >= settings.training.max_iters:
+        if progress.step >= training.max_iters:
             print(f"nothing is left to do: to continue, use a --training.max_iters above {progress.step}")
             return
     elif start:
-        record.model.load_state_dict(start["weights"])
+        record.model.load_state_dict(adapt_weights(start["weights"], record.model))
     del saved, start  # as large as the model and its optimizers
 
-    training = settings.training
-    windows = make_windows(text.train, settings.data, config.block_size, training.batch_size, training.accumulation,
-                           training.seed)
     train_step = TrainStep(record.model, record.optimizers, training.grad_clip, dtype, record.scaler, record.average)
     micro_steps = (training.max_iters - progress.step) * training.accumulation
-    trainer = Trainer(train_step, windows.batch, lambda step: lr_factor(step, settings.optim, training.max_iters),
-                      record.evaluate_and_save, training.accumulation, training.max_iters, training.eval_interval,
-                      training.seed)
+    trainer = Trainer(train_step, batches, lambda step: lr_factor(step, settings.optim, training.max_iters),
+                      record.evaluate_and_save, training.max_iters, training.eval_interval, training.seed)
     with memory_advice(config, plan):
-        record.compiled = accelerate(train_step, windows.batch(0, 0), training.compile, micro_steps)
+        record.compiled = accelerate(train_step, batches, training.compile, micro_steps)
         record.write_settings()
         fit(trainer, progress)
     minutes = progress.seconds / 60
@@ -106,8 +104,8 @@ def read_start(settings):
     return checkpoint
 
 
-def open_text(settings, checkpoint):
-    """The text as tokens, `data.token_files.Prepared`: those of the tokenizer of a checkpoint, if there is one."""
+def open_task(settings, checkpoint):
+    """The task of a run, with its data and its tokenizer: that of a checkpoint, if there is one. Raises UserError."""
     data = settings.data
     tokenizer = data.tokenizer
     file = checkpoint_file(tokenizer)
@@ -119,15 +117,13 @@ def open_text(settings, checkpoint):
     if checkpoint:
         tokenizer = tokenizer_from_dict(checkpoint["tokenizer"], "the checkpoint")
     options = ReadOptions(data.column, data.encoding, data.delimiter, data.document_separator)
-    text = open_tokens(data.path, options, tokenizer, data.vocab_size, data.max_bytes, data.dtype, data.val_path)
-    print(one_line(f"text: {data.path} ({text.title}), {len(text.train):,} tokens for training and {len(text.val):,} "
-                   f"for validation, {text.tokenizer.vocab_size:,} in the vocabulary"))
-    return text
+    return TASKS[settings.task](settings, options, tokenizer)
 
 
-def model_config(model, vocab_size, start=None):
-    """The ModelConfig that ModelSettings describe, for a tokenizer of `vocab_size` tokens; with a checkpoint `start`,
-    that of the checkpoint, and `model.name` is set to its class. Raises UserError."""
+def model_config(model, vocab_size, n_labels=None, start=None):
+    """The ModelConfig that ModelSettings describe, for a tokenizer of `vocab_size` tokens and, for a classifier,
+    `n_labels`; with a checkpoint `start`, that of the checkpoint, and `model.name` is set to its class. Raises
+    UserError."""
     given = {name: value for name, value in vars(model).items() if name != "name" and value is not None}
     if start:
         if model.name not in (ModelSettings().name, start["model_class"]):
@@ -136,7 +132,9 @@ def model_config(model, vocab_size, start=None):
             if name != "dropout" and value != start["config"][name]:
                 raise UserError(f"--init has {name} {start['config'][name]}, not {value}: leave out model.{name}")
         model.name = start["model_class"]
-        return dataclasses.replace(ZOO[model.name].config, **start["config"] | given)
+        given = start["config"] | given
+        given["vocab_size"] = max(vocab_size, given["vocab_size"])  # a task may need new special tokens
+        return dataclasses.replace(ZOO[model.name].config, **given)
     if model.name not in ZOO:
         raise UserError(f"there is no model {model.name}: use one of {', '.join(ZOO)}")
     config = dataclasses.replace(ZOO[model.name].config, **{"vocab_size": vocab_size} | given)
@@ -146,27 +144,49 @@ def model_config(model, vocab_size, start=None):
     return config
 
 
-def build(settings, folder, config, text, device, dtype):
+def adapt_weights(weights, model):
+    """The weights of a checkpoint for a `model` of the same architecture that may have more tokens: a new token starts
+    as the mean of all others (Hewitt, 2021)."""
+    adapted = dict(weights)
+    for name, own in model.state_dict().items():
+        n_new = len(own) - len(weights[name])
+        if n_new:
+            mean = weights[name].mean(dim=0, keepdim=True)  # (1, C), or (1) for a bias
+            adapted[name] = torch.cat([weights[name], *[mean] * n_new])
+    return adapted
+
+
+def resolve_epochs(training, steps_per_epoch):
+    """TrainingSettings in which `epochs`, if given, has set the number of steps and the evaluations."""
+    if training.epochs is None:
+        return training
+    return dataclasses.replace(training, max_iters=training.epochs * steps_per_epoch, eval_interval=steps_per_epoch)
+
+
+def build(settings, folder, config, task, device, dtype):
     """A new model with its optimizers, as a Record, and the Progress of a new run. Raises UserError."""
     model = ZOO[settings.model.name](**vars(config)).to(device)
-    check_length(text.val, model.block_size, "the validation split")
     model.activation_checkpointing = settings.training.activation_checkpointing
     print(f"model: {settings.model.name}, {count_parameters(config):,} parameters, on {device} in "
           f"{str(dtype).removeprefix('torch.')}")
     optimizers = make_optimizers(model, settings.optim, dtype)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     average = None if settings.optim.ema is None else WeightAverage(model, settings.optim.ema)
-    record = Record(folder, settings, model, text.tokenizer, text.val, optimizers, scaler, average, dtype, metrics=[])
+    record = Record(folder, settings, model, task, optimizers, scaler, average, dtype, metrics=[])
     return record, Progress()
 
 
 # ---- Resuming --------------------------------------------------------------------------------------------------------
 
 
-def check_same_run(saved, settings, config, val_tokens, path):
-    """Raise UserError unless the run in the file `path` has this text, model and optimizer; dropout may change."""
+def check_same_run(saved, settings, config, task, path):
+    """Raise UserError unless the run in the file `path` has this task, text, model and optimizer; dropout may change.
+    """
     before = saved["run_config"]
-    if before["text"] != digest(val_tokens):
+    kind = saved.get("task", {}).get("kind", "language")
+    if kind != settings.task:
+        raise UserError(f"{path} has the task {kind}, not {settings.task}: start a new run with --run NAME")
+    if before["text"] != task.digest() or saved.get("task", {"kind": "language"}) != task_entry(settings, task):
         raise UserError(f"{path} was trained on another text, {before['path']}: use that text, or start a new run with "
                         "--run NAME")
     now = {"model": settings.model.name, **vars(config), "optimizer": settings.optim.name}

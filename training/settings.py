@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from models.config import SamplingConfig
+from models.config import ReplyConfig
 from utils.errors import UserError, check_numbers
 from utils.files import PROJECT
 
@@ -23,6 +23,13 @@ class DataSettings:
     """A separate validation text; None: about a tenth of `path`."""
     column: str | None = None
     """Column of the text in a table; None: `text`, or the only one."""
+    label_column: str | None = None
+    """Column of the label, for classification; None: `label`."""
+    mask_padding: bool = True
+    """For classification. true: the class is predicted at the last token of a text; false: at the end of the context,
+    after padding up to there, which the model has to learn to ignore."""
+    preview: int = 0
+    """Print this many training examples, with the tokens that are predicted highlighted."""
     encoding: str | None = None
     """Encoding of the files, such as gb18030; None: detected."""
     delimiter: str | None = None
@@ -45,7 +52,7 @@ class DataSettings:
     """Tokens between the starts of sliding windows, at most block_size; None: 128, or block_size if that is less."""
 
     def __post_init__(self):
-        check_numbers(self, positive=("vocab_size", "max_bytes", "stride"))
+        check_numbers(self, positive=("vocab_size", "max_bytes", "stride"), not_negative=("preview",))
         if not self.path or self.val_path in ("", []):
             raise UserError("path is empty: pass a text")
 
@@ -120,6 +127,8 @@ class TrainingSettings:
     """Micro-batches per step (gradient accumulation)."""
     max_iters: int = 1000
     """Training steps."""
+    epochs: int | None = None
+    """Train for this many epochs instead, and evaluate after each: sets `max_iters` and `eval_interval`."""
     eval_interval: int = 250
     """Steps between evaluations; each one saves."""
     grad_clip: float = 1.0
@@ -138,7 +147,8 @@ class TrainingSettings:
     """Recompute activations in the backward pass: less memory, a third more time."""
 
     def __post_init__(self):
-        check_numbers(self, positive=("accumulation", "max_iters", "eval_interval", "grad_clip", "patience"),
+        check_numbers(self, positive=("accumulation", "max_iters", "epochs", "eval_interval", "grad_clip",
+                                      "patience"),
                       not_negative=("seed",))
         if self.batch_size != "auto":
             check_numbers(self, positive=("batch_size",))
@@ -174,13 +184,17 @@ class Settings:
     resume: bool = False
     """Continue the run from its last.pt. Without a YAML file, with the settings of the run."""
     init: str | None = None
-    """A checkpoint whose weights, architecture and tokenizer a new run starts from, for training on another text."""
+    """A checkpoint whose weights, architecture and tokenizer a new run starts from: for another text, or another task.
+    """
+    task: Literal["language", "dialogue", "poem", "instruction", "classification"] = "language"
+    """What the model learns. language: to continue text; dialogue: to reply to messages; poem: to answer a title with a
+    poem; instruction: to follow instructions (Alpaca format); classification: to label texts, such as reviews."""
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: ReplyConfig = field(default_factory=ReplyConfig)
 
     def __post_init__(self):
         clean = self.run.strip(" .") == self.run and self.run.isprintable() and not FORBIDDEN & set(self.run)

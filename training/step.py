@@ -116,16 +116,20 @@ def optimizer_tensors(optimizers):
             for weight, state in optimizer.state.items() for name, tensor in state.items()}
 
 
-def accelerate(train_step, batch, compile, micro_steps):
+def accelerate(train_step, batches, compile, micro_steps):
     """Use torch.compile and CUDA graphs where they pay; print one line that says what was chosen and why.
 
-    `batch` is a micro-batch (x, y), (B, T) each, of the shape that all have; `compile` is auto, yes or no; and
-    `micro_steps` is the number of micro-batches left to train on. Returns whether the model is compiled.
+    `batches` is a function from a step to its micro-batches (x, y), (B, T) each, and its attribute `same_shape` says
+    whether all of them have one shape; `compile` is auto, yes or no; and `micro_steps` is the number of micro-batches
+    left to train on. Returns whether the model is compiled.
     """
     on_cuda = train_step.device.type == "cuda"
-    obstacle = obstacle_to_capture(train_step)
+    batch = batches(0)[0]
+    obstacle = obstacle_to_capture(train_step) if batches.same_shape else "batches differ in length"
     can_capture = on_cuda and obstacle is None
     why = f"by --training.compile {compile}"
+    if compile == "auto" and not batches.same_shape:
+        compile, why = "no", "it would compile for each length"
     if compile == "auto" and on_cuda:
         if can_capture:
             train_step.capture(*batch)

@@ -1,0 +1,67 @@
+"""What the tasks share whose data are `Examples`: sequences of their own, rather than windows of one text."""
+
+import hashlib
+
+from data.examples import ExampleBatches
+from data.report import DataReport, preview, print_examples
+from data.tokenizer import load_tokenizer
+from models.generate import generate_text
+from utils.errors import UserError
+
+
+class ExampleTask:
+    """A task with `train` and `val`, two `Examples`, which its `make_examples(block_size)` creates."""
+
+    noun = "records"
+    info = {}
+    n_labels = None
+
+    def __init__(self, settings, options, tokenizer):
+        """Read the data of Settings; `options` are its ReadOptions. `tokenizer` is an object, `char`, `bpe` or what
+        `load_tokenizer` takes."""
+        self.data, self.options = settings.data, options
+        self.report = DataReport(self.data.path, self.noun)
+        self.read(self.data.path, self.data.val_path)
+        if tokenizer in ("char", "bpe"):
+            tokenizer = self.build_tokenizer(tokenizer)
+        elif isinstance(tokenizer, str):
+            tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer = tokenizer.with_special_tokens()
+
+    def prepare(self, block_size):
+        """Create the examples for this context length, and print a report. Raises UserError if there is none."""
+        self.block_size = block_size
+        self.train, self.val = self.make_examples(block_size)
+        self.report.print()
+        print_examples("training", self.train)
+        print_examples("validation", self.val)
+        for name, examples in (("training", self.train), ("validation", self.val)):
+            if not len(examples):
+                raise UserError(f"{self.data.path} has no example for {name}: {self.report.first_skipped()}. Use more "
+                                "data, or a larger --model.block_size")
+        preview(self.train, self.tokenizer, self.data.preview)
+
+    def train_batches(self, training):
+        """A function from a step to its micro-batches, by TrainingSettings."""
+        return ExampleBatches(self.train, training.batch_size, training.accumulation, training.seed)
+
+    def val_batches(self, batch_size):
+        return self.val.batches(batch_size)
+
+    def digest(self):
+        """A fingerprint of the validation data, by which a resumed run recognizes its data."""
+        return hashlib.sha256(self.val.tokens.tobytes() + self.val.targets.tobytes()).hexdigest()
+
+    def measure(self, model):
+        """Metrics besides the loss."""
+        return {}
+
+    @staticmethod
+    def is_valid(entry):
+        """Whether the entry of a checkpoint, read from a file, is one of this task."""
+        return entry.keys() == {"kind"}
+
+
+def reply_pieces(model, tokenizer, ids, config):
+    """Yield the pieces of a reply to `ids`, which ends at a special token, by ReplyConfig."""
+    return generate_text(model, tokenizer, ids, config.max_tokens, config, stop_tokens=tokenizer.special_ids)

@@ -1,0 +1,76 @@
+"""Language modeling: the model continues text."""
+
+import hashlib
+
+import numpy as np
+
+from data.prepare import open_tokens
+from data.windows import ConsecutiveWindows, WindowBatches, check_length, make_windows
+from models.generate import generate_text
+from utils.printable import one_line
+
+
+class Completion:
+    """A conversation with a language model: it continues each prompt."""
+
+    hint = "Type a prompt: the model continues it. An empty line generates text without a prompt until Ctrl-C."
+    continues_text = streams = True
+    has_history = False
+
+    def __init__(self, model, tokenizer, entry, tell):
+        """`entry` is the task in the checkpoint; `tell` prints a line to the user. All kinds of answers take these."""
+        self.model, self.tokenizer = model, tokenizer
+
+    def answer(self, prompt, config):
+        """Yield the pieces of a continuation, by ReplyConfig."""
+        ids = self.tokenizer.encode(prompt) or [self.tokenizer.start_id]
+        return generate_text(self.model, self.tokenizer, ids, config.max_tokens, config)
+
+
+class Language:
+    """Training on windows of continuous text."""
+
+    answers = Completion
+
+    def __init__(self, settings, options, tokenizer):
+        """Open the text of Settings; `options` are its ReadOptions, `tokenizer` is as for `open_tokens`."""
+        self.data = data = settings.data
+        self.text = text = open_tokens(data.path, options, tokenizer, data.vocab_size, data.max_bytes, data.dtype,
+                                       data.val_path)
+        self.tokenizer = text.tokenizer
+        print(one_line(f"text: {data.path} ({text.title}), {len(text.train):,} tokens for training and "
+                       f"{len(text.val):,} for validation, {self.tokenizer.vocab_size:,} in the vocabulary"))
+
+    info = {}  # no field of the checkpoint besides the kind
+    n_labels = None
+
+    def prepare(self, block_size):
+        """Prepare examples for this context length. Raises UserError if there is none."""
+        self.block_size = block_size
+        check_length(self.text.val, block_size, "the validation split")
+
+    def train_batches(self, training):
+        """A function from a step to its micro-batches, by TrainingSettings. Raises UserError."""
+        windows = make_windows(self.text.train, self.data, self.block_size, training.batch_size, training.accumulation,
+                               training.seed)
+        return WindowBatches(windows, training.accumulation)
+
+    def val_batches(self, batch_size):
+        return ConsecutiveWindows(self.text.val, self.block_size, batch_size)
+
+    def digest(self):
+        """A fingerprint of the validation data, by which a resumed run recognizes its text."""
+        return hashlib.sha256(np.ascontiguousarray(self.text.val)).hexdigest()
+
+    def measure(self, model):
+        """Metrics besides the loss."""
+        return {}
+
+    @staticmethod
+    def is_valid(entry):
+        """Whether the entry of a checkpoint, read from a file, is one of this task."""
+        return entry.keys() == {"kind"}
+
+    def samples(self, model, config):
+        """Yield lines that show what the model has learned so far."""
+        yield "".join(Completion(model, self.tokenizer, self.info, print).answer("", config))
