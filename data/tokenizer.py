@@ -6,6 +6,7 @@
 """
 
 import json
+from itertools import chain
 from pathlib import Path
 
 from data.bpe import MAX_BYTES, MAX_FILE_BYTES, SPECIAL_TOKENS, SURROGATE, BPETokenizer
@@ -134,6 +135,14 @@ def quote_all(characters, limit=10):
     """
     quoted = ", ".join(map(repr, characters[:limit]))
     return quoted if len(characters) <= limit else f"{quoted} and {len(characters) - limit:,} more"
+
+
+def train_tokenizer(texts, kind, vocab_size=20_000, max_bytes=MAX_BYTES):
+    """The tokenizer of an iterable of texts: `char`, their characters, or `bpe`, as BPETokenizer.train. Raises
+    UserError."""
+    if kind == "char":
+        return CharTokenizer.of_text(chain.from_iterable(texts))
+    return BPETokenizer.train(texts, vocab_size, max_bytes)
 
 
 # ---- Loading ---------------------------------------------------------------------------------------------------------
