@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from utils.errors import UserError
 from utils.files import replacing
 
-SPECIAL_TOKENS = {  # attribute of BPETokenizer: token, named as in ChatML and GPT-2
+SPECIAL_TOKENS = {  # attribute of a tokenizer: token, named as in ChatML and GPT-2
     "padding": "<|pad|>",
     "message_start": "<|im_start|>",
     "message_end": "<|im_end|>",
@@ -108,6 +108,15 @@ class BPETokenizer:
             raise UserError(f"{where} is damaged or not a byte-level BPE: download it again") from None
         library.add_special_tokens([token for token in SPECIAL_TOKENS.values() if token in vocab])
         return cls(library.to_str(), where)
+
+    def with_special_tokens(self):
+        """A tokenizer with the same ids that also has all of SPECIAL_TOKENS: missing ones follow the vocabulary."""
+        missing = [token for name, token in SPECIAL_TOKENS.items() if getattr(self, name) is None]
+        if not missing:
+            return self
+        library = Tokenizer.from_str(self.library.to_str())
+        library.add_special_tokens(missing)
+        return BPETokenizer(library.to_str())
 
     def save(self, path):
         """Write a tokenizer.json of the `tokenizers` library. Raises UserError."""

@@ -55,17 +55,7 @@ def open_corpus(path, options=DEFAULTS):
     """
     if isinstance(path, str | Path) and str(path).startswith(HUB):
         return HubDataset(str(path).removeprefix(HUB), options)
-    files = []
-    for given in map(Path, [path] if isinstance(path, str | Path) else path):
-        if given.absolute() in FETCHED:
-            fetch(given.absolute())
-        if os.path.isdir(given):  # unlike Path.is_dir, without an exception for an unreadable parent
-            files += files_in(given)
-        else:
-            next(byte_blocks(given, 1))  # raises UserError if it cannot be read
-            files.append(given)
-    if not files:
-        raise UserError("no file is given: pass at least one text file as --data.path")
+    files = list_files(path)
     for file in files:
         if file.name in ("train.bin", "val.bin"):
             raise UserError(f"{file} holds token ids, not text: pass its folder, with train.bin and val.bin in it")
@@ -77,13 +67,34 @@ def open_corpus(path, options=DEFAULTS):
     return Files(first.parent, first.resolve().stem, files, options)
 
 
-def files_in(folder):
-    """The text files and tables in a folder and its subfolders, sorted, except hidden ones. Raises UserError."""
+def list_files(path, extensions=IN_FOLDERS):
+    """The files that `path` names: a file, a folder, or a list of them. Of a folder, those with one of `extensions`.
+
+    The paths in FETCHED are downloaded if they do not exist. Raises UserError if there is no file, or one cannot be
+    read.
+    """
+    files = []
+    for given in map(Path, [path] if isinstance(path, str | Path) else path):
+        if given.absolute() in FETCHED:
+            fetch(given.absolute())
+        if os.path.isdir(given):  # unlike Path.is_dir, without an exception for an unreadable parent
+            files += files_in(given, extensions)
+        else:
+            next(byte_blocks(given, 1))  # raises UserError if it cannot be read
+            files.append(given)
+    if not files:
+        raise UserError("no file is given: pass at least one text file as --data.path")
+    return files
+
+
+def files_in(folder, extensions):
+    """The files in a folder and its subfolders with one of these extensions, sorted, except hidden ones. Raises
+    UserError."""
     found, skipped = [], []
     for parent, _, names in os.walk(folder, onerror=fail_to_list):
         for name in names:
             path = Path(parent, name)
-            if path.suffix.lower() in IN_FOLDERS and os.path.isfile(path):
+            if path.suffix.lower() in extensions and os.path.isfile(path):
                 hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
                 (skipped if hidden else found).append(path)
     for split, other in (("train", "val"), ("val", "train")):
@@ -92,7 +103,7 @@ def files_in(folder):
     if skipped:
         print_once(f"{folder}: skipped {len(skipped):,} hidden files, such as {min(skipped)}")
     if not found:
-        raise UserError(f"{folder} contains no {', '.join(IN_FOLDERS)} file: pass another folder")
+        raise UserError(f"{folder} contains no {', '.join(extensions)} file: pass another folder")
     return sorted(found)
 
 

@@ -1,5 +1,6 @@
 """Examples: sequences of their own with targets, such as a dialogue, and batches of them, padded to the longest."""
 
+from array import array
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -34,15 +35,17 @@ def next_token_example(parts, block_size):
 
 
 class Examples:
-    """A list of `Example`, kept in two arrays."""
+    """N examples, from an iterable of `Example`, kept in compact arrays."""
 
     def __init__(self, examples):
-        self.lengths = np.array([len(example.tokens) for example in examples], np.int64)  # (N)
+        tokens, targets, lengths = array("i"), array("i"), array("q")
+        for example in examples:
+            tokens.extend(example.tokens)
+            targets.extend(example.targets)
+            lengths.append(len(example.tokens))
+        self.tokens, self.targets = np.asarray(tokens, np.int32), np.asarray(targets, np.int32)  # (tokens in total)
+        self.lengths = np.asarray(lengths, np.int64)  # (N)
         self.ends = self.lengths.cumsum()
-        self.tokens, self.targets = np.empty((2, self.lengths.sum()), np.int32)
-        for (tokens, targets), end in zip(examples, self.ends, strict=True):
-            self.tokens[end - len(tokens) : end] = tokens
-            self.targets[end - len(tokens) : end] = targets
 
     def __len__(self):
         return len(self.lengths)

@@ -20,7 +20,6 @@ from data.readers import read_text, stamp
 from data.tables import read_json
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
-from utils.printable import one_line
 
 REQUESTS = 6 * ["title"] + 3 * ["title and author"] + ["general"]  # of ten
 GENERAL_REQUESTS = ("写一首诗", "请写一首诗", "作一首诗", "来一首诗")
@@ -84,39 +83,38 @@ def holds_poems(items):
     return any(isinstance(item, dict) and any(isinstance(item.get(key), list) for key in LINES) for item in items)
 
 
-def read_poems(path, encoding=None):
-    """The poems in a .json file, each with `title`, `author` and `para`. Invalid ones are skipped, with a message.
+def read_poems(files, encoding, report):
+    """The poems in .json files, each with `title`, `author` and `para`. Invalid ones are counted in a DataReport.
 
     Raises UserError if no poem is left.
     """
-    items = read_json(path, encoding)
-    poems, faults = [], []
-    for number, item in enumerate(items, 1):
-        try:
-            poems.append(as_poem(item))
-        except UserError as error:
-            faults.append(f"number {number} {error}")
+    poems = []
+    for file in files:
+        for number, item in enumerate(read_json(file, encoding), 1):
+            place = f"poem {number}" if len(files) == 1 else f"{file}, poem {number}"
+            try:
+                poems.append(as_poem(item))
+            except UserError as reason:
+                report.skip(str(reason), place)
     if not poems:
-        raise UserError(f"{path} contains no poem: {one_line('; '.join(faults) or 'the list is empty', 200)}")
-    if faults:
-        print(f"{path}: skipped {len(faults):,} of {len(items):,} poems: {one_line('; '.join(faults), 200)}")
+        raise UserError(f"{report.path} contains no poem: {report.first_skipped() or 'the list is empty'}")
     return poems
 
 
 def as_poem(item):
-    """A poem of a .json file with its lines as `para`. Raises UserError if it lacks a key, or has no title or text."""
+    """A poem of a .json file with its lines as `para`. Raises UserError, which says what is wrong with it."""
     if not isinstance(item, dict):
-        raise UserError("is not an object")
+        raise UserError("not an object")
     poem = {"title": item.get("title"), "author": item.get("author"), "para": item.get("para", item.get("paragraphs"))}
     missing = [key for key, value in poem.items() if value is None]
     if missing:
-        raise UserError(f"lacks {', '.join(missing)}")
+        raise UserError(f"no {', '.join(missing)}")
     match poem:
         case {"title": str(title), "author": str(), "para": [*lines]} if all(isinstance(line, str) for line in lines):
             if title.strip() and any(line.strip() for line in lines):
                 return poem
-            raise UserError("is empty")
-    raise UserError("has values that are not text")
+            raise UserError("no title or no text")
+    raise UserError("values that are not text")
 
 
 def requests(poems, seed):
@@ -155,7 +153,14 @@ class Poems:
 
     @cached_property
     def poems(self):
-        return read_poems(self.path, self.encoding)
+        from data.report import DataReport  # only here, because it needs torch
+
+        report = DataReport(self.path, "poems")
+        poems = read_poems([self.path], self.encoding, report)
+        report.kept = len(poems)
+        if report.skipped:
+            report.print()
+        return poems
 
     def pieces(self):
         """Yield every `Piece`, the same ones on each call. Raises UserError if there is no poem."""

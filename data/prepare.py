@@ -17,7 +17,7 @@ from data.cache import derive
 from data.corpora import OWN, open_corpus
 from data.readers import DEFAULTS
 from data.token_files import DTYPES, SPLITS, is_prepared, open_prepared, token_dtype, token_files_in
-from data.tokenizer import MAX_BYTES, BPETokenizer, CharTokenizer, load_tokenizer
+from data.tokenizer import MAX_BYTES, load_tokenizer, train_tokenizer
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -77,11 +77,7 @@ def build_tokenizer(corpus, kind, vocab_size, max_bytes):
 
     def build(path):
         texts = (piece.text for piece in pieces_with_progress(corpus, "reading the text"))
-        if kind == "char":
-            tokenizer = CharTokenizer.of_text(chain.from_iterable(texts))
-        else:
-            tokenizer = BPETokenizer.train(texts, vocab_size, max_bytes)
-        tokenizer.save(path)
+        train_tokenizer(texts, kind, vocab_size, max_bytes).save(path)
 
     description = {"kind": kind}
     if kind == "bpe":

@@ -59,14 +59,19 @@ def texts(rows, path, column, names):
                 raise UserError(f"{path}, {place} is {type(value).__name__}, not text: correct it")
             raise UserError(f"{path}, {place}: {column} is {type(value).__name__}, not text: pass the column with the "
                             "text as --data.column")
-        if not value.isascii():  # JSON may contain half of a surrogate pair
-            value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        yield value.replace("\r\n", "\n"), position
+        yield clean_text(value), position
     if total and missing == total:
         raise UserError(f"{path}: no row has a text in the column {column}: pass another --data.column, of "
                         f"{', '.join(dict.fromkeys(names))}")
     if missing:
         print_once(f"{path}: skipped {missing:,} of {total:,} rows, which have no {column}")
+
+
+def clean_text(text):
+    """A text with LF for CRLF, and U+FFFD for half of a surrogate pair, which JSON may contain."""
+    if not text.isascii():
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.replace("\r\n", "\n")
 
 
 def lines(file, path):
@@ -98,7 +103,7 @@ def jsonl_objects(path, encoding):
             place = f"line {number}"
             row = parse_json(line, f"{path}, {place}")
             if not isinstance(row, dict):
-                raise UserError(f'{path}, {place} is {type(row).__name__}, not an object: write it as {{"text": ...}}')
+                raise UserError(f'{path}, {place} is {type(row).__name__}, not an object in braces')
             yield place, row, file.buffer.tell()
 
 
@@ -118,8 +123,7 @@ def read_json(path, encoding):
     print_encoding(path, encoding)
     items = parse_json("".join(text for text, _ in text_blocks(path, encoding)), path)
     if not isinstance(items, list):
-        raise UserError(f"{path} is {type(items).__name__}, not a list: a .json file is a list of texts, of objects "
-                        "with a text, or of poems")
+        raise UserError(f"{path} is {type(items).__name__}, not a list: a .json file is a list of texts or of records")
     return items
 
 

@@ -6,9 +6,10 @@
 """
 
 import json
+from itertools import chain
 from pathlib import Path
 
-from data.bpe import MAX_BYTES, MAX_FILE_BYTES, SURROGATE, BPETokenizer
+from data.bpe import MAX_BYTES, MAX_FILE_BYTES, SPECIAL_TOKENS, SURROGATE, BPETokenizer
 from data.download import download, hub_endpoints
 from data.meta_pickle import characters_in_meta
 from utils.errors import Parser, UserError, command
@@ -26,22 +27,26 @@ SOURCES = ("gpt2, a tokenizer.json, or a folder with tokenizer.json, vocab.json 
 
 
 class CharTokenizer:
-    """One token per character, without special tokens.
+    """One token per character and, if `special`, the tokens of SPECIAL_TOKENS behind them.
 
-    >>> tokenizer = CharTokenizer("abc")
+    `padding`, `message_start`, `message_end`, `end_of_text` and `special_ids` are as in BPETokenizer: `encode` never
+    returns a special token.
+
+    >>> tokenizer = CharTokenizer("abc", special=True)
     >>> tokenizer.encode("cab")
     [2, 0, 1]
-    >>> tokenizer.decode([2, 0, 1])
-    'cab'
+    >>> tokenizer.decode([2, 0, 1, tokenizer.message_end])
+    'cab<|im_end|>'
     """
 
-    padding = message_start = message_end = end_of_text = None
-    special_ids = frozenset()
-
-    def __init__(self, vocab, where="the tokenizer"):
+    def __init__(self, vocab, where="the tokenizer", special=False):
         """`vocab` is the string of all characters, in the order of their ids. Raises UserError, which names `where`,
         if it is empty, repeats a character or has a lone surrogate."""
-        self.vocab = vocab
+        self.vocab, self.special = vocab, special
+        self.tokens = [*vocab, *SPECIAL_TOKENS.values()] if special else [*vocab]
+        self.special_ids = frozenset(range(len(vocab), len(self.tokens)))
+        for i, name in enumerate(SPECIAL_TOKENS, len(vocab)):
+            setattr(self, name, i if special else None)
         self.ids = {character: i for i, character in enumerate(vocab)}
         if not vocab:
             raise UserError(f"{where} has an empty vocabulary: use another one")
@@ -59,9 +64,13 @@ class CharTokenizer:
             raise UserError("there is no text: use another file")
         return cls("".join(vocab), "the text")
 
+    def with_special_tokens(self):
+        """A tokenizer with the same ids that also has all of SPECIAL_TOKENS."""
+        return self if self.special else CharTokenizer(self.vocab, special=True)
+
     @property
     def vocab_size(self):
-        return len(self.vocab)
+        return len(self.tokens)
 
     @property
     def start_id(self):
@@ -85,23 +94,37 @@ class CharTokenizer:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids):
-        return "".join(self.vocab[i] for i in ids)
+        """The text of token ids, special tokens by name."""
+        return "".join(self.tokens[i] for i in ids)
 
     def stream(self):
         """A function from each next token id to the text it completes, and from None to what is left: nothing."""
-        return lambda token=None: "" if token is None else self.vocab[token]
+        return lambda token=None: "" if token is None else self.tokens[token]
 
     def show(self, i):
         """A token for display."""
-        return repr(self.vocab[i])
+        return repr(self.tokens[i])
 
     def to_dict(self):
-        return {"kind": "char", "vocab": self.vocab}
+        saved = {"kind": "char", "vocab": self.vocab}
+        if self.special:  # only then, so that tokenizers without special tokens are saved as before
+            saved["special"] = True
+        return saved
 
     def save(self, path):
         """Write the result of `to_dict` as JSON. Raises UserError."""
         with replacing(path) as file:
             file.write(json.dumps(self.to_dict()).encode())
+
+
+def without_unknown(text, tokenizer):
+    """(text without the characters that a tokenizer cannot encode, list of those, each once).
+
+    >>> without_unknown("a, b!", CharTokenizer("ab "))
+    ('a b', [',', '!'])
+    """
+    unknown = tokenizer.unknown(text)
+    return text.translate(dict.fromkeys(map(ord, unknown))), unknown
 
 
 def quote_all(characters, limit=10):
@@ -112,6 +135,14 @@ def quote_all(characters, limit=10):
     """
     quoted = ", ".join(map(repr, characters[:limit]))
     return quoted if len(characters) <= limit else f"{quoted} and {len(characters) - limit:,} more"
+
+
+def train_tokenizer(texts, kind, vocab_size=20_000, max_bytes=MAX_BYTES):
+    """The tokenizer of an iterable of texts: `char`, their characters, or `bpe`, as BPETokenizer.train. Raises
+    UserError."""
+    if kind == "char":
+        return CharTokenizer.of_text(chain.from_iterable(texts))
+    return BPETokenizer.train(texts, vocab_size, max_bytes)
 
 
 # ---- Loading ---------------------------------------------------------------------------------------------------------
@@ -170,16 +201,17 @@ def read_file(path):
 def tokenizer_from_dict(saved, where="the tokenizer"):
     """The tokenizer that `to_dict` returned `saved` for, as checkpoints contain it. Raises UserError, which names
     `where`."""
-    kind = saved.get("kind")
-    if kind == "char":
-        build, field = CharTokenizer, "vocab"
-    elif kind == "bpe":
-        build, field = BPETokenizer, "tokenizer.json"
-    else:
+    kind, special = saved.get("kind"), saved.get("special", False)
+    if kind not in ("char", "bpe"):
         raise UserError(f"{where} has a tokenizer of unknown kind {kind!r}: update the project")
+    field = "vocab" if kind == "char" else "tokenizer.json"
     if not isinstance(saved.get(field), str):
         raise UserError(f"{where} has a tokenizer of kind {kind!r} without its {field}: the file is damaged")
-    return build(saved[field], where)
+    if not isinstance(special, bool):
+        raise UserError(f"{where} has a tokenizer whose special is neither true nor false: the file is damaged")
+    if kind == "bpe":
+        return BPETokenizer(saved[field], where)
+    return CharTokenizer(saved[field], where, special)
 
 
 def fetch_gpt2():

@@ -20,7 +20,7 @@ from tiktoken_ext.openai_public import r50k_pat_str
 import data.bpe
 import data.tokenizer
 from data.bpe import BYTE_OF, BYTES_IN_UTF_8, bytes_of, sample
-from data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, tokenizer_from_dict
+from data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, tokenizer_from_dict, without_unknown
 from utils.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -213,12 +213,57 @@ def test_special_tokens_have_distinct_ids():
 @quietly
 @given(st.lists(st.sampled_from([*SPECIAL.values(), "<|", "|>", "im_start", "a", " ", "\n"])).map("".join))
 def test_no_text_is_encoded_as_a_special_token(text):
-    assert not set(TOKENIZER.encode(text)) & {getattr(TOKENIZER, name) for name in SPECIAL}
+    for tokenizer in (TOKENIZER, CharTokenizer.of_text("".join([*SPECIAL.values(), "a \n"])).with_special_tokens()):
+        ids = tokenizer.encode(text)
+        assert not set(ids) & {getattr(tokenizer, name) for name in SPECIAL} and tokenizer.decode(ids) == text
 
 
 def test_a_tokenizer_without_special_tokens_has_none():
     characters = CharTokenizer("\nab")
     assert [getattr(characters, name) for name in SPECIAL] == [None] * 4 and characters.start_id == 0
+    assert characters.special_ids == frozenset() and characters.vocab_size == 3
+    assert characters.to_dict() == {"kind": "char", "vocab": "\nab"}
+
+
+def test_special_tokens_of_a_character_tokenizer_follow_the_characters():
+    tokenizer = CharTokenizer("a\nb", special=True)
+    assert [getattr(tokenizer, name) for name in SPECIAL] == [3, 4, 5, 6] and tokenizer.special_ids == {3, 4, 5, 6}
+    assert tokenizer.vocab_size == 7 and tokenizer.start_id == 1
+    assert tokenizer.decode([0, 3, 4, 5, 6, 2]) == "a<|pad|><|im_start|><|im_end|><|endoftext|>b"
+    complete = tokenizer.stream()
+    assert [complete(i) for i in (0, 5)] == ["a", "<|im_end|>"] and tokenizer.show(5) == "'<|im_end|>'"
+    saved = tokenizer.to_dict()
+    assert saved == {"kind": "char", "vocab": "a\nb", "special": True}
+    loaded = tokenizer_from_dict(saved)
+    assert loaded.to_dict() == saved and loaded.tokens == tokenizer.tokens and loaded.message_end == 5
+
+
+def without_special_tokens(*names):
+    """A BPE that lacks some of the special tokens, and has the others behind its 256 bytes."""
+    vocab = {token: i for i, token in enumerate([*BYTE_OF, *(SPECIAL[name] for name in SPECIAL if name not in names)])}
+    return BPETokenizer.from_vocab_and_merges(json.dumps(vocab).encode(), b"", "own")
+
+
+@pytest.mark.parametrize("tokenizer, expected", [
+    (CharTokenizer("\nab"), [3, 4, 5, 6]), (without_special_tokens(*SPECIAL), [256, 257, 258, 259]),
+    (without_special_tokens("padding", "message_end"), [258, 256, 259, 257]),
+])  # fmt: skip
+def test_missing_special_tokens_are_added_behind_the_vocabulary(tokenizer, expected):
+    before = tokenizer.to_dict()
+    extended = tokenizer.with_special_tokens()
+    assert [getattr(extended, name) for name in SPECIAL] == expected and extended.special_ids == set(expected)
+    assert extended.tokens[: tokenizer.vocab_size] == tokenizer.tokens and extended.vocab_size == max(expected) + 1
+    assert tokenizer.to_dict() == before and extended.with_special_tokens() is extended
+    loaded = tokenizer_from_dict(extended.to_dict())
+    assert loaded.tokens == extended.tokens and [getattr(loaded, name) for name in SPECIAL] == expected
+
+
+@pytest.mark.parametrize("tokenizer, text, expected", [
+    (CharTokenizer("ab", special=True), "a.b😀.<|>", ("ab", [".", "😀", "<", "|", ">"])),
+    (CharTokenizer("ab"), "ab", ("ab", [])), (TOKENIZER, "a\ud800😀", ("a😀", ["\ud800"])),
+])  # fmt: skip
+def test_unknown_characters_are_removed_and_named(tokenizer, text, expected):
+    assert without_unknown(text, tokenizer) == expected
 
 
 # ---- GPT-2 -----------------------------------------------------------------------------------------------------------
@@ -265,6 +310,22 @@ def test_gpt2_has_one_special_token(gpt2):
 
 
 @needs_gpt2
+def test_special_tokens_are_added_behind_those_of_gpt2(gpt2):
+    extended = gpt2.with_special_tokens()
+    assert [getattr(extended, name) for name in SPECIAL] == [50257, 50258, 50259, 50256]
+    assert extended.vocab_size == 50260 and extended.tokens[:50257] == gpt2.tokens
+    assert extended.encode("<|endoftext|>") == [27, 91, 437, 1659, 5239, 91, 29]
+    assert extended.encode_batch(TEXTS) == gpt2.encode_batch(TEXTS)
+    assert tokenizer_from_dict(extended.to_dict()).to_dict() == extended.to_dict()
+
+
+@needs_gpt2
+def test_half_a_character_is_held_back_until_it_is_complete(gpt2):
+    complete = gpt2.stream()
+    assert [complete(i) for i in (19526, 254, 47249, 222)] == ["", "你", "", "😀"] and complete() == ""
+
+
+@needs_gpt2
 def test_gpt2_from_two_files_equals_gpt2_from_a_tokenizer_json(gpt2, tmp_path):
     gpt2.save(tmp_path / "tokenizer.json")
     assert load_tokenizer(tmp_path / "tokenizer.json").to_dict() == gpt2.to_dict()
@@ -291,7 +352,7 @@ def test_a_saved_tokenizer_loads(tmp_path):
 
 
 def test_character_tokenizers_and_to_dict_as_json_are_files_too(tmp_path):
-    for tokenizer in (CharTokenizer("\nab中🙂"), TOKENIZER):
+    for tokenizer in (CharTokenizer("\nab中🙂"), CharTokenizer("中", special=True), TOKENIZER):
         (tmp_path / "own.json").write_text(json.dumps(tokenizer.to_dict()), encoding="utf-8-sig")
         assert load_tokenizer(tmp_path / "own.json").to_dict() == tokenizer.to_dict()
         tokenizer.save(tmp_path / "own.json")
@@ -305,7 +366,7 @@ def test_a_saved_tokenizer_is_a_file_of_the_library(tmp_path):
     assert library.encode("a<|im_end|>").ids[-1] == TOKENIZER.message_end  # the library finds special tokens in a text
 
 
-@pytest.mark.parametrize("tokenizer", [TOKENIZER, CharTokenizer("\nab")])
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, CharTokenizer("\nab"), CharTokenizer("\nab", special=True)])
 def test_a_checkpoint_carries_its_tokenizer(tmp_path, tokenizer):
     from small_models import small_model
 
@@ -574,7 +635,8 @@ def test_malformed_files_of_gpt2_are_named(tmp_path, encoder, merges):
 @pytest.mark.parametrize("saved, quoted", [
     ({"kind": ["char"]}, "['char']"), ({"kind": {}}, "{}"), ({"kind": "char", "vocab": ["a"]}, "vocab"),
     ({"kind": "char", "vocab": ""}, "empty vocabulary"), ({"kind": "char", "vocab": "aba"}, "twice"),
-    ({"kind": "char", "vocab": "a\ud800"}, "surrogate"),
+    ({"kind": "char", "vocab": "a\ud800"}, "surrogate"), ({"kind": "char", "vocab": "a", "special": 1}, "special"),
+    ({"kind": "char", "vocab": "a", "special": None}, "special"),
     ({"kind": "unigram"}, "'unigram'"), ({}, "None"), ({"kind": "char"}, "vocab"), ({"kind": "bpe"}, "tokenizer.json"),
     ({"kind": "bpe", "tokenizer.json": 3}, "tokenizer.json"), ({"kind": "bpe", "tokenizer.json": "{}"}, "damaged"),
 ])  # fmt: skip

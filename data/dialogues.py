@@ -1,0 +1,317 @@
+"""Dialogues: from files to examples for training, and the history of a chat.
+
+A dialogue is a list of texts that alternate: user, assistant, user, ... It starts with the user and ends with the
+assistant. As tokens, each message is enclosed in the markers `message_start` and `message_end`, without a name of its
+role. What is supervised is every message of the assistant with its `message_end`, and nothing else.
+
+Files are one of:
+
+- text: one message per line, a blank line between dialogues;
+- .jsonl or .json: records `{"messages": [{"role": "user", "content": "..."}, ...]}` with the roles system, user and
+  assistant, or `{"conversations": [{"from": "human", "value": "..."}, ...]}` with system, human and gpt.
+
+Records that do not alternate are used as follows, and counted as changed:
+
+- a system message is put before the user message that follows it, separated by a blank line;
+- consecutive messages of one role are joined by a line feed;
+- assistant messages before the first user message are dropped;
+- user and system messages after the last assistant message are dropped.
+
+A record is skipped if it has a single message, or none of the assistant after one of the user; if a message is empty,
+is not text, lacks a key or has another role.
+"""
+
+from itertools import chain, cycle
+
+from tqdm import trange
+
+from data.corpora import list_files
+from data.examples import Examples, next_token_example
+from data.poems import read_poems, requests
+from data.readers import inspect, print_encoding
+from data.tables import BLANK, clean_text, jsonl_objects, lines, read_json
+from data.tokenizer import MAX_BYTES, train_tokenizer, without_unknown
+from utils.errors import UserError
+from utils.printable import one_line
+
+TABLES = (".csv", ".tsv", ".parquet")
+FORMATS = {"messages": ("role", "content"), "conversations": ("from", "value")}  # key of the list: keys of a message
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+BATCH = 1000  # dialogues that are encoded at once
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_dialogues(path, options, report):
+    """The dialogues of a file, a folder or a list of them, read with `ReadOptions`.
+
+    Skipped and changed records are counted in a DataReport. Raises UserError if a file is malformed, or no dialogue is
+    left.
+    """
+    files, dialogues = list_files(path, (".txt", ".jsonl", ".json")), []
+    for file in files:
+        for place, record in records_in(file, options.encoding):
+            if len(files) > 1:
+                place = f"{file}, {place}"
+            try:
+                dialogue, changes = to_dialogue(parse_messages(record))
+            except UserError as reason:
+                report.skip(str(reason), place)
+            else:
+                dialogues.append(dialogue)
+                for change in changes:
+                    report.change(change, place)
+    if not dialogues:
+        raise UserError(f"{report.path} contains no dialogue: {report.first_skipped() or 'it is empty'}")
+    return dialogues
+
+
+def poem_dialogues(path, options, report):
+    """The poems of .json files as dialogues of two messages: a request and the poem. The path is as for read_dialogues.
+
+    Skipped poems are counted in a DataReport. Raises UserError if no poem is left.
+    """
+    poems = read_poems(list_files(path, (".json",)), options.encoding, report)
+    return [[request, poem] for request, poem in requests(poems, seed=0)]
+
+
+def records_in(path, encoding):
+    """Yield (place, record) of a file. A record is a list of texts, or what JSON contains. Raises UserError."""
+    suffix = path.suffix.lower()
+    if suffix in TABLES:
+        raise UserError(f"{path} is a table: dialogues are read from .txt, .jsonl and .json files")
+    if suffix == ".json":
+        for number, record in enumerate(read_json(path, encoding), 1):
+            yield f"item {number}", record
+        return
+    encoding, _ = inspect(path, encoding)
+    print_encoding(path, encoding)
+    if suffix == ".jsonl":
+        for place, record, _ in jsonl_objects(path, encoding):
+            yield place, record
+    else:
+        yield from text_records(path, encoding)
+
+
+def text_records(path, encoding):
+    """Yield (place, record) of the dialogues in a text file. White space around messages is stripped."""
+    texts, start = [], 1
+    with open(path, encoding=encoding) as file:
+        for number, line in enumerate(chain(lines(file, path), [""]), 1):
+            text = line.strip(BLANK).strip()
+            if text:
+                texts.append(text)
+                continue
+            if texts:
+                roles = cycle(("user", "assistant"))
+                messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+                yield f"line {start}", {"messages": messages}
+            texts, start = [], number + 1
+
+
+def parse_messages(record):
+    """A list of (role, text) from a record. Raises UserError, which says what is wrong with it.
+
+    >>> parse_messages({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]})
+    [('user', 'Hi'), ('assistant', 'Hello')]
+    """
+    if not isinstance(record, dict):
+        raise UserError("not an object")
+    for key, keys in FORMATS.items():
+        if key in record:
+            if not isinstance(record[key], list):
+                raise UserError(f"{key} is not a list")
+            return [parse_message(message, *keys) for message in record[key]]
+    raise UserError("no messages or conversations")
+
+
+def parse_message(message, role_key, text_key):
+    """(role, text) of a message in JSON. Raises UserError."""
+    if not isinstance(message, dict):
+        raise UserError("a message is not an object")
+    for key in (role_key, text_key):
+        if key not in message:
+            raise UserError(f"a message has no {key}")
+        if not isinstance(message[key], str):
+            raise UserError(f"a message has a {key} that is not text")
+    role, text = message[role_key], clean_text(message[text_key])
+    if role not in ROLES:
+        raise UserError(f"a message has a role other than {', '.join(ROLES)}")
+    if not text.strip():
+        raise UserError("a message is empty")
+    return ROLES[role], text
+
+
+def to_dialogue(messages):
+    """(dialogue, changes) of a list of (role, text), as the module's docstring says. Raises UserError if none is left.
+
+    >>> to_dialogue([("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("assistant", "Friend!")])[0]
+    ['Be kind.\\n\\nHi', 'Hello\\nFriend!']
+    """
+    if not messages:
+        raise UserError("no message")
+    if len(messages) == 1:
+        raise UserError("a single message")
+    dialogue, system, last, changes = [], [], None, []
+    for role, text in messages:
+        if role == "system":
+            system.append(text)
+            continue
+        if role == "assistant" and last is None:
+            changes.append("dropped assistant messages before the first user message")
+            continue
+        if role == "user" and system:
+            changes.append("put the system message before the user message")
+            text, system = "\n\n".join([*system, text]), []
+        if role == last:
+            changes.append("joined consecutive messages of one role")
+            dialogue[-1] += f"\n{text}"
+        else:
+            dialogue.append(text)
+        last = role
+    if last == "user" or system:
+        changes.append("dropped messages after the last assistant message")
+    if last == "user":
+        dialogue.pop()
+    if not dialogue:
+        raise UserError("no assistant message follows a user message")
+    return dialogue, list(dict.fromkeys(changes))
+
+
+def split_dialogues(dialogues):
+    """(training, validation): every tenth distinct dialogue is for validation, with all that equal it but for white
+    space around their messages."""
+    train, val, numbers = [], [], {}
+    for dialogue in dialogues:
+        number = numbers.setdefault(tuple(text.strip() for text in dialogue), len(numbers))
+        split = val if number % 10 == 1 else train  # both exist from two on
+        split.append(dialogue)
+    return train, val
+
+
+def dialogue_tokenizer(dialogues, kind, vocab_size=20_000, max_bytes=MAX_BYTES):
+    """A tokenizer of the texts of dialogues, with special tokens; the arguments are those of `train_tokenizer`. Raises
+    UserError."""
+    texts = (text for dialogue in dialogues for text in dialogue)
+    return train_tokenizer(texts, kind, vocab_size, max_bytes).with_special_tokens()
+
+
+# ---- Tokens ----------------------------------------------------------------------------------------------------------
+
+
+def message_parts(encoded, tokenizer):
+    """The parts of a dialogue, (ids, whether they are supervised), from the ids of each of its messages."""
+    parts = []
+    for i, ids in enumerate(encoded):
+        from_assistant = i % 2 == 1
+        parts += [([tokenizer.message_start], False), ([*ids, tokenizer.message_end], from_assistant)]
+    return parts
+
+
+def dialogue_parts(dialogue, tokenizer):
+    """The parts of a dialogue, (ids, whether they are supervised), for `next_token_example`.
+
+    Each text is encoded on its own. Raises UserError if the tokenizer lacks a character.
+    """
+    return message_parts(tokenizer.encode_batch(dialogue), tokenizer)
+
+
+def prompt_ids(messages, tokenizer):
+    """The token ids of a history that ends with a user message, up to where the reply of the assistant starts.
+
+    They are those that come before that reply in training. Raises UserError if the tokenizer lacks a character.
+    """
+    parts = [*dialogue_parts(messages, tokenizer), ([tokenizer.message_start], False)]
+    return [i for ids, _ in parts for i in ids]
+
+
+def dialogue_examples(dialogues, tokenizer, block_size, report):
+    """The `Examples` of dialogues, for a model with a context of `block_size` tokens.
+
+    A longer dialogue becomes several examples of as many whole turns (a user message and its reply) as fit. A reply
+    that does not fit even so is cut off, without an end marker. A turn whose user message fills the context has nothing
+    to train on and is left out. Characters that the tokenizer lacks are removed.
+
+    Dialogues that are kept, skipped and changed are counted in a DataReport, which quotes the start of the first one.
+    Raises UserError if there are dialogues but no example.
+    """
+    examples = Examples(
+        next_token_example(message_parts(turns, tokenizer), block_size)
+        for dialogue, encoded in encode_dialogues(dialogues, tokenizer, report)
+        for turns in split_to_fit(dialogue, encoded, block_size, report)
+    )
+    if dialogues and not len(examples):
+        raise UserError(f"none of {len(dialogues):,} dialogues can be used: their user messages fill the context of "
+                        f"{block_size:,} tokens, or have no character that the tokenizer knows. Use a larger "
+                        "--model.block_size, or another tokenizer")
+    return examples
+
+
+def encode_dialogues(dialogues, tokenizer, report):
+    """Yield each dialogue with a list of the ids of each of its messages."""
+    for start in trange(0, len(dialogues), BATCH, desc="tokenizing", unit_scale=BATCH, delay=2):
+        batch, texts = dialogues[start : start + BATCH], []
+        for dialogue in batch:
+            cleaned = [without_unknown(text, tokenizer)[0] for text in dialogue]
+            if cleaned != dialogue:
+                report.change("removed characters that the tokenizer lacks", quote(dialogue))
+            texts += cleaned
+        encoded = iter(tokenizer.encode_batch(texts))
+        for dialogue in batch:
+            yield dialogue, [next(encoded) for _ in dialogue]
+
+
+def split_to_fit(dialogue, encoded, block_size, report):
+    """A list of examples, each a list of the ids of messages, that a dialogue is split into to fit the context."""
+    split, left_out, length = [], [], block_size
+    for user, reply in zip(encoded[::2], encoded[1::2], strict=True):
+        turn = len(user) + len(reply) + 4  # with the markers
+        if not user or not reply:
+            left_out.append("a message has no character that the tokenizer knows")
+            length = block_size  # the next turn does not follow on the one before
+        elif len(user) + 3 > block_size:
+            left_out.append(f"a user message fills the context of {block_size:,} tokens")
+            length = block_size
+        elif length + turn > block_size + 1:  # the last token is only a target
+            split.append([user, reply])
+            length = turn
+        else:
+            split[-1] += [user, reply]
+            length += turn
+        if length > block_size + 1:
+            report.change(f"cut a reply at {block_size:,} tokens, without an end marker", quote(dialogue))
+    if not split:
+        report.skip(left_out[0], quote(dialogue))
+        return []
+    report.keep()
+    if len(split) > 1:
+        report.change(f"split at whole turns to fit {block_size:,} tokens", quote(dialogue))
+    for reason in left_out:
+        report.change(f"left out a turn: {reason}", quote(dialogue))
+    return split
+
+
+def quote(dialogue):
+    """The start of a dialogue, by which it can be found."""
+    return one_line(repr(dialogue[0]), 40)
+
+
+# ---- Chat ------------------------------------------------------------------------------------------------------------
+
+
+def fit_history(messages, tokenizer, room):
+    """(history, number of messages dropped): the last messages of a chat whose `prompt_ids` have at most `room` tokens.
+
+    The oldest messages are dropped in pairs, so that the history starts with the user. Raises UserError if the last
+    message alone does not fit.
+    """
+    lengths = [len(ids) + 2 for ids in tokenizer.encode_batch(messages)]  # with both markers
+    dropped = 0
+    while sum(lengths[dropped:]) + 1 > room and dropped < len(messages) - 1:
+        dropped += 2
+    needed = sum(lengths[dropped:]) + 1
+    if needed > room:
+        raise UserError(f"the message takes {needed:,} tokens, but the context has room for {room:,}: shorten it, or "
+                        "allow fewer tokens for the reply")
+    return messages[dropped:], dropped
