@@ -19,7 +19,7 @@ import sys
 import time
 from functools import lru_cache, partial
 
-from data.tokenizer import quote_all
+from data.tokenizer import quote_all, without_unknown
 from models.config import ReplyConfig
 from tasks.dialogue import Conversation
 from tasks.kinds import TASKS
@@ -133,11 +133,10 @@ class Demo:
 
     def remove_unknown_characters(self, text):
         """Return the text without the characters that are not in the vocabulary, and report those."""
-        unknown = self.tokenizer.unknown(text)
-        if not unknown:
-            return text
-        print_message(f"skipped, not in the vocabulary: {quote_all(unknown)}")
-        return self.tokenizer.without_unknown(text)
+        text, unknown = without_unknown(text, self.tokenizer)
+        if unknown:
+            print_message(f"skipped, not in the vocabulary: {quote_all(unknown)}")
+        return text
 
     def print_answer(self, prompt, config):
         """Stream the answer to a prompt, then print the speed, also after Ctrl-C."""

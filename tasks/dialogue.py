@@ -1,15 +1,14 @@
 """Dialogue: the model replies to messages. And poems, which are replies to their title."""
 
 from data.dialogues import (
-    build_tokenizer,
     dialogue_examples,
+    dialogue_tokenizer,
     fit_history,
     poem_dialogues,
     prompt_ids,
     read_dialogues,
     split_dialogues,
 )
-
 from tasks.examples import ExampleTask, reply_pieces
 from utils.errors import UserError
 
@@ -67,7 +66,7 @@ class Dialogue(ExampleTask):
 
     def build_tokenizer(self, kind):
         train, val = self.dialogues
-        return build_tokenizer(train + val, kind, self.data.vocab_size, self.data.max_bytes)
+        return dialogue_tokenizer(train + val, kind, self.data.vocab_size, self.data.max_bytes)
 
     def make_examples(self, block_size):
         return [dialogue_examples(dialogues, self.tokenizer, block_size, self.report) for dialogues in self.dialogues]
