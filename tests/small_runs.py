@@ -5,7 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 from training.arguments import parse_settings
+from training.record import Record
+from training.run import train as run
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ["--data.path=data/input.txt", "--output.folder=checkpoints"]  # in the working directory
@@ -29,3 +34,29 @@ def losses(folder):
     """Step, training and validation loss of each line of metrics.jsonl."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [(line["step"], line["train_loss"], line["val_loss"]) for line in map(json.loads, lines)]
+
+
+def interrupt(settings, monkeypatch, after):
+    """Run until the evaluation number `after`, which saves, and stop there as a kill would."""
+    evaluated, seen = Record.evaluate_and_save, []
+
+    def then_stop(*arguments):
+        stop = evaluated(*arguments)
+        seen.append(arguments)
+        if len(seen) == after:
+            raise KeyboardInterrupt
+        return stop
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Record, "evaluate_and_save", then_stop)
+        run(settings)
+
+
+def weights_of(folder, name="tiny"):
+    return torch.load(folder / "checkpoints" / name / "last.pt", weights_only=True)["weights"]
+
+
+def assert_same_run(folder, one, other):
+    assert losses(folder / "checkpoints" / one) == losses(folder / "checkpoints" / other)
+    first, second = weights_of(folder, one), weights_of(folder, other)
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_runs import HERE, ROOT, TINY, command, losses, tiny_settings
+from small_runs import HERE, ROOT, TINY, assert_same_run, command, interrupt, losses, tiny_settings
 from small_text import TEXT
 
 import training.record
@@ -68,32 +68,6 @@ def test_an_interrupted_run_resumes_bit_for_bit(folder, uninterrupted, how, afte
 
 
 # ---- In one process --------------------------------------------------------------------------------------------------
-
-
-def interrupt(settings, monkeypatch, after):
-    """Run until the evaluation number `after`, which saves, and stop there as a kill would."""
-    evaluated, seen = Record.evaluate_and_save, []
-
-    def then_stop(*arguments):
-        stop = evaluated(*arguments)
-        seen.append(arguments)
-        if len(seen) == after:
-            raise KeyboardInterrupt
-        return stop
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Record, "evaluate_and_save", then_stop)
-        run(settings)
-
-
-def weights_of(folder, name="tiny"):
-    return torch.load(folder / "checkpoints" / name / "last.pt", weights_only=True)["weights"]
-
-
-def assert_same_run(folder, one, other):
-    assert losses(folder / "checkpoints" / one) == losses(folder / "checkpoints" / other)
-    first, second = weights_of(folder, one), weights_of(folder, other)
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("after", [1, 2])

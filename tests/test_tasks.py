@@ -1,0 +1,183 @@
+"""The tasks on data of a few lines: training, resuming, checkpoints, and how the trained models answer."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from small_runs import assert_same_run, interrupt, tiny_settings
+
+import terminal_demo
+from data.dialogues import prompt_ids
+from models.config import ReplyConfig
+from models.generate import generate
+from tasks.dialogue import Conversation
+from terminal_demo import chat
+from training.checkpoint import load_checkpoint, load_model
+from training.run import train as run
+from utils.errors import UserError
+
+GREEDY = ReplyConfig(temperature=0, max_tokens=8)
+DIALOGUES = "\n\n".join(f"hello {name}\nhi, {name}!\nhow are you, {name}?\nfine" for name in "abcdefghijkl")
+POEMS = [{"title": f"{title}歌", "author": "李白", "para": [f"{title}前明月光，", "疑是地上霜。"]}
+         for title in "春夏秋冬天地日月"]
+SHORT = ["--training.max_iters=4", "--training.eval_interval=2", "--model.block_size=40", "--sampling.max_tokens=8"]
+
+
+@pytest.fixture(scope="module")
+def chat_folder(tmp_path_factory):
+    """A folder with a trained dialogue model in `chat`, and a poem model in `poem`."""
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "chat.txt").write_text(DIALOGUES, encoding="utf-8")
+    (folder / "poems.json").write_text(json.dumps(POEMS), encoding="utf-8")
+    for name, task, path in (("chat", "dialogue", "chat.txt"), ("poem", "poem", "poems.json")):
+        run(task_settings(folder, name, task, path))
+        saved = torch.load(folder / name / "best.pt", weights_only=True)
+        for weight in saved["weights"].values():  # large ones, with which answers depend on everything before
+            torch.nn.init.normal_(weight, std=1.0)
+        torch.save(saved, folder / name / "best.pt")
+    return folder
+
+
+def task_settings(folder, name, task, path, *more):
+    return tiny_settings(*SHORT, f"--run={name}", f"--task={task}", f"--data.path={folder / path}",
+                         f"--output.folder={folder}", *more)
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+# ---- Dialogue --------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_records_its_task_and_sampling_settings(chat_folder):
+    loaded = load_checkpoint(chat_folder / "chat")
+    assert loaded.task == {"kind": "dialogue"} and loaded.reply == ReplyConfig(max_tokens=8)
+    assert loaded.tokenizer.message_end in loaded.tokenizer.special_ids
+    assert load_checkpoint(chat_folder / "poem").task == {"kind": "poem"}
+
+
+@pytest.mark.parametrize("task, path", [("dialogue", "chat.txt"), ("poem", "poems.json")])
+def test_an_interrupted_run_resumes_exactly(chat_folder, tmp_path, monkeypatch, task, path):
+    monkeypatch.chdir(tmp_path)
+    more = ["--output.folder=checkpoints", "--training.accumulation=2", "--model.dropout=0.1"]
+    run(task_settings(chat_folder, "whole", task, path, *more))
+    interrupt(task_settings(chat_folder, "parts", task, path, *more), monkeypatch, after=2)
+    run(task_settings(chat_folder, "parts", task, path, *more, "--resume"))
+    assert_same_run(tmp_path, "whole", "parts")
+
+
+def test_a_conversation_is_the_greedy_continuation_of_its_history(chat_folder):
+    model, tokenizer = load_model(chat_folder / "chat")
+    conversation, history = Conversation(model, tokenizer, {}, print), []
+    for message in ("hello a", "hi"):
+        reply = "".join(conversation.answer(message, GREEDY))
+        ids = prompt_ids([*history, message], tokenizer)
+        assert reply == tokenizer.decode(generate(model, ids, 8, GREEDY, tokenizer.special_ids))
+        history += [message, reply]
+        if not reply:
+            break
+    assert conversation.history == history
+
+
+def test_the_history_and_the_longest_reply_fit_the_context_and_no_turn_is_cut(chat_folder):
+    model, tokenizer = load_model(chat_folder / "chat")
+    told = []
+    conversation = Conversation(model, tokenizer, {}, told.append)
+    conversation.history = ["hello a", "hi, a!", "how are", "fine"]
+    for message in ("hello b", "hi", "how are you"):
+        before = conversation.history[:]
+        list(conversation.answer(message, GREEDY))
+        kept = conversation.history[:-1]
+        assert len(prompt_ids(kept, tokenizer)) + 8 <= model.block_size
+        assert kept == [*before, message][-len(kept):] and len(kept) % 2 == 1
+    assert told and "forgot the oldest 2 messages" in told[0]
+    with pytest.raises(UserError, match="the message takes"):
+        list(conversation.answer("hello " * 20, GREEDY))
+    assert conversation.history[:-1] == kept  # unchanged
+
+
+def test_a_reply_that_is_interrupted_leaves_the_history_unchanged(chat_folder):
+    conversation = Conversation(*load_model(chat_folder / "chat"), {}, print)
+    conversation.history = ["hello a", "hi, a!"]
+    next(conversation.answer("how are you", dataclasses.replace(GREEDY, temperature=9.0, seed=0)))
+    assert conversation.history == ["hello a", "hi, a!"]
+
+
+def test_after_flush_replies_are_those_of_a_fresh_process(chat_folder):
+    def talk(*lines):
+        conversation = Conversation(*load_model(chat_folder / "chat"), {}, print)
+        replies = []
+        for line in lines:
+            if line == "/flush":
+                conversation.flush()
+            else:
+                replies.append("".join(conversation.answer(line, dataclasses.replace(GREEDY, temperature=1.0, seed=1))))
+        return replies
+
+    assert talk("hello", "/flush", "hi")[1] == talk("hi")[0] != talk("hello", "hi")[1]
+
+
+def test_chat_replies_without_hidden_state_unless_it_is_given_a_history(chat_folder):
+    options = {"checkpoint": chat_folder / "chat", "device": "cpu", "temperature": 1.0, "seed": 1}
+    first, second = chat("hello a", **options), chat("hello a", **options)
+    history = []
+    chat("hello b", history, **options)
+    third = chat("hello a", history, **options)
+    assert first == second != third and history[0::2] == ["hello b", "hello a"] and history[3] == third
+    with pytest.raises(UserError, match="for the task poem: train a dialogue model with python train.py config/chat"):
+        chat("hello", checkpoint=chat_folder / "poem")
+    with pytest.raises(UserError, match="there is no"):
+        chat("hello", checkpoint=chat_folder / "none")
+
+
+def test_a_poem_answers_its_title_whatever_was_asked_before(chat_folder):
+    model, tokenizer = load_model(chat_folder / "poem")
+    answers = load_checkpoint(chat_folder / "poem")
+    session = terminal_demo.TASKS[answers.task["kind"]].answers(model, tokenizer, {}, print)
+    sampling = dataclasses.replace(GREEDY, temperature=1.0, seed=1)
+    poems = ["".join(session.answer(title, sampling)) for title in ("春歌", "月歌", "春歌")]
+    ids = generate(model, prompt_ids(["春歌"], tokenizer), 8, sampling, tokenizer.special_ids)
+    assert poems[0] == poems[2] == tokenizer.decode(ids) != poems[1]
+
+
+# ---- Checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entry, message", [
+    ({"task": {"kind": "painting"}}, "a task that this version does not know"), ({"task": 3}, "a task that"),
+    ({"task": {"kind": ["dialogue"]}}, "a task that"), ({"task": {"kind": "dialogue", "more": 1}}, "a task that"),
+    ({"sampling": {"temperature": -1}}, "invalid sampling settings"), ({"sampling": {"heat": 1}}, "invalid sampling"),
+    ({"sampling": 3}, "invalid sampling"),
+])  # fmt: skip
+def test_an_invalid_task_or_sampling_setting_in_a_checkpoint_is_one_line(chat_folder, tmp_path, entry, message):
+    saved = torch.load(chat_folder / "chat" / "best.pt", weights_only=True)
+    torch.save(saved | entry, tmp_path / "best.pt")
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(tmp_path)
+
+
+def test_a_language_model_becomes_a_dialogue_model_with_new_tokens(chat_folder, tmp_path):
+    run(task_settings(chat_folder, "text", "language", "chat.txt", f"--output.folder={tmp_path}"))
+    before, tokenizer_before = load_model(tmp_path / "text")
+    settings = task_settings(chat_folder, "chat", "dialogue", "chat.txt", f"--init={tmp_path / 'text'}",
+                             f"--output.folder={tmp_path}", "--training.max_iters=1", "--optim.muon_lr=1e-30",
+                             "--optim.adamw_lr=1e-30")
+    run(settings)
+    after, tokenizer = load_model(tmp_path / "chat")
+    n = tokenizer_before.vocab_size
+    assert tokenizer.vocab_size == n + 4 and tokenizer.message_start == n + 1
+    torch.testing.assert_close(after.token_embedding.weight[:n], before.token_embedding.weight)
+    torch.testing.assert_close(after.head.weight[n:], before.head.weight.mean(0).expand(4, -1))
+    x = torch.tensor([tokenizer.encode("hello a")])
+    torch.testing.assert_close(after(x)[0][..., :n], before(x)[0])
+
+
+def test_epochs_set_the_steps_and_the_evaluations(chat_folder, tmp_path, capsys):
+    run(task_settings(chat_folder, "epochs", "dialogue", "chat.txt", "--training.epochs=2",
+                      f"--output.folder={tmp_path}"))
+    n_examples = int(capsys.readouterr().out.split("training: ")[1].split()[0])
+    per_epoch = -(-n_examples // 4)
+    assert [line["step"] for line in metrics(tmp_path / "epochs")] == [0, per_epoch, 2 * per_epoch]
