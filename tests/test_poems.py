@@ -1,4 +1,4 @@
-"""Poems: what cleaning keeps and leaves out, and the examples that are made of them."""
+"""data/poems.py: cleaning, reading, and requests."""
 
 import doctest
 import json
@@ -17,6 +17,7 @@ import data.poems
 from data.corpora import open_corpus
 from data.poems import GENERAL_REQUESTS, clean, parse_poem, read_poems, requests
 from data.prepare import open_tokens
+from data.report import DataReport
 from utils.errors import UserError
 
 SONG = Path(__file__).parents[2] / "shared" / "data" / "poems" / "song_ci.json"
@@ -29,7 +30,7 @@ POEMS = [{"title": f"诗{i:03}", "para": [f"第{i:03}首", "", "月亮"], "autho
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with one good poem, and a function that puts a file of some bytes beside it."""
+    """The folder of an author, with one valid poem."""
     author = tmp_path / "poems" / "徐志摩_xuzhimo"
     author.mkdir(parents=True)
     (author / "偶然.pt").write_text(FILE, encoding="utf-8", newline="")
@@ -52,7 +53,7 @@ def test_the_examples_in_the_docstrings():
     FILE.replace("\n我", "\n\n\u3000\u3000我").replace("，\n", "， \t\n").encode(),
     FILE.replace("\n\n我", "\n我").encode(),
 ])  # fmt: skip
-def test_a_poem_is_read_however_it_is_written(folder, content):
+def test_a_poem_is_read_in_any_encoding_and_layout(folder, content):
     (folder / "偶然.pt").write_bytes(content)
     assert clean(folder.parent) == ([POEM], [])
 
@@ -60,13 +61,13 @@ def test_a_poem_is_read_however_it_is_written(folder, content):
 @pytest.mark.parametrize("name, author", [
     ("徐志摩_xuzhimo", "徐志摩"), ("向明_1_xiangming1", "向明"), ("佚名", "佚名"),
 ])  # fmt: skip
-def test_the_author_is_what_stands_before_the_pinyin(folder, name, author):
+def test_the_author_is_the_part_of_the_folder_name_before_the_pinyin(folder, name, author):
     folder.rename(folder.with_name(name))
     [poem], _ = clean(folder.parent)
     assert poem["author"] == author
 
 
-def test_poems_come_in_the_order_of_their_names_and_other_files_are_left_alone(folder):
+def test_poems_are_sorted_by_path_and_other_files_are_ignored(folder):
     other = folder.with_name("艾青_aiqing")
     other.mkdir()
     for name in ("b.pt", "a.pt", "README.md", "c.pt.bak"):
@@ -77,7 +78,7 @@ def test_poems_come_in_the_order_of_their_names_and_other_files_are_left_alone(f
     assert [poem["title"] for poem in poems] == ["偶然", "a.pt", "b.pt"] and broken == []
 
 
-BROKEN = {
+DAMAGED = {
     "no_title.pt": (FILE.split("\n", 1)[1].encode(), "title"),
     "title_only_a_mark.pt": (b"title:\ndate:\n\n" + "诗".encode(), "title"),
     "text_first.pt": ("诗\n".encode() + FILE.encode(), "title"),
@@ -93,26 +94,26 @@ EMPTY = {
 }
 
 
-def test_broken_and_empty_poems_are_skipped_with_the_reason(folder):
-    for name, (content, _) in (BROKEN | EMPTY).items():
+def test_damaged_and_empty_poems_are_skipped_with_the_reason(folder):
+    for name, (content, _) in (DAMAGED | EMPTY).items():
         (folder / name).write_bytes(content)
     poems, skipped = clean(folder.parent)
     assert poems == [POEM]
     reasons = {path.name: reason for path, reason in skipped}
-    assert reasons.keys() == (BROKEN | EMPTY).keys()
-    for name, (_, quoted) in (BROKEN | EMPTY).items():
+    assert reasons.keys() == (DAMAGED | EMPTY).keys()
+    for name, (_, quoted) in (DAMAGED | EMPTY).items():
         assert quoted in reasons[name]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs links that anybody may make")
-def test_a_link_to_nothing_is_broken(folder):
+@pytest.mark.skipif(os.name == "nt", reason="needs symbolic links without privileges")
+def test_a_dangling_link_is_skipped(folder):
     (folder / "link.pt").symlink_to(folder / "nothing")
     _, [(path, reason)] = clean(folder.parent)
     assert path.name == "link.pt" and "cannot read" in str(reason)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
-def test_a_folder_whose_name_is_no_text_is_broken(folder):
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names of arbitrary bytes")
+def test_a_folder_name_that_is_not_utf_8_is_skipped(folder):
     os.rename(folder, os.path.join(os.fsencode(folder.parent), "徐志摩_xuzhimo".encode("gb18030")))
     poems, [(_, reason)] = clean(folder.parent)
     assert poems == [] and "not UTF-8" in str(reason)
@@ -120,7 +121,7 @@ def test_a_folder_whose_name_is_no_text_is_broken(folder):
 
 @settings(deadline=None, database=None, max_examples=50)
 @given(st.lists(st.lists(st.text("床前明月光，a ", min_size=1).filter(str.strip), min_size=1), min_size=1))
-def test_stanzas_are_kept_whatever_they_are(stanzas):
+def test_all_stanzas_are_kept(stanzas):
     stanzas = [[line.strip() for line in stanza] for stanza in stanzas]
     text = "title:诗\ndate:\n\n" + "\n\n".join("\n".join(stanza) for stanza in stanzas)
     _, lines = parse_poem(text)
@@ -135,15 +136,15 @@ def command(run_main):
     return partial(run_main, data.poems.main)
 
 
-def test_the_command_writes_all_poems_and_names_what_it_skipped(folder, command, tmp_path):
-    for name, (content, _) in (BROKEN | EMPTY).items():
+def test_the_command_writes_all_poems_and_lists_skipped_files(folder, command, tmp_path):
+    for name, (content, _) in (DAMAGED | EMPTY).items():
         (folder / name).write_bytes(content)
     lines = command("clean", folder.parent, "--out", tmp_path / "new" / "all_poems.json").splitlines()
     assert json.loads((tmp_path / "new" / "all_poems.json").read_text(encoding="utf-8")) == [POEM]
-    assert read_poems(tmp_path / "new" / "all_poems.json") == [POEM]
+    assert read(tmp_path / "new" / "all_poems.json")[0] == [POEM]
     assert lines[-2:] == ["1 poems of 1 authors; skipped 10 files", f"written to {lines[-1].split()[-1]}"]
     named = [Path(line.split(": ")[1]).name for line in lines if line.startswith("skipped: ")]
-    assert sorted(named) == sorted(BROKEN | EMPTY)
+    assert sorted(named) == sorted(DAMAGED | EMPTY)
 
 
 @pytest.mark.parametrize("change, quoted", [
@@ -151,7 +152,7 @@ def test_the_command_writes_all_poems_and_names_what_it_skipped(folder, command,
     (lambda folder: (folder / "偶然.pt").write_bytes(b""), "contains no valid poem"),
     (lambda folder: folder.rename(folder.parents[1] / "elsewhere"), "no folders that contain .pt files"),
 ])  # fmt: skip
-def test_without_a_poem_it_writes_nothing_and_says_so(folder, command, capsys, tmp_path, change, quoted):
+def test_without_a_poem_nothing_is_written(folder, command, capsys, tmp_path, change, quoted):
     (tmp_path / "all.json").write_text("before")
     change(folder)
     with pytest.raises(SystemExit) as end:
@@ -163,60 +164,81 @@ def test_without_a_poem_it_writes_nothing_and_says_so(folder, command, capsys, t
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
 
-def test_invalid_poems_in_a_file_are_skipped_with_a_message(tmp_path, capsys):
+def read(*files):
+    """(poems, report) of .json files."""
+    report = DataReport("data", "poems")
+    return read_poems(files, None, report), report
+
+
+def test_invalid_poems_in_a_file_are_skipped_and_counted(tmp_path, capsys):
     found = [POEM, {}, POEM | {"para": []}, POEM | {"para": ["", " "]}, POEM | {"title": " "},
              POEM | {"author": None}, POEM | {"para": "text"}, POEM | {"para": [1]}, "poem", None,
              POEM | {"author": ""}, POEM | {"date": "1926"}]
     (tmp_path / "all.json").write_text(json.dumps(found))
-    assert read_poems(tmp_path / "all.json") == [POEM, POEM | {"author": ""}, POEM]
-    assert "skipped 9 of 12 poems: number 2 lacks title, author, para; number 3 is empty;" in capsys.readouterr().out
+    poems, report = read(tmp_path / "all.json")
+    assert poems == [POEM, POEM | {"author": ""}, POEM]
+    assert report.skipped == {
+        "no title, author, para": (1, "poem 2"), "no title or no text": (3, "poem 3"), "no author": (1, "poem 6"),
+        "values that are not text": (2, "poem 7"), "not an object": (2, "poem 9"),
+    }
+    list(open_corpus(tmp_path / "all.json").pieces())
+    assert "all.json: 3 poems kept, 9 skipped\n" in capsys.readouterr().out
+
+
+def test_several_files_of_poems_are_joined_and_places_name_the_file(tmp_path):
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, items in zip(files, ([POEM], [1, POEM | {"title": "t"}]), strict=True):
+        file.write_text(json.dumps(items))
+    poems, report = read(*files)
+    assert poems == [POEM, POEM | {"title": "t"}]
+    assert report.skipped == {"not an object": (1, f"{files[1]}, poem 1")}
 
 
 def test_paragraphs_are_lines_too(tmp_path):
     poem = {"author": POEM["author"], "paragraphs": POEM["para"], "title": POEM["title"], "id": "7"}
     (tmp_path / "all.json").write_text(json.dumps([poem]))
-    assert read_poems(tmp_path / "all.json") == [POEM]
+    assert read(tmp_path / "all.json")[0] == [POEM]
     assert open_corpus(tmp_path / "all.json").title() == "poems"
 
 
 @pytest.mark.parametrize("content, quoted", [
-    (b"", "not valid JSON"), (b"[{]", "not valid JSON"), (b"[" * 100_000, "not valid JSON"),
-    (b"{}", "dict, not a list"), (b"[]", "contains no poem: the list is empty"), (b"[1]", "number 1 is not an object"),
-    (b"\xff\xff\xff", "all.json"), (b'[{"author": "a", "rhythmic": "t", "paragraphs": ["x"]}]', "number 1 lacks title"),
-    (b'[{"title": "t", "author": "a", "content": ["x"]}]', "number 1 lacks para"),
+    (b"", "all.json is not valid JSON"), (b"[{]", "not valid JSON"), (b"[" * 100_000, "not valid JSON"),
+    (b"{}", "dict, not a list"), (b"[]", "contains no poem: the list is empty"), (b"[1]", "poem 1: not an object"),
+    (b"\xff\xff\xff", "all.json"), (b'[{"author": "a", "rhythmic": "t", "paragraphs": ["x"]}]', "poem 1: no title"),
+    (b'[{"title": "t", "author": "a", "content": ["x"]}]', "poem 1: no para"),
 ])  # fmt: skip
 def test_a_file_without_poems_is_one_line(tmp_path, content, quoted):
     (tmp_path / "all.json").write_bytes(content)
     with pytest.raises(UserError, match=quoted) as error:
-        read_poems(tmp_path / "all.json")
-    assert "all.json" in str(error.value) and "\n" not in str(error.value)
+        read(tmp_path / "all.json")
+    assert "\n" not in str(error.value)
 
 
-def test_poem_like_objects_without_lines_are_named_when_they_are_opened(tmp_path):
+def test_objects_that_are_almost_poems_are_reported_with_what_they_lack(tmp_path):
     (tmp_path / "all.json").write_text('[{"author": "a", "rhythmic": "t", "paragraphs": ["x"]}]')
-    with pytest.raises(UserError, match="number 1 lacks title"):
+    with pytest.raises(UserError, match="poem 1: no title"):
         list(open_corpus(tmp_path / "all.json").pieces())
     (tmp_path / "all.json").write_text('[{"author": "a", "title": "t", "content": "x"}]')
     with pytest.raises(UserError, match="author, title, content"):
         list(open_corpus(tmp_path / "all.json").pieces())
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="none.json"):
         open_corpus(tmp_path / "none.json")
 
 
 @pytest.mark.skipif(not SONG.is_file(), reason=f"the poems are not in {SONG}")
 def test_song_lyrics_are_poems():
-    poems = read_poems(SONG)
-    assert len(poems) == 21050 and poems[0]["title"] == "导引"
+    poems, report = read(SONG)
+    assert len(poems) == 21050 and poems[0]["title"] == "导引" and report.skipped == {}
 
 
 # ---- Training --------------------------------------------------------------------------------------------------------
 
 
 def kinds_of(requests_and_poems):
-    """How often each kind of request was made; a general one is its own kind."""
+    """The number of requests of each kind; a general request is its own kind."""
     by_text = {"\n".join(poem["para"]): poem for poem in POEMS}
     kinds = Counter()
     for request, text in requests_and_poems:
@@ -232,8 +254,8 @@ def prepared(tmp_path, poems, **options):
     return open_tokens(tmp_path / "all.json", **{"tokenizer": "bpe", "vocab_size": 400} | options)
 
 
-def talks(text, ids):
-    """The texts of the two messages that each document among the ids must be."""
+def conversations(text, ids):
+    """Yield (request, poem) of each document among the ids, which must be two messages."""
     special = text.tokenizer
     start, end, over = special.message_start, special.message_end, special.end_of_text
     *documents, rest = "".join(map(chr, ids)).split(chr(over))
@@ -245,35 +267,35 @@ def talks(text, ids):
 
 
 def test_of_ten_requests_six_are_titles_three_name_the_author_and_one_is_general():
-    asked = list(requests(POEMS, seed=1))
-    assert sorted(text for _, text in asked) == sorted("\n".join(poem["para"]) for poem in POEMS)  # stanzas kept
-    kinds = kinds_of(asked)
+    found = list(requests(POEMS, seed=1))
+    assert sorted(text for _, text in found) == sorted("\n".join(poem["para"]) for poem in POEMS)  # stanzas kept
+    kinds = kinds_of(found)
     assert kinds["title"] == 60 and kinds["author"] == 30
     assert sum(kinds[request] for request in GENERAL_REQUESTS) == 10
 
 
-def test_the_seed_decides_order_and_requests():
+def test_order_and_requests_depend_on_the_seed():
     first, again, other = ([*requests(POEMS, seed)] for seed in (1, 1, 2))
     assert first == again != other
     assert [text for _, text in first] != [text for _, text in other]  # another order
     assert sorted(first) != sorted(other)  # and other requests for the same poems
 
 
-def test_a_poem_without_an_author_is_asked_for_by_its_title():
-    asked = [request for request, _ in requests([poem | {"author": ""} for poem in POEMS], seed=1)]
-    assert sum(request.startswith("诗") and len(request) == 4 for request in asked) == 90
+def test_a_poem_without_an_author_is_requested_by_its_title():
+    found = [request for request, _ in requests([poem | {"author": ""} for poem in POEMS], seed=1)]
+    assert sum(request.startswith("诗") and len(request) == 4 for request in found) == 90
 
 
-def test_a_file_of_poems_becomes_requests_and_answers_of_which_a_tenth_is_for_validation(tmp_path):
+def test_a_tenth_of_the_poems_in_a_file_is_for_validation(tmp_path):
     text = prepared(tmp_path, POEMS)
-    train, val = (list(talks(text, ids)) for ids in (text.train, text.val))
+    train, val = (list(conversations(text, ids)) for ids in (text.train, text.val))
     assert (len(train), len(val)) == (90, 10)
     kinds = kinds_of(train + val)
     assert sum(kinds.values()) == 100 and kinds["title"] == 60 and kinds["author"] == 30
     assert text.title == "poems"
 
 
-def test_what_was_prepared_is_taken_again_until_the_poems_change(tmp_path, monkeypatch):
+def test_prepared_tokens_are_reused_until_the_poems_change(tmp_path, monkeypatch):
     text = prepared(tmp_path, POEMS)
     monkeypatch.setattr(data.poems, "read_poems", None)  # so that reading them again would fail
     again = open_tokens(tmp_path / "all.json", tokenizer="bpe", vocab_size=400)
@@ -285,7 +307,8 @@ def test_what_was_prepared_is_taken_again_until_the_poems_change(tmp_path, monke
 def test_a_poem_cannot_end_its_own_message(tmp_path):
     poem = {"title": "<|im_end|>", "para": ["<|im_end|>", "<|endoftext|>"], "author": "<|im_start|>"}
     text = prepared(tmp_path, [poem, *POEMS])
-    assert "<|im_end|>\n<|endoftext|>" in [answer for ids in (text.train, text.val) for _, answer in talks(text, ids)]
+    answers = [answer for ids in (text.train, text.val) for _, answer in conversations(text, ids)]
+    assert "<|im_end|>\n<|endoftext|>" in answers
 
 
 def test_a_tokenizer_without_message_markers_is_refused(tmp_path):

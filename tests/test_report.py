@@ -1,0 +1,84 @@
+"""data/report.py: counts with reasons and places, sizes, and previews."""
+
+import json
+import sys
+
+from data.dialogues import dialogue_examples, read_dialogues
+from data.examples import IGNORED, Example, Examples
+from data.readers import ReadOptions
+from data.report import DataReport, preview, print_examples
+from data.tokenizer import CharTokenizer
+
+LETTERS = CharTokenizer("ABCDEFGH\x1b", special=True)
+
+
+def test_the_report_of_a_hand_written_file(tmp_path, capsys):
+    def record(*texts):
+        roles = ("user", "assistant") * len(texts)
+        return {"messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]}
+
+    records = [record("AB", "CD"), record("A"), record("A", "B", "C", "D"), {"text": "A"}, record("A", "B", "C"),
+               record("ABCDEFGH", "A"), record("A"), record("B", "ABCDEFGH")]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    report = DataReport(path, "dialogues")
+    dialogues = read_dialogues(path, ReadOptions(), report)
+    examples = dialogue_examples(dialogues, LETTERS, 8, report)
+    report.print()
+    print_examples("train", examples)
+    print_examples("val", Examples([]))
+    # Examples: <AB><CD, <A><B and <C><D, <A><B, <B><ABCD: 7, 5, 5, 5 and 8 tokens, 3, 2, 2, 2 and 5 targets.
+    assert capsys.readouterr().out == f"""\
+data: {path}: 4 dialogues kept, 4 skipped
+    skipped 2: a single message (first: line 2)
+    skipped 1: no messages or conversations (first: line 4)
+    skipped 1: a user message fills the context of 8 tokens (first: 'ABCDEFGH')
+    changed 1: dropped messages after the last assistant message (first: line 5)
+    changed 1: split at whole turns to fit 8 tokens (first: 'A')
+    changed 1: cut a reply at 8 tokens, without an end marker (first: 'B')
+    train: 5 examples, 30 tokens, 14 of them supervised (47%); length 5 (10%), 5 (median), 8 (90%), 8 (longest)
+    val: no example
+"""
+
+
+def test_reports_are_one_line_per_reason_without_control_characters(capsys):
+    report = DataReport("a\nb", "records")
+    assert report.first_skipped() == ""
+    report.skip("red \x1b[31m", "line\n1")
+    report.skip("other", "line 2")
+    assert report.first_skipped() == "line\n1: red \x1b[31m"
+    report.print()
+    assert capsys.readouterr().out.splitlines() == [
+        r"data: a\nb: 0 records kept, 2 skipped", r"    skipped 1: red \x1b[31m (first: line\n1)",
+        "    skipped 1: other (first: line 2)"]
+
+
+PREVIEWED = Examples([
+    Example([10, 0, 1, 11, 10, 2, 3], [IGNORED] * 4 + [2, 3, 11]),
+    Example([0, 1, 2, 3], [1, IGNORED, 3, IGNORED]),
+    Example([8, 1], [1, 2]),
+    Example([0], [1]),
+])
+
+
+def test_a_preview_marks_supervised_tokens(monkeypatch, capsys):
+    preview(PREVIEWED, LETTERS, 3)
+    text = """\
+---- example 1: 7 tokens ----
+<|im_start|>AB<|im_end|><|im_start|>⟦CD<|im_end|>⟧
+---- example 2: 4 tokens ----
+A⟦B⟧C⟦D⟧
+---- example 3: 2 tokens ----
+\\x1b⟦BC⟧
+"""
+    assert capsys.readouterr().out == text
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    preview(PREVIEWED, LETTERS, 3)
+    assert capsys.readouterr().out == text.replace("⟦", "\033[32m").replace("⟧", "\033[0m")
+
+
+def test_a_preview_ends_with_the_last_example(capsys):
+    preview(PREVIEWED, LETTERS, 10)
+    assert capsys.readouterr().out.count("----\n") == 4
+    preview(PREVIEWED, LETTERS, 0)
+    assert capsys.readouterr().out == ""
