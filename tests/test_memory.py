@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.config import ModelConfig
 from models.layers import Block, Rotary
+from models.weights import file_weights
 from models.zoo import ZOO
 from utils import num_params_calculate
 from utils.activations import Sizes, attention_ops, feed_forward_ops
@@ -81,7 +82,7 @@ def benchmark():
 def weights_by_kind(model):
     """Shape and total number of elements of each kind of weight in a model, all blocks together."""
     found = {}
-    for name, weight in model.state_dict().items():
+    for name, weight in file_weights(model).items():
         if model.config.tied and name == "head.weight":
             continue
         first, _, rest = name.partition(".")
@@ -109,10 +110,10 @@ def test_the_table_matches_a_model_of_any_configuration(kind):
 
 
 @every_model
-def test_the_weight_shapes_are_those_of_the_state_dict(name):
+def test_the_weight_shapes_are_those_of_a_checkpoint_file(name):
     with torch.device("meta"):
         model = ZOO[name]()
-    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    expected = {name: tuple(weight.shape) for name, weight in file_weights(model).items()}
     shapes = list(weight_shapes(model.config))
     assert dict(shapes) == expected and len(shapes) == len(expected)
 

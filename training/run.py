@@ -11,6 +11,7 @@ from data.prepare import open_tokens
 from data.readers import ReadOptions
 from data.tokenizer import tokenizer_from_dict
 from data.windows import check_length, make_windows
+from models.weights import load_file_weights
 from models.zoo import ZOO
 from training.arguments import all_settings, parse_settings
 from training.checkpoint import check_model, checkpoint_file, read_checkpoint
@@ -59,7 +60,7 @@ def train_in(folder, settings):
             print(f"nothing is left to do: to continue, use a --training.max_iters above {progress.step}")
             return
     elif start:
-        record.model.load_state_dict(start["weights"])
+        load_file_weights(record.model, start["weights"])
     del saved, start  # as large as the model and its optimizers
 
     training = settings.training
@@ -192,7 +193,7 @@ def resolve_as_before(training, run_config):
 
 def load_state(record, progress, saved, path):
     """Load the state in last.pt, read from `path`, into a new run. Raises UserError."""
-    record.model.load_state_dict(saved["weights"])
+    load_file_weights(record.model, saved["weights"])
     check_optimizer_states(record.optimizers, saved["optimizer_states"], path)
     for optimizer, state in zip(record.optimizers, saved["optimizer_states"], strict=True):
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})  # learning rates are those of today

@@ -12,7 +12,7 @@ class Parameters:
     """One kind of weight: its name, its shape, and the number of blocks that have one."""
 
     component: str
-    """Name in the state_dict, without the block number: `blocks.attention.query.weight`."""
+    """Name in a checkpoint file, without the block number: `blocks.attention.query.weight`."""
     letters: str
     """The shape in the letters of `symbols`."""
     shape: tuple
@@ -73,7 +73,7 @@ def parameter_table(c):
 
 
 def weight_shapes(c):
-    """Yield (name, shape) of every weight in the model's state_dict, a tied head included.
+    """Yield (name, shape) of every weight in a checkpoint file, a tied head included.
 
     A generator, because a configuration from a file may ask for any number of blocks.
     """
