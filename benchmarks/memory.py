@@ -82,7 +82,8 @@ def train(model, plan):
     """Two steps: the memory that stays from step to step is complete only in the second."""
     model.activation_checkpointing = plan.activation_checkpointing
     dtype = getattr(torch, plan.dtype)
-    tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=100_000)
+    n_ids = min(model.config.vocab_size, model.config.n_outputs)  # valid as tokens and as classes
+    tokens = np.random.default_rng(0).integers(n_ids, size=100_000)
     batch = RandomWindows(tokens, model.block_size, plan.batch_size, seed=0).batch
     optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype)
     scaler = torch.amp.GradScaler(plan.device, enabled=dtype == torch.float16)
@@ -96,6 +97,12 @@ def train(model, plan):
 def continue_prompt(model, prompt_tokens):
     """Generate two tokens after a prompt."""
     list(generate(model.eval(), [1] * prompt_tokens, 2, SamplingConfig()))
+
+
+def classify(model, n_tokens):
+    """Classify one text."""
+    with torch.inference_mode():
+        model.eval()(torch.ones(1, n_tokens, dtype=torch.long))
 
 
 def describe(plan, changes):

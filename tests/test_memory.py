@@ -50,6 +50,8 @@ KINDS = [  # every choice of a configuration at least once
     {"feed_forward": "swiglu", "norm": "rms", "position": "rotary", "num_kv_heads": 2, "tied": True},
     {"feed_forward": "relu2", "norm": "rms", "position": "rotary", "qk_norm": True, "dropout": 0.2},
     {"feed_forward": "swiglu", "qk_norm": True, "num_kv_heads": 3, "bias": True},
+    {"n_labels": 3, "feed_forward": "relu2", "tied": True},
+    {"n_labels": 2, "feed_forward": "gelu", "head_bias": True, "dropout": 0.1},
 ]  # fmt: skip
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
 
@@ -376,8 +378,8 @@ def test_weights_and_kv_cache_by_hand():
 def test_the_peak_of_inference_is_what_pytorch_allocates(kind, prompt, dtype, benchmark):
     c = small_config(**kind)
     skip_if_callers_keep_arguments_alive(c)
-    measured = benchmark.peak_bytes(lambda: build(c).to(getattr(torch, dtype)),
-                                    lambda model: benchmark.continue_prompt(model, prompt), "cpu")
+    run = benchmark.classify if c.n_labels else benchmark.continue_prompt
+    measured = benchmark.peak_bytes(lambda: build(c).to(getattr(torch, dtype)), lambda model: run(model, prompt), "cpu")
     assert inference_memory(c, prompt, dtype).allocated == pytest.approx(measured, rel=0.03)
 
 
@@ -427,6 +429,13 @@ def test_the_command_accepts_any_configuration(monkeypatch, capsys):
     assert out.startswith(f"TransformerModel: {expected:,} parameters")
 
 
+def test_the_command_covers_classifiers(monkeypatch, capsys):
+    out, _, _ = calculate(monkeypatch, capsys, "--model", "PoemGPT", "--n_labels", 5)
+    blocks_and_embeddings = count_parameters(ZOO["PoemGPT"].config)  # whose head is tied
+    assert out.startswith(f"PoemGPT: {blocks_and_embeddings + 5 * 256:,} parameters")
+    assert "N = n_labels 5" in out and "N C = 5 x 256" in out and "KV cache" not in out
+
+
 def test_the_command_prints_time_and_cost(monkeypatch, capsys):
     flops = flops_per_token(ZOO["GPT2"].config)
     out, _, _ = calculate(monkeypatch, capsys, "--model", "GPT2", "--flops", 1e14, "--gpus", 2, "--tokens",
@@ -462,7 +471,7 @@ def test_the_command_plots(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("arguments, words", [
     (("--model", "UltimatModel"), ("UltimatModel", "did you mean UltimateModel?")),
     (("--model", "gpt-2"), ("did you mean GPT2?",)),
-    (("--n_embd", "385"), ("n_embd 385", "num_heads 4")),
+    (("--n_embd", "385"), ("n_embd 385", "num_heads 4")), (("--n_labels", "1"), ("n_labels cannot be 1", "2 classes")),
     (("--num_kv_heads", "3"), ("num_heads 4", "num_kv_heads 3")),
     (("--batch_size", "0"), ("batch_size cannot be 0",)),
     (("--block_size", "-1"), ("block_size cannot be -1",)),

@@ -41,8 +41,6 @@ class Sizes:
         self.per_head = 4 * M * c.num_heads  # one float32 number per query
         self.per_token = 4 * M
         self.ids = 8 * M * (3 if p.device == "cuda" else 1)  # x and y, (B, T); on a GPU also y flattened
-        self.logits = 4 * M * c.vocab_size  # (B, T, V) in float32
-        self.half_logits = a * M * c.vocab_size
         # The gradient of a linear layer's input: under autocast it is computed in half precision and then cast to
         # float32, so that both are alive for a moment.
         self.input_grad = self.embd + (self.residual if p.autocast else 0)

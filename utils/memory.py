@@ -176,7 +176,7 @@ class Step(Ledger):
         self.block_saved = sum(op.saved for op in self.block)
         self.n, self.shards = count_parameters(c), p.gpus if p.strategy == "fsdp" else 1
         self.in_matrices = c.n_blocks * sum(map(prod, matrices_in_blocks(c)))
-        self.in_head = c.vocab_size * c.n_embd
+        self.in_head = c.n_outputs * c.n_embd
         self.half = 2 if p.autocast else 0  # bytes per element of an autocast copy
         # Gradients that exist before a backward pass: those of earlier micro-batches, or those that a CUDA graph uses.
         captured = p.device == "cuda" and p.dtype != "float16" and not p.activation_checkpointing
@@ -217,7 +217,7 @@ class Step(Ledger):
         self.add("backward buffers", s.embd)  # gradient of the input
         self.add("gradients", 4 * self.in_head)  # of the head's weight
         M, a = p.batch_size * c.block_size, BYTES[p.dtype]
-        chunk = min(M, max(1, LOGITS_CHUNK // c.vocab_size)) * c.vocab_size
+        chunk = min(M, max(1, LOGITS_CHUNK // c.n_outputs)) * c.n_outputs
         in_loss = 8 * chunk  # logits, and log_softmax or softmax
         # The gradient of the logits, its product with the input and, under autocast on a CPU, a cast of that.
         in_products = a * chunk + (6 if p.autocast and p.device == "cpu" else a) * self.in_head
@@ -253,8 +253,8 @@ class Step(Ledger):
             self.add("backward buffers", s.residual)
             self.drop("backward buffers", s.embd)
         passed = s.residual
-        self.add_gradient(c.vocab_size if c.head_bias else 0)
-        if self.keeps_gradients and not c.tied:  # a tied one is first added to the embedding's gradient
+        self.add_gradient(c.n_outputs if c.head_bias else 0)
+        if self.keeps_gradients and not c.tied_head:  # a tied one is first added to the embedding's gradient
             self.drop("gradients", 4 * self.in_head)
 
         norm = norm_op(c, s, p)  # what it passes is from here on the gradient along the residual path
@@ -268,14 +268,14 @@ class Step(Ledger):
             self.drop("activations", s.embedding_mask)
         if c.position == "learned":
             self.add_gradient(c.block_size * c.n_embd)
-        if c.tied:  # the embedding's gradient is added to the head's
+        if c.tied_head:  # the embedding's gradient is added to the head's
             buffers = 4 * self.in_head
             self.add("backward buffers", buffers)
             self.drop("backward buffers", buffers)
             if self.keeps_gradients:
                 self.drop("gradients", 4 * self.in_head)
         else:
-            self.add_gradient(self.in_head)
+            self.add_gradient(c.vocab_size * c.n_embd)
         self.drop("backward buffers", s.residual)
         self.drop("activations", s.ids)
 
@@ -393,13 +393,14 @@ def rotary_bytes(c, dtype="float32"):
 
 
 def inference_memory(c, prompt_tokens, dtype="float32", device="cpu", workspace=Plan.workspace):
-    """The `Memory` of generating one text at its peak, the forward pass of the prompt.
+    """The `Memory` of generating one text at its peak, the forward pass of the prompt; or of classifying the prompt.
 
-    As models/generate.py does it. The KV cache is allocated at once, for block_size tokens. With int8 weights all else
-    is bfloat16. `workspace` is that of `Plan`.
+    As models/generate.py does it. The KV cache is allocated at once, for block_size tokens; a classifier has none. With
+    int8 weights all else is bfloat16. `workspace` is that of `Plan`.
     """
     weights, dtype = weight_bytes(c, dtype), "bfloat16" if dtype == "int8" else dtype
-    kv_dtype = cache_dtype(dtype, device)
+    generates = c.n_labels is None
+    kv_dtype = cache_dtype(dtype, device) if generates else dtype
     a, S = BYTES[dtype], min(prompt_tokens, c.block_size)
     embd, keys, hidden = (a * S * width for width in (c.n_embd, c.kv_heads * c.head_size, c.hidden_size))
     # In the feed-forward: the input of the block, the same after attention, its norm; and the up projection with the
@@ -416,10 +417,12 @@ def inference_memory(c, prompt_tokens, dtype="float32", device="cpu", workspace=
     if new_qk:  # while they are computed
         buffers = (3 if c.position == "rotary" else 1) + c.qk_norm
         attention = max(attention, 3 * embd + 2 * keys + buffers * qk)
+    if not generates and device == "cpu" and dtype == "bfloat16":  # not fused; scores (nh, S, S), and their softmax
+        attention += 2 * a * c.num_heads * S**2
     gathered = rotary_bytes(c, dtype) * S // c.block_size
     parts = {
         "weights": weights + rotary_bytes(c, dtype),
-        "KV cache": cache_bytes(c, c.block_size, kv_dtype),
+        "KV cache": cache_bytes(c, c.block_size, kv_dtype) if generates else 0,
         "activations": max(attention, feed_forward) + gathered,
         "workspaces": workspace if device == "cuda" else 0,
         "context and allocator": CONTEXT[device],

@@ -33,9 +33,10 @@ class Parameters:
 
 def symbols(c):
     """The letters of the formulas, each with a name and a value."""
+    labels = {} if c.n_labels is None else {"N": ("n_labels", c.n_labels)}
     return {"V": ("vocab_size", c.vocab_size), "C": ("n_embd", c.n_embd), "T": ("block_size", c.block_size),
             "L": ("n_blocks", c.n_blocks), "H": ("n_hidden", c.hidden_size),
-            "K": ("num_kv_heads x head size", c.kv_heads * c.head_size)}
+            "K": ("num_kv_heads x head size", c.kv_heads * c.head_size)} | labels
 
 
 def parameter_table(c):
@@ -54,6 +55,7 @@ def parameter_table(c):
         return [row(f"{name}.weight", "C", blocks), *bias]
 
     gate = linear("feed_forward.gate", "H", "C") if c.feed_forward == "swiglu" else []
+    outputs = "V" if c.n_labels is None else "N"
     return [
         row("token_embedding.weight", "V C"),
         *([row("position_embedding.weight", "T C")] if c.position == "learned" else []),
@@ -67,8 +69,8 @@ def parameter_table(c):
         *linear("feed_forward.down", "C", "H"),
         *gate,
         *norm("final_norm"),
-        *([] if c.tied else [row("head.weight", "V C")]),  # a tied head is the token embedding
-        *([row("head.bias", "V")] if c.head_bias else []),
+        *([] if c.tied_head else [row("head.weight", f"{outputs} C")]),  # a tied head is the token embedding
+        *([row("head.bias", outputs)] if c.head_bias else []),
     ]
 
 
@@ -81,7 +83,7 @@ def weight_shapes(c):
     for row in table:
         if row.blocks is None:
             yield row.component, row.shape
-    if c.tied:
+    if c.tied_head:
         yield "head.weight", (c.vocab_size, c.n_embd)
     for i in range(c.n_blocks):
         for row in table:
@@ -105,5 +107,5 @@ def flops_per_token(c):
     multiplication and one addition in the forward pass and twice that in the backward pass. The second term is the two
     matrix products of attention, counted as if each token attended to the whole context.
     """
-    multiplied = c.n_blocks * sum(map(prod, matrices_in_blocks(c))) + c.vocab_size * c.n_embd
+    multiplied = c.n_blocks * sum(map(prod, matrices_in_blocks(c))) + c.n_outputs * c.n_embd
     return 6 * multiplied + 12 * c.n_blocks * c.n_embd * c.block_size
