@@ -50,10 +50,18 @@ KINDS = [  # every choice of a configuration at least once
     {"feed_forward": "swiglu", "norm": "rms", "position": "rotary", "num_kv_heads": 2, "tied": True},
     {"feed_forward": "relu2", "norm": "rms", "position": "rotary", "qk_norm": True, "dropout": 0.2},
     {"feed_forward": "swiglu", "qk_norm": True, "num_kv_heads": 3, "bias": True},
+]  # fmt: skip
+CLASSIFIERS = [
     {"n_labels": 3, "feed_forward": "relu2", "tied": True},
     {"n_labels": 2, "feed_forward": "gelu", "head_bias": True, "dropout": 0.1},
-]  # fmt: skip
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
+]
+
+
+def every(kinds):
+    return pytest.mark.parametrize("kind", kinds, ids=lambda kind: "-".join(map(str, kind.values())))
+
+
+every_kind = every(KINDS + CLASSIFIERS)
 
 
 def small_config(**changes):
@@ -85,7 +93,7 @@ def weights_by_kind(model):
     """Shape and total number of elements of each kind of weight in a model, all blocks together."""
     found = {}
     for name, weight in file_weights(model).items():
-        if model.config.tied and name == "head.weight":
+        if model.config.tied_head and name == "head.weight":
             continue
         first, _, rest = name.partition(".")
         kind = f"blocks.{rest.partition('.')[2]}" if first == "blocks" else name
@@ -373,14 +381,23 @@ def test_weights_and_kv_cache_by_hand():
     assert inference_memory(c, 10, "bfloat16", "cuda").parts["KV cache"] == cache_bytes(c, 1024, "bfloat16")
 
 
-@every_kind
+@every(KINDS)
 @pytest.mark.parametrize("prompt, dtype", [(1, "float32"), (64, "float32"), (1, "bfloat16")])
 def test_the_peak_of_inference_is_what_pytorch_allocates(kind, prompt, dtype, benchmark):
     c = small_config(**kind)
     skip_if_callers_keep_arguments_alive(c)
-    run = benchmark.classify if c.n_labels else benchmark.continue_prompt
-    measured = benchmark.peak_bytes(lambda: build(c).to(getattr(torch, dtype)), lambda model: run(model, prompt), "cpu")
+    measured = benchmark.peak_bytes(lambda: build(c).to(getattr(torch, dtype)),
+                                    lambda model: benchmark.continue_prompt(model, prompt), "cpu")
     assert inference_memory(c, prompt, dtype).allocated == pytest.approx(measured, rel=0.03)
+
+
+@every(CLASSIFIERS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_peak_of_classification_is_what_pytorch_allocates(kind, dtype, benchmark):
+    c = small_config(**kind)
+    measured = benchmark.peak_bytes(lambda: build(c).to(getattr(torch, dtype)),
+                                    lambda model: benchmark.classify(model, c.block_size), "cpu")
+    assert inference_memory(c, c.block_size, dtype).allocated == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "PoemGPT"])  # large enough to ignore oneDNN's scratch memory
