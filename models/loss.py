@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from models.lora import LoRALinear
 from utils.memory import LOGITS_CHUNK
 
 
@@ -12,7 +13,8 @@ def cross_entropy(h, head, y):
     Targets of -100 are ignored; without any others, the loss is 0. For a large vocabulary, the logits of all tokens
     would be the largest tensor of a training step: this computes those of one chunk of tokens at a time.
     """
-    inputs = h.flatten(0, 1), head.weight, head.bias
+    weight = head.merged_weight() if isinstance(head, LoRALinear) else head.weight
+    inputs = h.flatten(0, 1), weight, head.bias
     needed = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in inputs]
     return ChunkedCrossEntropy.apply(*inputs, y.flatten(), *needed)
 

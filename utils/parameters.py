@@ -6,6 +6,8 @@
 from dataclasses import dataclass
 from math import prod
 
+from utils.errors import UserError
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -89,6 +91,41 @@ def weight_shapes(c):
         for row in table:
             if row.blocks is not None:
                 yield row.component.replace("blocks", f"blocks.{i}", 1), row.shape
+
+
+def lora_targets(c):
+    """Shapes (outputs, inputs) of the matrices that LoRA can adapt, by name: those of a block, and the head.
+
+    A tied head is the token embedding, and the head of a classifier is trained in full.
+    """
+    C, H, K = c.n_embd, c.hidden_size, c.kv_heads * c.head_size
+    shapes = {"qkv": (C + 2 * K, C), "out": (C, C), "up": (H, C), "down": (C, H)}
+    if c.feed_forward == "swiglu":
+        shapes["gate"] = H, C
+    if c.n_labels is None and not c.tied:
+        shapes["head"] = c.vocab_size, C
+    return shapes
+
+
+def check_lora(c, rank, targets):
+    """Raise UserError unless LoRA of this rank can adapt these matrices of the model."""
+    valid = lora_targets(c)
+    if rank < 1:
+        raise UserError(f"LoRA's rank cannot be {rank}: it must be >= 1")
+    if not targets:
+        raise UserError(f"LoRA needs at least one target: choose from {', '.join(valid)}")
+    for target in targets:
+        if target not in valid:
+            reason = "is not a matrix of this model"
+            if target == "head":
+                reason = "is trained in full" if c.n_labels else "is tied to the token embedding"
+            raise UserError(f"the LoRA target {target} {reason}: choose from {', '.join(valid)}")
+
+
+def lora_parameters(c, rank, targets):
+    """Number of weights in the adapters of LoRA: rank (outputs + inputs) for each matrix."""
+    shapes = lora_targets(c)
+    return sum(rank * sum(shapes[target]) * (1 if target == "head" else c.n_blocks) for target in set(targets))
 
 
 def count_parameters(c):
