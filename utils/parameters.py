@@ -93,18 +93,20 @@ def weight_shapes(c):
                 yield row.component.replace("blocks", f"blocks.{i}", 1), row.shape
 
 
+def linear_shapes(c):
+    """Shapes (outputs, inputs) of the linear layers of a block, by name."""
+    C, H, K = c.n_embd, c.hidden_size, c.kv_heads * c.head_size
+    gate = {"gate": (H, C)} if c.feed_forward == "swiglu" else {}
+    return {"qkv": (C + 2 * K, C), "out": (C, C), "up": (H, C), "down": (C, H)} | gate
+
+
 def lora_targets(c):
     """Shapes (outputs, inputs) of the matrices that LoRA can adapt, by name: those of a block, and the head.
 
     A tied head is the token embedding, and the head of a classifier is trained in full.
     """
-    C, H, K = c.n_embd, c.hidden_size, c.kv_heads * c.head_size
-    shapes = {"qkv": (C + 2 * K, C), "out": (C, C), "up": (H, C), "down": (C, H)}
-    if c.feed_forward == "swiglu":
-        shapes["gate"] = H, C
-    if c.n_labels is None and not c.tied:
-        shapes["head"] = c.vocab_size, C
-    return shapes
+    head = {"head": (c.vocab_size, c.n_embd)} if c.n_labels is None and not c.tied else {}
+    return linear_shapes(c) | head
 
 
 def check_lora(c, rank, targets):
