@@ -28,7 +28,9 @@ from side_by_side import device_name  # noqa: E402
 
 from data.windows import RandomWindows, WindowBatches  # noqa: E402
 from models.config import SamplingConfig  # noqa: E402
+from models.freeze import freeze_below  # noqa: E402
 from models.generate import generate  # noqa: E402
+from models.lora import add_lora  # noqa: E402
 from models.zoo import ZOO  # noqa: E402
 from training.loop import Progress, Trainer, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
@@ -81,8 +83,13 @@ def peak_bytes(build, run, device):
 def train(model, plan):
     """Two steps: the memory that stays from step to step is complete only in the second."""
     model.activation_checkpointing = plan.activation_checkpointing
+    if plan.lora_rank is not None:
+        add_lora(model, plan.lora_rank, plan.lora_rank, plan.lora_targets)
+    if plan.trainable_blocks is not None:
+        freeze_below(model, plan.trainable_blocks)
     dtype = getattr(torch, plan.dtype)
-    tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=100_000)
+    n_ids = min(model.config.vocab_size, model.config.n_outputs)  # valid as tokens and as classes
+    tokens = np.random.default_rng(0).integers(n_ids, size=100_000)
     batches = WindowBatches(RandomWindows(tokens, model.block_size, plan.batch_size, seed=0), plan.accumulation)
     optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype)
     scaler = torch.amp.GradScaler(plan.device, enabled=dtype == torch.float16)
@@ -95,6 +102,12 @@ def train(model, plan):
 def continue_prompt(model, prompt_tokens):
     """Generate two tokens after a prompt."""
     list(generate(model.eval(), [1] * prompt_tokens, 2, SamplingConfig()))
+
+
+def classify(model, n_tokens):
+    """Classify one text."""
+    with torch.inference_mode():
+        model.eval()(torch.ones(1, n_tokens, dtype=torch.long))
 
 
 def describe(plan, changes):

@@ -40,7 +40,10 @@ class ModelConfig:
     head_bias: bool = False
     """A bias in the head."""
     tied: bool = False
-    """Share the weight of the head with the token embedding (Press and Wolf, 2017)."""
+    """Share the weight of the head with the token embedding (Press and Wolf, 2017). The head of a classifier has its
+    own."""
+    n_labels: int | None = None
+    """Number of classes of a classifier, at least 2; None: a language model, which predicts the next token."""
     norm_eps: float = 1e-5
     """Added to the variance or the mean square in the norms, for numerical stability."""
     rope_theta: float = 10_000.0
@@ -60,6 +63,8 @@ class ModelConfig:
             raise UserError(f"dropout cannot be {self.dropout}: give a number >= 0 and < 1")
         if self.rope_theta < 1:
             raise UserError(f"rope_theta cannot be {self.rope_theta}: give a number >= 1")
+        if self.n_labels is not None and self.n_labels < 2:
+            raise UserError(f"n_labels cannot be {self.n_labels}: a classifier has at least 2 classes")
         if self.tied and self.head_bias:
             raise UserError("a tied head has no bias: choose either tied or head_bias")
 
@@ -74,6 +79,16 @@ class ModelConfig:
     @property
     def hidden_size(self):
         return 4 * self.n_embd if self.n_hidden is None else self.n_hidden
+
+    @property
+    def n_outputs(self):
+        """Number of logits per position: one for each token of the vocabulary, or for each class."""
+        return self.vocab_size if self.n_labels is None else self.n_labels
+
+    @property
+    def tied_head(self):
+        """Whether the weight of the head is the token embedding."""
+        return self.tied and self.n_labels is None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ class GPT(nn.Module):
 
     A subclass has a `config`; keyword arguments change its fields: `GPT2(n_blocks=6)`. Fields that do not fit together
     raise UserError, and a name that is not a field raises TypeError.
+
+    With `n_labels`, it is a classifier: the head has one output per class, at every position. The targets are then -100
+    except where a class is predicted, which is usually the last token of a text.
     """
 
     config: ModelConfig
@@ -32,9 +35,9 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.final_norm = make_norm(config, config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.head = nn.Linear(config.n_embd, config.n_outputs, bias=config.head_bias)
         self.reset_parameters()
-        if config.tied:
+        if config.tied_head:
             self.head.weight = self.token_embedding.weight
 
     def reset_parameters(self):
@@ -52,7 +55,7 @@ class GPT(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.zeros_(self.head.weight)
-        end_std = 0.02 * (2 * self.config.n_blocks) ** -0.5 if self.config.tied else 0.0
+        end_std = 0.02 * (2 * self.config.n_blocks) ** -0.5 if self.config.tied_head else 0.0
         for block in self.blocks:
             nn.init.normal_(block.attention.out.weight, std=end_std)
             nn.init.normal_(block.feed_forward.down.weight, std=end_std)
@@ -74,7 +77,7 @@ class GPT(nn.Module):
         return self.final_norm(h)
 
     def forward(self, x, y=None):
-        """For token ids x (B, T), return logits (B, T, V) in float32, and no loss.
+        """For token ids x (B, T), return logits (B, T, n_outputs) in float32, and no loss.
 
         With targets y (B, T), return no logits, and the mean cross-entropy. Targets of -100 are ignored.
         """

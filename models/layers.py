@@ -77,8 +77,8 @@ class Attention(nn.Module):
     Each of the nkv heads of keys and values is shared by nh / nkv heads of queries; nkv = nh is multi-head attention.
 
     Queries, keys and values come from one fused matrix: generation is about 10% faster than with three, and under
-    autocast one copy of the input is kept for the backward pass instead of three. A state_dict has three matrices,
-    `query`, `key` and `value`, as in transformer_4d.py.
+    autocast one copy of the input is kept for the backward pass instead of three. `parts` has the rows of each in it.
+    Checkpoint files have three matrices: see models/weights.py.
     """
 
     def __init__(self, config):
@@ -89,8 +89,6 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(C, sum(self.parts.values()), bias=config.bias)
         self.out = nn.Linear(config.num_heads * hs, C, bias=config.bias)
         self.qk_norm = make_norm(config, hs, learned=False) if config.qk_norm else nn.Identity()
-        self.register_state_dict_post_hook(split_qkv)
-        self.register_load_state_dict_pre_hook(join_qkv)
 
     def forward(self, x, rotation, cache=None):
         """x and the result are (B, T, C). `rotation` belongs to the positions; with a cache, x continues its tokens."""
@@ -111,22 +109,6 @@ class Attention(nn.Module):
         else:  # several tokens start with an empty cache; a single one attends to all before
             y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, mask, is_causal=T > 1).to(q.dtype)  # (B, nh, T, hs)
         return self.out(y.transpose(1, 2).reshape(B, T, C))  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
-
-
-def split_qkv(attention, weights, prefix, _):
-    """Split the fused matrix of an `Attention` in its state_dict into query, key and value."""
-    for kind in dict(attention.qkv.named_parameters()):
-        joined = weights.pop(f"{prefix}qkv.{kind}")
-        parts = zip(attention.parts, joined.split([*attention.parts.values()]), strict=True)
-        weights.update({f"{prefix}{part}.{kind}": rows for part, rows in parts})
-
-
-def join_qkv(attention, weights, prefix, *_):
-    """The inverse of `split_qkv`, when a state_dict is loaded."""
-    for kind in dict(attention.qkv.named_parameters()):
-        names = [f"{prefix}{part}.{kind}" for part in attention.parts]
-        if all(name in weights for name in names):
-            weights[f"{prefix}qkv.{kind}"] = torch.cat([weights.pop(name) for name in names])
 
 
 # ---- Feed-forward ----------------------------------------------------------------------------------------------------

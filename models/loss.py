@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from models.lora import LoRALinear
 from utils.memory import LOGITS_CHUNK
 
 
@@ -12,56 +13,59 @@ def cross_entropy(h, head, y):
     Targets of -100 are ignored; without any others, the loss is 0. For a large vocabulary, the logits of all tokens
     would be the largest tensor of a training step: this computes those of one chunk of tokens at a time.
     """
-    with_gradients = torch.is_grad_enabled()
-    return ChunkedCrossEntropy.apply(h.flatten(0, 1), head.weight, head.bias, y.flatten(), with_gradients)
+    weight = head.merged_weight() if isinstance(head, LoRALinear) else head.weight
+    inputs = h.flatten(0, 1), weight, head.bias
+    needed = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in inputs]
+    return ChunkedCrossEntropy.apply(*inputs, y.flatten(), *needed)
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Cross-entropy of the logits h weight^T + bias, for h (M, C), weight (V, C), bias (V) or None, targets (M).
 
     Its gradient with respect to the logits is softmax(logits) minus 1 at the target, which needs no later result. So
-    the forward pass computes the gradients of its inputs, too, chunk by chunk; the backward pass only scales them.
+    the forward pass also computes the gradients of those of its inputs that need one, chunk by chunk; the backward pass
+    only scales them.
     """
 
     @staticmethod
-    def forward(ctx, h, weight, bias, targets, with_gradients):
+    def forward(ctx, h, weight, bias, targets, h_needs_grad, weight_needs_grad, bias_needs_grad):
         device = h.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype
         with torch.autocast(device, enabled=False):
             x, w = h.to(dtype), weight.to(dtype)
             b = None if bias is None else bias.to(dtype)
             total = torch.zeros((), device=h.device)
-            if with_gradients:
-                h_grad, weight_grad = torch.empty_like(x), torch.zeros_like(weight)
-                bias_grad = None if bias is None else torch.zeros_like(bias)
+            h_grad = torch.empty_like(x) if h_needs_grad else None
+            weight_grad = torch.zeros_like(weight) if weight_needs_grad else None
+            bias_grad = torch.zeros_like(bias) if bias_needs_grad else None
             size = max(1, LOGITS_CHUNK // len(weight))
             for start in range(0, len(h), size):
                 chunk = slice(start, start + size)
                 logits = F.linear(x[chunk], w, b).float()  # (M', V)
                 total += F.cross_entropy(logits, targets[chunk], ignore_index=-100, reduction="sum")
-                if with_gradients:
+                if h_needs_grad or weight_needs_grad or bias_needs_grad:
                     logits_grad = gradient(logits, targets[chunk])
                     del logits  # here and below: what is not needed must not be alive beside the next large tensor
-                    if bias is not None:
+                    if bias_needs_grad:
                         bias_grad += logits_grad.sum(0)
                     logits_grad = logits_grad.to(dtype)
-                    h_grad[chunk] = logits_grad @ w
-                    weight_grad += logits_grad.T @ x[chunk]
+                    if h_needs_grad:
+                        h_grad[chunk] = logits_grad @ w
+                    if weight_needs_grad:
+                        weight_grad += logits_grad.T @ x[chunk]
                     del logits_grad
             n = (targets != -100).sum().clamp(min=1)
-            if with_gradients:
-                ctx.gradients = h_grad, weight_grad, bias_grad, n
+            ctx.gradients = h_grad, weight_grad, bias_grad, n
             return total / n
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, loss_grad):
-        h_grad, weight_grad, bias_grad, n = ctx.gradients
+        *gradients, n = ctx.gradients
         del ctx.gradients
         scale = loss_grad / n
-        if bias_grad is not None:
-            bias_grad = bias_grad.mul_(scale)
-        return h_grad.mul_(scale), weight_grad.mul_(scale), bias_grad, None, None
+        h_grad, weight_grad, bias_grad = (None if grad is None else grad.mul_(scale) for grad in gradients)
+        return h_grad, weight_grad, bias_grad, None, None, None, None
 
 
 def gradient(logits, targets):

@@ -36,6 +36,28 @@ def test_loss_and_gradients_equal_pytorchs(monkeypatch, bias, chunk):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("trained", [("h",), ("weight",), ("bias",), ("h", "bias"), ("h", "weight")])
+def test_only_the_gradients_that_are_needed_are_computed(trained):
+    results = []
+    for function in (cross_entropy, reference):
+        h, head, y = inputs(bias=True)
+        tensors = {"h": h, "weight": head.weight, "bias": head.bias}
+        for name, tensor in tensors.items():
+            tensor.requires_grad_(name in trained)
+        value = function(h, head, y)
+        value.backward()
+        results.append([value.detach(), *(tensor.grad for tensor in tensors.values() if tensor.grad is not None)])
+        assert len(results[-1]) == 1 + len(trained)
+    torch.testing.assert_close(*results)
+
+
+def test_without_trained_weights_the_loss_has_no_gradient():
+    h, head, y = inputs(bias=True)
+    value = cross_entropy(h.detach(), head.requires_grad_(False), y)
+    assert not value.requires_grad
+    torch.testing.assert_close(value, reference(h, head, y).detach())
+
+
 def test_in_bfloat16_the_error_is_that_of_rounding():
     h, head, y = inputs(bias=True)
     exact = torch.autograd.grad(reference(h, head, y), [h, *head.parameters()])

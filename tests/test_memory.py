@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.config import ModelConfig
 from models.layers import Block, Rotary
+from models.weights import file_weights
 from models.zoo import ZOO
 from utils import num_params_calculate
 from utils.activations import Sizes, attention_ops, feed_forward_ops
@@ -50,7 +51,17 @@ KINDS = [  # every choice of a configuration at least once
     {"feed_forward": "relu2", "norm": "rms", "position": "rotary", "qk_norm": True, "dropout": 0.2},
     {"feed_forward": "swiglu", "qk_norm": True, "num_kv_heads": 3, "bias": True},
 ]  # fmt: skip
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
+CLASSIFIERS = [
+    {"n_labels": 3, "feed_forward": "relu2", "tied": True},
+    {"n_labels": 2, "feed_forward": "gelu", "head_bias": True, "dropout": 0.1},
+]
+
+
+def every(kinds):
+    return pytest.mark.parametrize("kind", kinds, ids=lambda kind: "-".join(map(str, kind.values())))
+
+
+every_kind = every(KINDS + CLASSIFIERS)
 
 
 def small_config(**changes):
@@ -81,8 +92,8 @@ def benchmark():
 def weights_by_kind(model):
     """Shape and total number of elements of each kind of weight in a model, all blocks together."""
     found = {}
-    for name, weight in model.state_dict().items():
-        if model.config.tied and name == "head.weight":
+    for name, weight in file_weights(model).items():
+        if model.config.tied_head and name == "head.weight":
             continue
         first, _, rest = name.partition(".")
         kind = f"blocks.{rest.partition('.')[2]}" if first == "blocks" else name
@@ -109,10 +120,10 @@ def test_the_table_matches_a_model_of_any_configuration(kind):
 
 
 @every_model
-def test_the_weight_shapes_are_those_of_the_state_dict(name):
+def test_the_weight_shapes_are_those_of_a_checkpoint_file(name):
     with torch.device("meta"):
         model = ZOO[name]()
-    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    expected = {name: tuple(weight.shape) for name, weight in file_weights(model).items()}
     shapes = list(weight_shapes(model.config))
     assert dict(shapes) == expected and len(shapes) == len(expected)
 
@@ -370,7 +381,7 @@ def test_weights_and_kv_cache_by_hand():
     assert inference_memory(c, 10, "bfloat16", "cuda").parts["KV cache"] == cache_bytes(c, 1024, "bfloat16")
 
 
-@every_kind
+@every(KINDS)
 @pytest.mark.parametrize("prompt, dtype", [(1, "float32"), (64, "float32"), (1, "bfloat16")])
 def test_the_peak_of_inference_is_what_pytorch_allocates(kind, prompt, dtype, benchmark):
     c = small_config(**kind)
@@ -378,6 +389,15 @@ def test_the_peak_of_inference_is_what_pytorch_allocates(kind, prompt, dtype, be
     measured = benchmark.peak_bytes(lambda: build(c).to(getattr(torch, dtype)),
                                     lambda model: benchmark.continue_prompt(model, prompt), "cpu")
     assert inference_memory(c, prompt, dtype).allocated == pytest.approx(measured, rel=0.03)
+
+
+@every(CLASSIFIERS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_peak_of_classification_is_what_pytorch_allocates(kind, dtype, benchmark):
+    c = small_config(**kind)
+    measured = benchmark.peak_bytes(lambda: build(c).to(getattr(torch, dtype)),
+                                    lambda model: benchmark.classify(model, c.block_size), "cpu")
+    assert inference_memory(c, c.block_size, dtype).allocated == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "PoemGPT"])  # large enough to ignore oneDNN's scratch memory
@@ -426,6 +446,13 @@ def test_the_command_accepts_any_configuration(monkeypatch, capsys):
     assert out.startswith(f"TransformerModel: {expected:,} parameters")
 
 
+def test_the_command_covers_classifiers(monkeypatch, capsys):
+    out, _, _ = calculate(monkeypatch, capsys, "--model", "PoemGPT", "--n_labels", 5)
+    blocks_and_embeddings = count_parameters(ZOO["PoemGPT"].config)  # whose head is tied
+    assert out.startswith(f"PoemGPT: {blocks_and_embeddings + 5 * 256:,} parameters")
+    assert "N = n_labels 5" in out and "N C = 5 x 256" in out and "KV cache" not in out
+
+
 def test_the_command_prints_time_and_cost(monkeypatch, capsys):
     flops = flops_per_token(ZOO["GPT2"].config)
     out, _, _ = calculate(monkeypatch, capsys, "--model", "GPT2", "--flops", 1e14, "--gpus", 2, "--tokens",
@@ -461,7 +488,7 @@ def test_the_command_plots(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("arguments, words", [
     (("--model", "UltimatModel"), ("UltimatModel", "did you mean UltimateModel?")),
     (("--model", "gpt-2"), ("did you mean GPT2?",)),
-    (("--n_embd", "385"), ("n_embd 385", "num_heads 4")),
+    (("--n_embd", "385"), ("n_embd 385", "num_heads 4")), (("--n_labels", "1"), ("n_labels cannot be 1", "2 classes")),
     (("--num_kv_heads", "3"), ("num_heads 4", "num_kv_heads 3")),
     (("--batch_size", "0"), ("batch_size cannot be 0",)),
     (("--block_size", "-1"), ("block_size cannot be -1",)),

@@ -12,6 +12,7 @@ import transformer_4d
 from data.tokenizer import CharTokenizer
 from models.config import ModelConfig
 from models.layers import reference_attention
+from models.weights import file_weights, load_file_weights
 from models.zoo import ZOO
 from training.checkpoint import load_model, save_checkpoint
 from utils.errors import UserError
@@ -192,27 +193,39 @@ def test_a_checkpoint_of_transformer_4d_from_before_qk_norm_still_loads(tmp_path
     model = ZOO["TransformerModel"](**config, qk_norm=False).eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
-    torch.save({"format_version": 1, "model_class": "TransformerModel", "config": config, "weights": model.state_dict(),
-                "tokenizer": {"kind": "char", "vocab": "abcdefghijk"}}, tmp_path / "old.pt")
+    torch.save({"format_version": 1, "model_class": "TransformerModel", "config": config,
+                "weights": file_weights(model), "tokenizer": {"kind": "char", "vocab": "abcdefghijk"}},
+               tmp_path / "old.pt")
     restored, _ = load_model(tmp_path / "old.pt")
     ids = torch.randint(11, (2, 12))
     assert not restored.config.qk_norm
     torch.testing.assert_close(restored(ids)[0], model(ids)[0])
 
 
-def test_a_state_dict_holds_queries_keys_and_values_apart():
+def test_a_file_has_queries_keys_and_values_apart_and_shares_memory_with_the_model():
     model = small_model("EasyGPT", bias=True)
-    weights = model.state_dict()
+    weights = file_weights(model)
     assert not any("qkv" in name for name in weights)
     for i, block in enumerate(model.blocks):
         for kind, weight in block.attention.qkv.named_parameters():
             parts = [weights[f"blocks.{i}.attention.{part}.{kind}"] for part in ("query", "key", "value")]
             assert [len(part) for part in parts] == [32, 16, 16]
-            assert torch.equal(torch.cat(parts), weight)
-    other = small_model("EasyGPT", bias=True)
-    other.load_state_dict({name: weight + 1 for name, weight in weights.items()})
-    assert torch.equal(other.blocks[1].attention.qkv.weight, model.blocks[1].attention.qkv.weight + 1)
-    assert torch.equal(model.state_dict()["blocks.0.attention.key.weight"], weights["blocks.0.attention.key.weight"])
+            assert torch.equal(torch.cat(parts), weight) and parts[0].data_ptr() == weight.data_ptr()
+    assert weights["head.weight"].data_ptr() == weights["token_embedding.weight"].data_ptr()  # tied
+
+
+def test_the_weights_of_a_file_load_strictly():
+    model, other = small_model("EasyGPT", bias=True), small_model("EasyGPT", bias=True)
+    weights = {name: weight + 1 for name, weight in file_weights(model).items()}
+    load_file_weights(other, weights)
+    for weight, loaded in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(loaded, weight + 1)
+    for name in ("blocks.1.attention.key.weight", "final_norm.weight"):
+        with pytest.raises(RuntimeError, match="Missing"):
+            load_file_weights(other, {key: weight for key, weight in weights.items() if key != name})
+    with pytest.raises(RuntimeError, match=r"Unexpected.*extra"):
+        load_file_weights(other, weights | {"extra": torch.zeros(1)})
+    assert weights.keys() == file_weights(model).keys()  # loading leaves the caller's dictionary as it is
 
 
 # ---- transformers ----------------------------------------------------------------------------------------------------
@@ -226,7 +239,7 @@ LLAMA = {"token_embedding": "model.embed_tokens", "blocks": "model.layers", "fin
 def as_llama(model):
     """The weights of a model under Llama's names."""
     return {".".join(LLAMA.get(part, part) for part in name.split(".")): weight
-            for name, weight in model.state_dict().items()}
+            for name, weight in file_weights(model).items()}
 
 
 def llama_settings(config):
@@ -275,7 +288,7 @@ def test_gpt2_is_that_of_transformers(ours, theirs):
     model = small_model("GPT2", feed_forward=ours)
     config = transformers.GPT2Config(n_embd=32, n_positions=12, n_layer=2, n_head=8, n_inner=48, vocab_size=11,
                                      activation_function=theirs)
-    w = model.state_dict()
+    w = file_weights(model)
     weights = {"transformer.wte.weight": w["token_embedding.weight"], "lm_head.weight": w["token_embedding.weight"],
                "transformer.wpe.weight": w["position_embedding.weight"]}
     for kind in ("weight", "bias"):

@@ -13,6 +13,7 @@ import torch
 
 from data.tokenizer import tokenizer_from_dict
 from models.config import ReplyConfig
+from models.weights import file_weights, load_file_weights
 from models.zoo import ZOO
 from tasks.kinds import TASKS
 from training.preflight import free_memory
@@ -44,7 +45,7 @@ def save_checkpoint(path, model, tokenizer, half=False, **more):
 
     `more` is saved unchanged, such as the optimizer states. Raises UserError if the file cannot be written.
     """
-    weights = model.state_dict()
+    weights = file_weights(model)
     if half:  # tied weights are one tensor under two names: convert it once
         halves = {weight.data_ptr(): weight.half() for weight in weights.values()}
         weights = {name: halves[weight.data_ptr()] for name, weight in weights.items()}
@@ -106,7 +107,7 @@ def load_checkpoint(path, device="cpu"):
         raise UserError(f"the model in {path} needs {readable(needed)} of memory, and {readable(free)} is free: use a "
                         "smaller model, or a machine with more memory")
     model = ZOO[checkpoint["model_class"]](**vars(config))
-    model.load_state_dict(checkpoint["weights"])
+    load_file_weights(model, checkpoint["weights"])
     return Loaded(model.to(device).eval(), tokenizer, task, reply)
 
 

@@ -71,24 +71,30 @@ def orthogonalize(x):
 
 
 def make_optimizers(model, settings, dtype):
-    """The optimizers of a GPT, by OptimSettings. Only the matrices in its blocks have weight decay.
+    """The optimizers of a GPT's trainable weights, by OptimSettings. Only the matrices in its blocks have weight decay.
 
-    Muon is for matrices that multiply activations. Embeddings, norms, biases and the head belong to AdamW.
+    Muon is for matrices that multiply activations. Embeddings, norms, biases, the head and the adapters of LoRA belong
+    to AdamW.
     """
     warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # AdamW outside a graph
     device = model.head.weight.device
-    matrices = [weight for weight in model.blocks.parameters() if weight.ndim == 2]
-    others = [weight for weight in model.parameters() if not any(weight is matrix for matrix in matrices)]
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    linears = [module for module in model.blocks.modules() if isinstance(module, torch.nn.Linear)]
+    matrices = [linear.weight for linear in linears if linear.weight.requires_grad]
+    others = [weight for weight in trainable if not any(weight is matrix for matrix in matrices)]
     adamw = {"lr": torch.tensor(settings.adamw_lr, device=device), "betas": settings.betas, "fused": True,
              "capturable": device.type == "cuda"}
-    if settings.name == "adamw":
+    if settings.name == "adamw" and matrices:
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         return [torch.optim.AdamW(groups, **adamw)]
-    rows = {block.attention.qkv.weight: [*block.attention.parts.values()] for block in model.blocks}
-    matrices = [*rows, *(weight for weight in matrices if weight not in rows)]
-    muon_lr = torch.tensor(settings.muon_lr, device=device)
-    return [Muon(matrices, muon_lr, settings.weight_decay, settings.momentum, dtype, rows),
-            torch.optim.AdamW(others, weight_decay=0.0, **adamw)]
+    optimizers = [torch.optim.AdamW(others, weight_decay=0.0, **adamw)]
+    if matrices:
+        rows = {block.attention.qkv.weight: [*block.attention.parts.values()] for block in model.blocks
+                if block.attention.qkv.weight.requires_grad}
+        matrices = [*rows, *(weight for weight in matrices if weight not in rows)]
+        muon_lr = torch.tensor(settings.muon_lr, device=device)
+        optimizers.insert(0, Muon(matrices, muon_lr, settings.weight_decay, settings.momentum, dtype, rows))
+    return optimizers
 
 
 def lr_factor(step, settings, max_iters):
@@ -101,14 +107,14 @@ def lr_factor(step, settings, max_iters):
 
 
 class WeightAverage:
-    """Exponential moving average (EMA) of a model's weights, which often has a lower loss than the last weights.
+    """Exponential moving average (EMA) of a model's trainable weights, which often has a lower loss than the last ones.
 
     After step number t, from 0, an average moves by the fraction max(1 - decay, 9 / (t + 10)) towards the weights: the
     first steps, which start from random weights, are forgotten sooner.
     """
 
     def __init__(self, model, decay):
-        self.weights = dict(model.named_parameters())
+        self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.averages = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.decay = decay
         self.rate = torch.zeros((), device=model.head.weight.device)  # a tensor, for CUDA graphs

@@ -9,6 +9,7 @@ import torch
 
 from data.readers import ReadOptions
 from data.tokenizer import tokenizer_from_dict
+from models.weights import file_weights, load_file_weights
 from models.zoo import ZOO
 from tasks.kinds import TASKS
 from training.arguments import all_settings, parse_settings
@@ -61,7 +62,7 @@ def train_in(folder, settings):
             print(f"nothing is left to do: to continue, use a --training.max_iters above {progress.step}")
             return
     elif start:
-        record.model.load_state_dict(adapt_weights(start["weights"], record.model))
+        load_file_weights(record.model, adapt_weights(start["weights"], record.model))
     del saved, start  # as large as the model and its optimizers
 
     train_step = TrainStep(record.model, record.optimizers, training.grad_clip, dtype, record.scaler, record.average)
@@ -132,12 +133,12 @@ def model_config(model, vocab_size, n_labels=None, start=None):
             if name != "dropout" and value != start["config"][name]:
                 raise UserError(f"--init has {name} {start['config'][name]}, not {value}: leave out model.{name}")
         model.name = start["model_class"]
-        given = start["config"] | given
+        given = start["config"] | given | {"n_labels": n_labels}
         given["vocab_size"] = max(vocab_size, given["vocab_size"])  # a task may need new special tokens
         return dataclasses.replace(ZOO[model.name].config, **given)
     if model.name not in ZOO:
         raise UserError(f"there is no model {model.name}: use one of {', '.join(ZOO)}")
-    config = dataclasses.replace(ZOO[model.name].config, **{"vocab_size": vocab_size} | given)
+    config = dataclasses.replace(ZOO[model.name].config, **{"vocab_size": vocab_size, "n_labels": n_labels} | given)
     if config.vocab_size < vocab_size:
         raise UserError(f"--model.vocab_size {config.vocab_size:,} is too few for the {vocab_size:,} tokens of the "
                         "tokenizer: leave it out, or use a larger one")
@@ -148,7 +149,7 @@ def adapt_weights(weights, model):
     """The weights of a checkpoint for a `model` of the same architecture that may have more tokens: a new token starts
     as the mean of all others (Hewitt, 2021)."""
     adapted = dict(weights)
-    for name, own in model.state_dict().items():
+    for name, own in file_weights(model).items():
         n_new = len(own) - len(weights[name])
         if n_new:
             mean = weights[name].mean(dim=0, keepdim=True)  # (1, C), or (1) for a bias
@@ -212,7 +213,7 @@ def resolve_as_before(training, run_config):
 
 def load_state(record, progress, saved, path):
     """Load the state in last.pt, read from `path`, into a new run. Raises UserError."""
-    record.model.load_state_dict(saved["weights"])
+    load_file_weights(record.model, saved["weights"])
     check_optimizer_states(record.optimizers, saved["optimizer_states"], path)
     for optimizer, state in zip(record.optimizers, saved["optimizer_states"], strict=True):
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})  # learning rates are those of today

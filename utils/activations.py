@@ -5,6 +5,9 @@ those of `utils.parameters.symbols`. In the functions, c is a ModelConfig, s its
 """
 
 from dataclasses import dataclass
+from math import prod
+
+from utils.parameters import linear_shapes
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -21,7 +24,9 @@ class Op:
     passed: int = 0
     """Gradients passed on to the operation before, not counting the one along the residual path."""
     weights: int = 0
-    """Number of weights, without biases."""
+    """Number of weights, without biases and adapters."""
+    trained: int = 0
+    """Number of weights that have a gradient, without biases."""
     casts: bool = False
     """Autocast computes this in half precision, and the backward pass needs the half-precision copy of the weights."""
 
@@ -40,9 +45,8 @@ class Sizes:
         self.scores = a * p.batch_size * c.num_heads * c.block_size**2  # (B, nh, T, T)
         self.per_head = 4 * M * c.num_heads  # one float32 number per query
         self.per_token = 4 * M
+        self.low_rank = a * M * (p.lora_rank or 0)  # (B, T, rank)
         self.ids = 8 * M * (3 if p.device == "cuda" else 1)  # x and y, (B, T); on a GPU also y flattened
-        self.logits = 4 * M * c.vocab_size  # (B, T, V) in float32
-        self.half_logits = a * M * c.vocab_size
         # The gradient of a linear layer's input: under autocast it is computed in half precision and then cast to
         # float32, so that both are alive for a moment.
         self.input_grad = self.embd + (self.residual if p.autocast else 0)
@@ -56,12 +60,30 @@ class Sizes:
 
 def norm_op(c, s, p):
     """LayerNorm and RMSNorm save their input. On a CPU, RMSNorm consists of several operations and also saves its
-    result before the weight; the gradients of its square and of its mean are alive at the same time."""
+    result before a trained weight; the gradients of its square and of its mean are alive at the same time."""
+    weights = 2 * c.n_embd if c.norm == "layer" else c.n_embd
+    trained = weights if p.lora_rank is None else 0
     if c.norm == "layer":
-        return Op(saved=s.residual + 2 * s.per_token, buffers=s.residual, weights=2 * c.n_embd)
+        return Op(saved=s.residual + 2 * s.per_token, buffers=s.residual, weights=weights, trained=trained)
     if p.device == "cuda":
-        return Op(saved=s.residual + s.per_token, buffers=s.residual, weights=c.n_embd)
-    return Op(saved=2 * s.residual + s.per_token, buffers=2 * s.residual, weights=c.n_embd)
+        return Op(saved=s.residual + s.per_token, buffers=s.residual, weights=weights, trained=trained)
+    saved = (2 if trained else 1) * s.residual + s.per_token
+    return Op(saved=saved, buffers=2 * s.residual, weights=weights, trained=trained)
+
+
+def linear_op(c, s, p, name, saved, buffers, passed):
+    """A linear layer saves its input for the gradient of its weight; a frozen one does not.
+
+    An adapter saves the input, too, and its product with A, (M, rank). The gradient of the input is then a sum.
+    """
+    shape = linear_shapes(c)[name]
+    weights = prod(shape)
+    if p.lora_rank is None:
+        return Op(saved, buffers, passed, weights, trained=weights, casts=True)
+    if name not in p.lora_targets:
+        return Op(0, buffers, passed, weights, casts=True)
+    input_grad = {"out": s.embd, "down": s.hidden}.get(name, s.residual)
+    return Op(saved + s.low_rank, buffers + input_grad, passed, weights, trained=p.lora_rank * sum(shape), casts=True)
 
 
 def join_op(c, s, p):
@@ -83,7 +105,7 @@ def attention_ops(c, s, p):
     saves_qkv = c.qk_norm and not casts_qk or not unfused and not (repeats and (rotary or c.qk_norm))
     ops = [
         norm_op(c, s, p),
-        Op(saved=s.embd, buffers=s.input_grad, passed=s.residual, weights=(C + 2 * K) * C, casts=True),
+        linear_op(c, s, p, "qkv", saved=s.embd, buffers=s.input_grad, passed=s.residual),
         Op(saved=qkv if saves_qkv else 0, buffers=qkv, passed=qkv),  # the gradients of the views are concatenated
     ]
     if c.qk_norm and c.norm == "layer" and p.device == "cpu":  # saves a mean and a standard deviation per head
@@ -108,25 +130,27 @@ def attention_ops(c, s, p):
         saved = s.embd + s.per_head + (qk if rotary or c.qk_norm else 0) + (2 * s.repeated_keys if repeats else 0)
         ops.append(Op(saved=saved, buffers=buffers, passed=qkv))
         out_input = 0  # the result is contiguous, and already counted
-    ops.append(Op(saved=out_input, buffers=s.embd, passed=s.embd, weights=C * C, casts=True))  # output projection
+    ops.append(linear_op(c, s, p, "out", saved=out_input, buffers=s.embd, passed=s.embd))
     return [*ops, join_op(c, s, p)]
 
 
 def feed_forward_ops(c, s, p):
     """The operations of the feed-forward network in the order of the forward pass, with its norm and the addition to
     the residual."""
-    h, weights = s.hidden, c.hidden_size * c.n_embd
-    up = Op(saved=s.embd, buffers=s.input_grad, passed=s.residual, weights=weights, casts=True)
-    inside = {
-        "relu": [up, Op(saved=h, buffers=h, passed=h)],  # ReLU saves its result, which the down projection saves too
-        "gelu": [up, Op(saved=h, buffers=h, passed=h)],  # GELU saves its input
-        "relu2": [up, Op(saved=h, buffers=h, passed=h), Op(buffers=2 * h, passed=h)],  # x x: one gradient per factor
-        "swiglu": [
-            up,  # the gate
+    h = s.hidden
+    up = linear_op(c, s, p, "up", saved=s.embd, buffers=s.input_grad, passed=s.residual)
+    activation = Op(saved=h, buffers=h, passed=h)  # saves its input; ReLU its result, which the down projection saves
+    inside = [up, activation]
+    if c.feed_forward == "relu2":
+        inside.append(Op(buffers=2 * h, passed=h))  # x x: one gradient per factor
+    if c.feed_forward == "swiglu":
+        gate = linear_op(c, s, p, "gate", saved=s.embd, buffers=s.input_grad, passed=s.residual)
+        up_input = s.extra_input if gate.saved else s.embd
+        inside = [
+            gate,
             Op(saved=h, buffers=h, passed=h + s.residual),  # SiLU saves its input
-            Op(saved=s.extra_input, buffers=s.input_grad, passed=h + s.residual, weights=weights, casts=True),
+            linear_op(c, s, p, "up", saved=up_input, buffers=s.input_grad, passed=h + s.residual),
             Op(saved=2 * h, buffers=2 * h, passed=2 * h),  # a product saves both factors
-        ],
-    }[c.feed_forward]
-    down = Op(saved=0 if c.feed_forward == "relu" else h, buffers=h, passed=h, weights=weights, casts=True)
+        ]
+    down = linear_op(c, s, p, "down", saved=0 if c.feed_forward == "relu" else h, buffers=h, passed=h)
     return [norm_op(c, s, p), *inside, down, join_op(c, s, p)]

@@ -18,7 +18,7 @@ from typing import Literal
 from utils.activations import BYTES, Sizes, attention_ops, feed_forward_ops, norm_op
 from utils.errors import UserError, check_numbers
 from utils.fields import check_types
-from utils.parameters import count_parameters, matrices_in_blocks, parameter_table
+from utils.parameters import check_lora, count_parameters, lora_parameters, matrices_in_blocks, parameter_table
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
@@ -73,10 +73,19 @@ class Plan:
     """With several GPUs, ddp: a full copy on each; fsdp: weights, gradients and optimizer state are sharded."""
     ema: bool = False
     """Keep an exponential moving average of the weights. It is counted as optimizer state."""
+    lora_rank: int | None = None
+    """Train only LoRA adapters of this rank, and the head of a classifier."""
+    lora_targets: tuple = ("qkv", "out")
+    """The matrices that have adapters: names from `utils.parameters.lora_targets`."""
+    trainable_blocks: int | None = None
+    """Train only this many of the last blocks, the final norm and an untied head."""
 
     def __post_init__(self):
         check_types(self)
-        check_numbers(self, positive=("batch_size", "accumulation", "gpus"))
+        check_numbers(self, positive=("batch_size", "accumulation", "gpus", "lora_rank"),
+                      not_negative=("trainable_blocks",))
+        if self.lora_rank is not None and self.trainable_blocks is not None:
+            raise UserError("give lora_rank or trainable_blocks, not both: LoRA freezes all blocks")
         if self.batch_size * self.accumulation >= 2**63:
             raise UserError(f"batch_size {self.batch_size} times accumulation {self.accumulation} must be below 2^63")
         if self.gpus > 1 and self.device != "cuda":
@@ -140,7 +149,42 @@ class Ledger:
             simulate()
 
 
-def muon_buffers(c, p):
+class Trained:
+    """Numbers of the weights that a `Plan` trains. Raises UserError if the model does not have them."""
+
+    def __init__(self, c, p):
+        table = parameter_table(c)
+        self.blocks = c.n_blocks  # the last ones, which have a backward pass
+        self.per_block = sum(row.count for row in table if row.blocks) // c.n_blocks
+        self.matrices_per_block = sum(map(prod, matrices_in_blocks(c)))
+        self.head = sum(row.count for row in table if row.component.startswith("head."))
+        self.adapters = 0  # of all blocks and the head
+        self.embeddings = False
+        if p.lora_rank is not None:
+            check_lora(c, p.lora_rank, p.lora_targets)
+            self.adapters = lora_parameters(c, p.lora_rank, p.lora_targets)
+            in_head = lora_parameters(c, p.lora_rank, ["head"]) if "head" in p.lora_targets else 0
+            self.per_block, self.matrices_per_block = (self.adapters - in_head) // c.n_blocks, 0
+            self.head = self.head if c.n_labels else in_head
+            self.total = self.blocks * self.per_block + self.head
+        elif p.trainable_blocks is not None:
+            if p.trainable_blocks > c.n_blocks:
+                raise UserError(f"trainable_blocks {p.trainable_blocks} is more than the {c.n_blocks} blocks of the "
+                                "model")
+            self.blocks = p.trainable_blocks
+            norm = sum(row.count for row in table if row.component.startswith("final_norm."))
+            self.total = self.blocks * self.per_block + norm + self.head
+        else:
+            self.embeddings = True
+            self.total = count_parameters(c)
+
+    @property
+    def matrices(self):
+        """Weights in the matrices that Muon trains."""
+        return self.blocks * self.matrices_per_block
+
+
+def muon_buffers(c, p, n_blocks):
     """What a step of Muon allocates for the largest stack of matrices of equal shape, n elements in total.
 
     First the updates in float32, one by one and stacked. Then three buffers of their size, the update, x and the next
@@ -149,13 +193,13 @@ def muon_buffers(c, p):
     size = BYTES[p.dtype]
     peak = 0
     for shape, count in Counter(matrices_in_blocks(c)).items():
-        count = min(count * c.n_blocks, max(1, MUON_STACK // prod(shape)))
+        count = min(count * n_blocks, max(1, MUON_STACK // prod(shape)))
         n, squares = count * prod(shape), count * min(shape) ** 2
         peak = max(peak, 8 * n, size * (3 * n + 2 * squares))
     return peak
 
 
-def parallel_buffers(c, p):
+def parallel_buffers(c, p, n_trained):
     """What data parallelism allocates on each GPU in addition to its share.
 
     DDP copies all gradients into buckets for communication. FSDP gathers, in float32, the weights and gradients of the
@@ -163,7 +207,7 @@ def parallel_buffers(c, p):
     """
     n = count_parameters(c)
     in_blocks = sum(row.count for row in parameter_table(c) if row.blocks)
-    return 4 * n if p.strategy == "ddp" else 4 * (3 * in_blocks // c.n_blocks + n - in_blocks)
+    return 4 * n_trained if p.strategy == "ddp" else 4 * (3 * in_blocks // c.n_blocks + n - in_blocks)
 
 
 class Step(Ledger):
@@ -174,9 +218,12 @@ class Step(Ledger):
         self.c, self.p, self.s = c, p, Sizes(c, p)
         self.block = attention_ops(c, self.s, p) + feed_forward_ops(c, self.s, p)
         self.block_saved = sum(op.saved for op in self.block)
-        self.n, self.shards = count_parameters(c), p.gpus if p.strategy == "fsdp" else 1
-        self.in_matrices = c.n_blocks * sum(map(prod, matrices_in_blocks(c)))
-        self.in_head = c.vocab_size * c.n_embd
+        self.trained = trained = Trained(c, p)
+        self.n, self.shards = count_parameters(c) + trained.adapters, p.gpus if p.strategy == "fsdp" else 1
+        self.block_matrices = sum(map(prod, matrices_in_blocks(c)))
+        self.in_head = c.n_outputs * c.n_embd
+        # The gradient of the head's weight; with an adapter, that of the weight with the adapter merged.
+        self.head_gradient = 4 * self.in_head if trained.head or trained.embeddings else 0
         self.half = 2 if p.autocast else 0  # bytes per element of an autocast copy
         # Gradients that exist before a backward pass: those of earlier micro-batches, or those that a CUDA graph uses.
         captured = p.device == "cuda" and p.dtype != "float16" and not p.activation_checkpointing
@@ -187,24 +234,25 @@ class Step(Ledger):
         c, p = self.c, self.p
         self.phase = "forward"
         self.add("weights", 4 * self.n // self.shards + rotary_bytes(c))
-        muon = self.in_matrices if p.optimizer == "muon" else 0
-        state = 4 * muon + 8 * (self.n - muon)  # momentum; AdamW's two moments
+        trained = self.trained
+        muon = trained.matrices if p.optimizer == "muon" else 0
+        state = 4 * muon + 8 * (trained.total - muon)  # momentum; AdamW's two moments
         if p.ema:
-            state += 4 * self.n
+            state += 4 * trained.total
         self.add("optimizer state", state // self.shards)
         if p.gpus > 1:
-            self.add("other GPUs", parallel_buffers(c, p))
+            self.add("other GPUs", parallel_buffers(c, p, trained.total))
         if p.device == "cuda":
             self.add("workspaces", 2 * p.workspace)  # one each for the threads of the forward and the backward pass
         if self.keeps_gradients:
-            self.add("gradients", 4 * self.n // self.shards)
+            self.add("gradients", 4 * trained.total // self.shards)
 
     def forward(self):
-        c, p, s = self.c, self.p, self.s
-        self.add("activations", s.ids + (s.embedding_mask if c.dropout else 0))
-        self.add("activations", c.n_blocks * (s.residual if p.activation_checkpointing else self.block_saved))
+        c, p, s, n_blocks = self.c, self.p, self.s, self.trained.blocks
+        self.add("activations", s.ids + (s.embedding_mask if c.dropout and self.trained.embeddings else 0))
+        self.add("activations", n_blocks * (s.residual if p.activation_checkpointing else self.block_saved))
         if not p.activation_checkpointing:
-            self.add("autocast copies", self.half * self.in_matrices)  # saved for the backward pass
+            self.add("autocast copies", self.half * n_blocks * self.block_matrices)  # saved for the backward pass
         self.add("activations", norm_op(c, s, p).saved)
         self.cross_entropy()
 
@@ -215,16 +263,20 @@ class Step(Ledger):
         self.add("activations", inputs)
         self.add("autocast copies", self.half * self.in_head)
         self.add("backward buffers", s.embd)  # gradient of the input
-        self.add("gradients", 4 * self.in_head)  # of the head's weight
+        self.add("gradients", self.head_gradient)
+        merged = 4 * self.in_head if "head" in p.lora_targets and p.lora_rank else 0
+        self.add("weights", merged)
         M, a = p.batch_size * c.block_size, BYTES[p.dtype]
-        chunk = min(M, max(1, LOGITS_CHUNK // c.vocab_size)) * c.vocab_size
+        chunk = min(M, max(1, LOGITS_CHUNK // c.n_outputs)) * c.n_outputs
         in_loss = 8 * chunk  # logits, and log_softmax or softmax
         # The gradient of the logits, its product with the input and, under autocast on a CPU, a cast of that.
-        in_products = a * chunk + (6 if p.autocast and p.device == "cpu" else a) * self.in_head
+        product = (6 if p.autocast and p.device == "cpu" else a) * self.in_head
+        in_products = a * chunk + (product if self.head_gradient else 0)
         self.add("logits and loss", max(in_loss, in_products))
         self.drop("logits and loss", max(in_loss, in_products))
         self.drop("autocast copies", self.half * self.in_head)
         self.drop("activations", inputs)
+        self.drop("weights", merged)
 
     def add_gradient(self, count):
         """The gradient of `count` weights in float32; from the second micro-batch on it is added to an existing one."""
@@ -234,16 +286,16 @@ class Step(Ledger):
 
     def backward_op(self, op, incoming):
         """Simulate the backward pass of an operation for `incoming` bytes of gradients; return the bytes passed on."""
-        copy = self.half * op.weights if op.casts else 0
-        self.add("backward buffers", op.buffers + copy)
-        if not copy:
-            self.add_gradient(op.weights)
+        half = self.half if op.casts else 0
+        self.add("backward buffers", op.buffers + half * op.trained)
+        if not half:
+            self.add_gradient(op.trained)
         self.drop("activations", op.saved)
         self.drop("backward buffers", incoming + op.buffers - op.passed)
-        if copy:  # the copy of the weights is freed, and their gradient is cast to float32
-            self.drop("autocast copies", copy)
-            self.add_gradient(op.weights)
-            self.drop("backward buffers", copy)
+        if half:  # the copy of the weights is freed, and their gradient is cast to float32
+            self.drop("autocast copies", half * op.weights)
+            self.add_gradient(op.trained)
+            self.drop("backward buffers", half * op.trained)
         return op.passed
 
     def backward(self):
@@ -252,48 +304,59 @@ class Step(Ledger):
         if p.autocast:  # the gradient of the loss's input is cast
             self.add("backward buffers", s.residual)
             self.drop("backward buffers", s.embd)
-        passed = s.residual
-        self.add_gradient(c.vocab_size if c.head_bias else 0)
-        if self.keeps_gradients and not c.tied:  # a tied one is first added to the embedding's gradient
-            self.drop("gradients", 4 * self.in_head)
-
+        self.backward_head()
         norm = norm_op(c, s, p)  # what it passes is from here on the gradient along the residual path
         extra = s.residual if c.norm == "rms" and p.device == "cpu" else 0  # within a block it is added in place
-        self.backward_op(replace(norm, buffers=norm.buffers + extra, passed=s.residual), passed)
-        self.repeat(c.n_blocks, self.backward_block)
+        self.backward_op(replace(norm, buffers=norm.buffers + extra, passed=s.residual), incoming=s.residual)
+        if self.trained.blocks:
+            self.repeat(self.trained.blocks, self.backward_block)
+        if self.trained.embeddings:
+            self.backward_embeddings()
+        self.drop("backward buffers", s.residual)
+        self.drop("activations", s.ids)
 
+    def backward_head(self):
+        """What happens to the gradients that the loss has computed."""
+        c, trained = self.c, self.trained
+        if trained.adapters and self.head_gradient and c.n_labels is None:  # on to the two factors of the adapter
+            self.drop("gradients", self.head_gradient)
+            self.add_gradient(trained.head)
+        elif self.head_gradient:
+            self.add_gradient(c.n_outputs if c.head_bias else 0)
+            if self.keeps_gradients and not c.tied_head:  # a tied one is first added to the embedding's gradient
+                self.drop("gradients", self.head_gradient)
+
+    def backward_block(self):
+        if self.p.activation_checkpointing:
+            self.add("activations", self.block_saved - self.s.residual)
+            self.add("autocast copies", self.half * self.block_matrices)
+        passed = 0
+        for op in reversed(self.block):
+            passed = self.backward_op(op, passed)
+        self.add_gradient(self.trained.per_block - sum(op.trained for op in self.block))  # biases
+
+    def backward_embeddings(self):
+        c, s = self.c, self.s
         if c.dropout:
             self.add("backward buffers", s.residual)
             self.drop("backward buffers", s.residual)
             self.drop("activations", s.embedding_mask)
         if c.position == "learned":
             self.add_gradient(c.block_size * c.n_embd)
-        if c.tied:  # the embedding's gradient is added to the head's
+        if c.tied_head:  # the embedding's gradient is added to the head's
             buffers = 4 * self.in_head
             self.add("backward buffers", buffers)
             self.drop("backward buffers", buffers)
             if self.keeps_gradients:
                 self.drop("gradients", 4 * self.in_head)
         else:
-            self.add_gradient(self.in_head)
-        self.drop("backward buffers", s.residual)
-        self.drop("activations", s.ids)
-
-    def backward_block(self):
-        c = self.c
-        if self.p.activation_checkpointing:
-            self.add("activations", self.block_saved - self.s.residual)
-            self.add("autocast copies", self.half * self.in_matrices // c.n_blocks)
-        passed = 0
-        for op in reversed(self.block):
-            passed = self.backward_op(op, passed)
-        in_block = sum(row.count for row in parameter_table(c) if row.blocks) // c.n_blocks
-        self.add_gradient(in_block - sum(op.weights for op in self.block))  # biases
+            self.add_gradient(c.vocab_size * c.n_embd)
 
     def update(self):
         """The optimizers: AdamW works in place, Muon does not."""
         self.phase = "optimizer step"
-        self.add("backward buffers", muon_buffers(self.c, self.p) if self.p.optimizer == "muon" else 0)
+        if self.p.optimizer == "muon" and self.trained.matrices:
+            self.add("backward buffers", muon_buffers(self.c, self.p, self.trained.blocks))
 
 
 def training_memory(c, plan):
@@ -393,13 +456,14 @@ def rotary_bytes(c, dtype="float32"):
 
 
 def inference_memory(c, prompt_tokens, dtype="float32", device="cpu", workspace=Plan.workspace):
-    """The `Memory` of generating one text at its peak, the forward pass of the prompt.
+    """The `Memory` of generating one text at its peak, the forward pass of the prompt; or of classifying the prompt.
 
-    As models/generate.py does it. The KV cache is allocated at once, for block_size tokens. With int8 weights all else
-    is bfloat16. `workspace` is that of `Plan`.
+    As models/generate.py does it. The KV cache is allocated at once, for block_size tokens; a classifier has none. With
+    int8 weights all else is bfloat16. `workspace` is that of `Plan`.
     """
     weights, dtype = weight_bytes(c, dtype), "bfloat16" if dtype == "int8" else dtype
-    kv_dtype = cache_dtype(dtype, device)
+    generates = c.n_labels is None
+    kv_dtype = cache_dtype(dtype, device) if generates else dtype
     a, S = BYTES[dtype], min(prompt_tokens, c.block_size)
     embd, keys, hidden = (a * S * width for width in (c.n_embd, c.kv_heads * c.head_size, c.hidden_size))
     # In the feed-forward: the input of the block, the same after attention, its norm; and the up projection with the
@@ -416,10 +480,12 @@ def inference_memory(c, prompt_tokens, dtype="float32", device="cpu", workspace=
     if new_qk:  # while they are computed
         buffers = (3 if c.position == "rotary" else 1) + c.qk_norm
         attention = max(attention, 3 * embd + 2 * keys + buffers * qk)
+    if not generates and device == "cpu" and dtype == "bfloat16":  # not fused; scores (nh, S, S), and their softmax
+        attention += 2 * a * c.num_heads * S**2
     gathered = rotary_bytes(c, dtype) * S // c.block_size
     parts = {
         "weights": weights + rotary_bytes(c, dtype),
-        "KV cache": cache_bytes(c, c.block_size, kv_dtype),
+        "KV cache": cache_bytes(c, c.block_size, kv_dtype) if generates else 0,
         "activations": max(attention, feed_forward) + gathered,
         "workspaces": workspace if device == "cuda" else 0,
         "context and allocator": CONTEXT[device],

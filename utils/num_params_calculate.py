@@ -155,7 +155,7 @@ def print_parameters(c):
     for row in rows:
         shape = " x ".join(f"{side:,}" for side in row.shape)
         print(f"  {row.component:36}{shape:>16}  {row.formula:38}{row.count:>15,}{row.count / n:>8.1%}")
-    if c.tied:
+    if c.tied_head:
         print(f"  {'head.weight':54}  {'shared with the token embedding':38}{0:>15}{0:>8.1%}")
     print(f"  {'total':92}{n:>15,}{1:>8.1%}")
 
@@ -193,10 +193,13 @@ def print_training(c, plan):
 
 def print_inference(c, device):
     T = c.block_size
-    print("\nInference: one text, after a prompt of the full context length")
+    classifies = c.n_labels is not None
+    print(f"\nInference: one text, {'of' if classifies else 'after a prompt of'} the full context length")
     for dtype in ("float32", "bfloat16", "int8"):
         memory = inference_memory(c, T, dtype, device)
         print(f"  {dtype:9} weights {readable(weight_bytes(c, dtype)):>11}   peak {readable(memory.total):>11}")
+    if classifies:
+        return
     kv_dtype = cache_dtype("bfloat16", device)
     fill = ", ".join(f"{readable(cache_bytes(c, n, kv_dtype))} after {n:,}" for n in sorted({1, max(1, T // 4), T}))
     print(f"  the KV cache in {kv_dtype}, allocated for the full context at once, holds {fill} tokens")

@@ -6,13 +6,15 @@
 from dataclasses import dataclass
 from math import prod
 
+from utils.errors import UserError
+
 
 @dataclass(frozen=True)
 class Parameters:
     """One kind of weight: its name, its shape, and the number of blocks that have one."""
 
     component: str
-    """Name in the state_dict, without the block number: `blocks.attention.query.weight`."""
+    """Name in a checkpoint file, without the block number: `blocks.attention.query.weight`."""
     letters: str
     """The shape in the letters of `symbols`."""
     shape: tuple
@@ -33,9 +35,10 @@ class Parameters:
 
 def symbols(c):
     """The letters of the formulas, each with a name and a value."""
+    labels = {} if c.n_labels is None else {"N": ("n_labels", c.n_labels)}
     return {"V": ("vocab_size", c.vocab_size), "C": ("n_embd", c.n_embd), "T": ("block_size", c.block_size),
             "L": ("n_blocks", c.n_blocks), "H": ("n_hidden", c.hidden_size),
-            "K": ("num_kv_heads x head size", c.kv_heads * c.head_size)}
+            "K": ("num_kv_heads x head size", c.kv_heads * c.head_size)} | labels
 
 
 def parameter_table(c):
@@ -54,6 +57,7 @@ def parameter_table(c):
         return [row(f"{name}.weight", "C", blocks), *bias]
 
     gate = linear("feed_forward.gate", "H", "C") if c.feed_forward == "swiglu" else []
+    outputs = "V" if c.n_labels is None else "N"
     return [
         row("token_embedding.weight", "V C"),
         *([row("position_embedding.weight", "T C")] if c.position == "learned" else []),
@@ -67,13 +71,13 @@ def parameter_table(c):
         *linear("feed_forward.down", "C", "H"),
         *gate,
         *norm("final_norm"),
-        *([] if c.tied else [row("head.weight", "V C")]),  # a tied head is the token embedding
-        *([row("head.bias", "V")] if c.head_bias else []),
+        *([] if c.tied_head else [row("head.weight", f"{outputs} C")]),  # a tied head is the token embedding
+        *([row("head.bias", outputs)] if c.head_bias else []),
     ]
 
 
 def weight_shapes(c):
-    """Yield (name, shape) of every weight in the model's state_dict, a tied head included.
+    """Yield (name, shape) of every weight in a checkpoint file, a tied head included.
 
     A generator, because a configuration from a file may ask for any number of blocks.
     """
@@ -81,12 +85,49 @@ def weight_shapes(c):
     for row in table:
         if row.blocks is None:
             yield row.component, row.shape
-    if c.tied:
+    if c.tied_head:
         yield "head.weight", (c.vocab_size, c.n_embd)
     for i in range(c.n_blocks):
         for row in table:
             if row.blocks is not None:
                 yield row.component.replace("blocks", f"blocks.{i}", 1), row.shape
+
+
+def linear_shapes(c):
+    """Shapes (outputs, inputs) of the linear layers of a block, by name."""
+    C, H, K = c.n_embd, c.hidden_size, c.kv_heads * c.head_size
+    gate = {"gate": (H, C)} if c.feed_forward == "swiglu" else {}
+    return {"qkv": (C + 2 * K, C), "out": (C, C), "up": (H, C), "down": (C, H)} | gate
+
+
+def lora_targets(c):
+    """Shapes (outputs, inputs) of the matrices that LoRA can adapt, by name: those of a block, and the head.
+
+    A tied head is the token embedding, and the head of a classifier is trained in full.
+    """
+    head = {"head": (c.vocab_size, c.n_embd)} if c.n_labels is None and not c.tied else {}
+    return linear_shapes(c) | head
+
+
+def check_lora(c, rank, targets):
+    """Raise UserError unless LoRA of this rank can adapt these matrices of the model."""
+    valid = lora_targets(c)
+    if rank < 1:
+        raise UserError(f"LoRA's rank cannot be {rank}: it must be >= 1")
+    if not targets:
+        raise UserError(f"LoRA needs at least one target: choose from {', '.join(valid)}")
+    for target in targets:
+        if target not in valid:
+            reason = "is not a matrix of this model"
+            if target == "head":
+                reason = "is trained in full" if c.n_labels else "is tied to the token embedding"
+            raise UserError(f"the LoRA target {target} {reason}: choose from {', '.join(valid)}")
+
+
+def lora_parameters(c, rank, targets):
+    """Number of weights in the adapters of LoRA: rank (outputs + inputs) for each matrix."""
+    shapes = lora_targets(c)
+    return sum(rank * sum(shapes[target]) * (1 if target == "head" else c.n_blocks) for target in set(targets))
 
 
 def count_parameters(c):
@@ -105,5 +146,5 @@ def flops_per_token(c):
     multiplication and one addition in the forward pass and twice that in the backward pass. The second term is the two
     matrix products of attention, counted as if each token attended to the whole context.
     """
-    multiplied = c.n_blocks * sum(map(prod, matrices_in_blocks(c))) + c.vocab_size * c.n_embd
+    multiplied = c.n_blocks * sum(map(prod, matrices_in_blocks(c))) + c.n_outputs * c.n_embd
     return 6 * multiplied + 12 * c.n_blocks * c.n_embd * c.block_size
