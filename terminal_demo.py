@@ -56,6 +56,7 @@ def chat(message, history=None, checkpoint=CHAT_MODEL, device="auto", **sampling
     conversation = Conversation(model, tokenizer, task, print_message)
     if history is not None:
         conversation.history = history
+    message, _ = without_unknown(message, tokenizer)
     return "".join(conversation.answer(message, dataclasses.replace(reply, **sampling)))
 
 

@@ -7,11 +7,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.weights import file_weights
+from models.weights import ADAPTERS, file_weights
 from utils.errors import UserError
 from utils.parameters import check_lora
-
-ADAPTERS = ("lora_a", "lora_b")
 
 
 class LoRALinear(nn.Linear):
@@ -72,6 +70,16 @@ def merge_lora(model):
             linear.weight, linear.bias = nn.Parameter(lora.merged_weight()), lora.bias
         setattr(parent, name, linear)
     model.requires_grad_(True)
+
+
+def merged_weights(model):
+    """The weights of a model with adapters by their names in a checkpoint file, as if `merge_lora` had been called.
+    Of a model without adapters, its `file_weights`."""
+    weights = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            weights[f"{name}.weight"] = module.merged_weight().detach()
+    return file_weights(model, weights)
 
 
 def children(model, kind):

@@ -6,10 +6,16 @@ They differ from those of a state_dict in one way: a file holds queries, keys an
 
 import torch
 
+ADAPTERS = ("lora_a", "lora_b")  # weights of LoRA
 
-def file_weights(model):
-    """The weights of a GPT by their names in a checkpoint file. They share memory with the model."""
-    weights = dict(model.state_dict())
+
+def file_weights(model, weights=None):
+    """The weights of a GPT by their names in a checkpoint file, without adapters of LoRA.
+
+    `weights` is a state_dict of the model; by default the current one, and the result shares memory with the model.
+    """
+    weights = model.state_dict() if weights is None else weights
+    weights = {name: weight for name, weight in weights.items() if not name.endswith(ADAPTERS)}
     for name, parts in fused_weights(model):
         views = weights.pop(name).split([*parts.values()])
         weights.update(zip(parts, views, strict=True))

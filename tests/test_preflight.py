@@ -10,7 +10,7 @@ from models.zoo import ZOO
 from training import preflight
 from training.optim import WeightAverage
 from training.preflight import fit_to_memory, memory_advice
-from training.settings import OptimSettings, TrainingSettings
+from training.settings import OptimSettings, Settings, TrainingSettings
 from utils.errors import UserError
 from utils.memory import CONTEXT, GIB, MIB, Plan, readable, training_memory
 
@@ -24,7 +24,8 @@ def free(monkeypatch):
 
 
 def fit(ema=None, **changes):
-    return fit_to_memory(TrainingSettings(**changes), OptimSettings(ema=ema), CONFIG, "cpu", torch.float32)
+    return fit_to_memory(Settings(training=TrainingSettings(**changes), optim=OptimSettings(ema=ema)), CONFIG, "cpu",
+                         torch.float32)
 
 
 def test_a_run_that_fits_is_unchanged_and_says_what_it_needs(free, capsys):

@@ -115,6 +115,9 @@ def test_defaults_do_not_depend_on_the_working_directory_and_typed_paths_do(tmp_
 def test_the_yaml_files_of_the_project_are_read_as_yaml_defines(path):
     settings = parse_settings([str(path)])
     for section, values in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        if not isinstance(values, dict):
+            assert getattr(settings, section) == values
+            continue
         for name, value in values.items():
             assert getattr(getattr(settings, section), name) == value
 

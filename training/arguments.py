@@ -218,10 +218,12 @@ def convert_to(kind, value):
     """Convert text, or a list of texts, to one type. Raises ValueError."""
     if get_origin(kind) in (list, tuple):
         value = parse_list(value) if isinstance(value, str) else value
-        kinds = [kind for kind in get_args(kind) if kind is not Ellipsis]
-        if not isinstance(value, list) or get_origin(kind) is tuple and len(value) != len(kinds):
+        if not isinstance(value, list):
             raise ValueError
-        return get_origin(kind)(convert_to(kinds[min(i, len(kinds) - 1)], part) for i, part in enumerate(value))
+        kinds = get_args(kind)
+        if get_origin(kind) is list or Ellipsis in kinds:
+            kinds = [kinds[0]] * len(value)
+        return get_origin(kind)(convert_to(part, text) for part, text in zip(kinds, value, strict=True))
     if not isinstance(value, str):
         raise ValueError
     word = value.strip().lower()

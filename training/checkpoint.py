@@ -5,27 +5,24 @@ import os
 import pickle
 import stat
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from data.tokenizer import tokenizer_from_dict
 from models.config import ReplyConfig
+from models.lora import add_lora, fingerprint, load_lora_weights, lora_weights, merge_lora, merged_weights
 from models.weights import file_weights, load_file_weights
 from models.zoo import ZOO
-from tasks.kinds import TASKS
+from training.checks import check_lora_entry, check_model, check_task
 from training.preflight import free_memory
 from utils.archive import check_archive
 from utils.errors import UserError
 from utils.files import PROJECT, replacing
 from utils.memory import inference_memory, readable
-from utils.parameters import count_parameters, weight_shapes
 
 FORMAT_VERSION = 1
 SHIPPED = PROJECT / "checkpoints" / "shakespeare" / "best.pt"
-WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Loaded(NamedTuple):
@@ -40,18 +37,36 @@ class Loaded(NamedTuple):
     """How replies are sampled, unless the user wants something else."""
 
 
-def save_checkpoint(path, model, tokenizer, half=False, **more):
+def save_checkpoint(path, model, tokenizer, half=False, weights=None, **more):
     """Save a model and its tokenizer to one file, atomically; `half` converts the weights to float16.
 
-    `more` is saved unchanged, such as the optimizer states. Raises UserError if the file cannot be written.
+    `weights` are by default the `file_weights` of the model. `more` is saved unchanged, such as the optimizer states.
+    Raises UserError if the file cannot be written.
     """
-    weights = file_weights(model)
-    if half:  # tied weights are one tensor under two names: convert it once
-        halves = {weight.data_ptr(): weight.half() for weight in weights.values()}
-        weights = {name: halves[weight.data_ptr()] for name, weight in weights.items()}
+    weights = file_weights(model) if weights is None else weights
+    weights = halved(weights) if half else weights
     with replacing(Path(path)) as file:
         torch.save({"format_version": FORMAT_VERSION, "model_class": type(model).__name__, "config": vars(model.config),
                     "tokenizer": tokenizer.to_dict(), "weights": weights, **more}, file)
+
+
+def halved(weights):
+    """Weights by name, in float16. Tied weights are one tensor under two names, and stay one."""
+    halves = {weight.data_ptr(): weight.half() for weight in weights.values()}
+    return {name: halves[weight.data_ptr()] for name, weight in weights.items()}
+
+
+def save_best(path, model, tokenizer, settings, **more):
+    """Save a trained model, by the Settings of its run: with adapters of LoRA, merged into its weights, or without the
+    weights that were not trained. Raises UserError."""
+    half, lora = settings.output.half, settings.lora
+    if lora.rank is None or lora.merge:
+        save_checkpoint(path, model, tokenizer, half, merged_weights(model), **more)
+        return
+    trained = lora_weights(model)
+    entry = {"rank": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets), "base": settings.init,
+             "fingerprint": fingerprint(model), "weights": halved(trained) if half else trained}
+    save_checkpoint(path, model, tokenizer, weights={}, lora=entry, **more)
 
 
 def read_checkpoint(path):
@@ -107,86 +122,59 @@ def load_checkpoint(path, device="cpu"):
         raise UserError(f"the model in {path} needs {readable(needed)} of memory, and {readable(free)} is free: use a "
                         "smaller model, or a machine with more memory")
     model = ZOO[checkpoint["model_class"]](**vars(config))
-    load_file_weights(model, checkpoint["weights"])
+    if "lora" in checkpoint:
+        load_with_adapters(model, checkpoint["lora"], path)
+    else:
+        load_file_weights(model, checkpoint["weights"])
     return Loaded(model.to(device).eval(), tokenizer, task, reply)
 
 
-def check_task(checkpoint, path):
-    """Return the task of a checkpoint read from `path`, and its ReplyConfig. Raises UserError."""
-    task = checkpoint.get("task", {"kind": "language"})  # of transformer_4d.py and of older versions
-    kind = task.get("kind") if isinstance(task, dict) else None
-    if not isinstance(kind, str) or kind not in TASKS or not TASKS[kind].is_valid(task):
-        raise UserError(f"{path} is for a task that this version does not know: update the project")
+def load_with_adapters(model, entry, path):
+    """Load the weights of a checkpoint that has only those which LoRA trained, read from `path`, into a model: those of
+    its base, and the adapters merged into them. Raises UserError."""
+    check_lora_entry(entry, path)
+    base = checkpoint_file(entry["base"])
+    if not base.is_file():
+        raise UserError(f"{path} has only the weights that LoRA trained, and there is no {base} that they belong to: "
+                        "put it there, or train with --lora.merge true")
+    start = read_start(base)
+    same = {name: value for name, value in vars(model.config).items() if name not in ("vocab_size", "n_labels")}
+    if same.items() <= start["config"].items():
+        load_start(model, start["weights"])
+    if fingerprint(model) != entry["fingerprint"]:
+        raise UserError(f"{path} has only the weights that LoRA trained, and {base} is not the model that they belong "
+                        "to: put that model there")
     try:
-        return task, ReplyConfig(**checkpoint.get("sampling", {}))
-    except (TypeError, UserError) as error:
-        raise UserError(f"{path} has invalid sampling settings ({error}): use another checkpoint") from None
-
-
-def check_model(checkpoint, path):
-    """Return the ModelConfig and the tokenizer of a checkpoint read from `path`.
-
-    Raises UserError unless these and the weights are valid and match one another. No memory is allocated by the sizes
-    in the configuration.
-    """
-    name = checkpoint["model_class"]
-    if name not in ZOO:
-        raise UserError(f"{path} has model class {name}, which models/zoo.py does not define: update the project")
-    try:
-        # Older checkpoints of transformer_4d.py lack this key: they were trained without QK norm.
-        config = replace(ZOO[name].config, **{"qk_norm": False} | checkpoint["config"])
-    except (TypeError, UserError) as error:
-        raise UserError(f"{path} has a configuration that {name} rejects ({error}): use another checkpoint, or update "
-                        "the project") from None
-    check_weights(checkpoint["weights"], config, path)
-
-    kind = checkpoint["tokenizer"].get("kind")
-    if not isinstance(kind, str):
-        raise UserError(f"{path} has a tokenizer of kind {kind}, which is not a name: use another checkpoint")
-    try:
-        tokenizer = tokenizer_from_dict(checkpoint["tokenizer"])
+        add_lora(model, entry["rank"], entry["alpha"], entry["targets"])
+        load_lora_weights(model, entry["weights"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    if not 0 < tokenizer.vocab_size <= config.vocab_size:
-        raise UserError(f"{path} has a tokenizer of {tokenizer.vocab_size} tokens, but a model with vocab_size "
-                        f"{config.vocab_size}: save the model with the tokenizer it was trained with")
-    return config, tokenizer
+    merge_lora(model)
 
 
-def check_weights(weights, config, path):
-    """Raise UserError, naming the weight, unless the weights read from `path` are those of a model of this
-    configuration: none is missing, unexpected, misshapen or not finite."""
-    size, n_params = os.path.getsize(path), count_parameters(config)
-    if 2 * n_params > size:  # float16; with strides of 0, a weight of any shape takes no room in the file
-        raise UserError(f"{path} has {size:,} bytes, too few for the {n_params:,} parameters of its configuration: use "
-                        "another checkpoint, or train again")
-    expected = set()
-    for name, shape in weight_shapes(config):  # at most one name more than there are weights
-        if name not in weights:
-            raise UserError(f"{path} is missing the weight {name}: use another checkpoint, or train again")
-        problem = tensor_problem(weights[name], shape, WEIGHT_DTYPES)
-        if problem:
-            raise UserError(f"{path}: the weight {name} {problem}: use another checkpoint, or train again")
-        expected.add(name)
-    for name in weights:
-        if name not in expected:
-            raise UserError(f"{path} has an unexpected weight {name}: use another checkpoint, or train again")
+def read_start(path):
+    """The checkpoint at `path`, for a model that starts from its weights. Raises UserError."""
+    path = checkpoint_file(path)
+    checkpoint = read_checkpoint(path)
+    if "lora" in checkpoint:
+        raise UserError(f"{path} has only the weights that LoRA trained: start from a complete model, which is trained "
+                        "with --lora.merge true")
+    checkpoint["config"] = vars(check_model(checkpoint, path)[0])
+    return checkpoint
 
 
-def tensor_problem(value, shape, dtypes):
-    """Return why a value from a file is not a dense, finite CPU tensor of this shape and one of these dtypes.
+def load_start(model, weights):
+    """Load the weights of a checkpoint, by name, into a model of the same architecture.
 
-    The answer is a phrase such as "has shape (2, 3), not (3, 2)", or None for a valid tensor.
+    If the model has more tokens, a new one starts as the mean of all others (Hewitt, 2021). A classifier keeps its own
+    head, unless the checkpoint is one with as many labels.
     """
-    if not isinstance(value, torch.Tensor):
-        return f"is of type {type(value).__name__}, not a tensor"
-    if value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
-        return "is not a dense tensor"
-    if value.dtype not in dtypes:
-        return f"has dtype {value.dtype}, not {' or '.join(map(str, dtypes))}"
-    if value.shape != shape:
-        return f"has shape {tuple(value.shape)}, not {tuple(shape)}"
-    low, high = torch.aminmax(value)  # unlike isfinite, without a copy; NaN propagates to both
-    if not (low.isfinite() and high.isfinite()):
-        return "has values that are not finite"
-    return None
+    weights = dict(weights)
+    for name, own in file_weights(model).items():
+        if name.startswith("head.") and model.config.n_labels is not None:
+            if name not in weights or weights[name].shape != own.shape:
+                weights[name] = own
+        elif len(own) > len(weights[name]):
+            mean = weights[name].mean(dim=0, keepdim=True)  # (1, C), or (1) for a bias
+            weights[name] = torch.cat([weights[name], *[mean] * (len(own) - len(weights[name]))])
+    load_file_weights(model, weights)

@@ -18,28 +18,31 @@ def free_memory():
     return psutil.virtual_memory().available
 
 
-def make_plan(training, optim, device, dtype):
-    """The Plan of TrainingSettings with a given batch size and of OptimSettings.
+def make_plan(training, settings, device, dtype):
+    """The Plan of TrainingSettings with a given batch size, and of the other sections of Settings.
 
     MPS shares the CPU's memory, and its plan is that of a CPU.
     """
+    optim, lora = settings.optim, settings.lora
     plan = Plan(batch_size=training.batch_size, accumulation=training.accumulation,
                 dtype=str(dtype).removeprefix("torch."), optimizer=optim.name, ema=optim.ema is not None,
-                activation_checkpointing=training.activation_checkpointing)
+                activation_checkpointing=training.activation_checkpointing, lora_rank=lora.rank,
+                lora_targets=lora.targets, trainable_blocks=training.trainable_blocks)
     if device != "cuda":
         return plan
     return replace(plan, device="cuda", workspace=cublas_workspace(torch.cuda.get_device_capability()[0]))
 
 
-def fit_to_memory(training, optim, model_config, device, dtype):
-    """Return the TrainingSettings, with a batch size that fits in free memory if it is `auto`, and their Plan.
+def fit_to_memory(settings, model_config, device, dtype):
+    """Return the TrainingSettings of a run, with a batch size that fits in free memory if it is `auto`, and their Plan.
 
     Prints the memory that training needs. Raises UserError, with settings that fit, if that is more than is free.
     """
+    training = settings.training
     auto = training.batch_size == "auto"
     if auto:
         training = replace(training, batch_size=16)
-    plan = make_plan(training, optim, device, dtype)
+    plan = make_plan(training, settings, device, dtype)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
     free += CONTEXT[plan.device]  # the forecast includes it, and it is in use by now
     if auto:

@@ -10,7 +10,8 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from training.checkpoint import save_checkpoint
+from models.lora import lora_weights
+from training.checkpoint import save_best, save_checkpoint
 from training.evaluate import estimate_loss
 from training.loop import check_finite
 from training.optim import WeightAverage
@@ -80,11 +81,13 @@ class Record:
         training = self.settings.training
         run_config = {"path": self.settings.data.path, "text": self.text_digest, "optimizer": self.settings.optim.name,
                       "device": self.device, "batch_size": training.batch_size, "accumulation": training.accumulation,
-                      "dtype": str(self.dtype).removeprefix("torch."), "compile": "yes" if self.compiled else "no"}
+                      "dtype": str(self.dtype).removeprefix("torch."), "compile": "yes" if self.compiled else "no",
+                      **trained_part(self.settings)}
+        adapters = {} if self.settings.lora.rank is None else lora_weights(self.model)
         save_checkpoint(self.folder / "last.pt", self.model, self.task.tokenizer, progress=vars(progress),
                         optimizer_states=[optimizer.state_dict()["state"] for optimizer in self.optimizers],
                         scaler=self.scaler.state_dict(), metrics=self.metrics, run_config=run_config,
-                        average=self.average.averages if self.average else None, **self.entries)
+                        average=self.average.averages if self.average else None, adapters=adapters, **self.entries)
 
     def save_results(self, improved):
         """Write what follows from last.pt: best.pt if the last evaluation improved, metrics.jsonl and loss.png."""
@@ -92,8 +95,7 @@ class Record:
         if improved:
             use_average = line.get("ema_val_loss", np.inf) < line["val_loss"]
             with self.average.in_model() if use_average else contextlib.nullcontext():
-                save_checkpoint(self.folder / "best.pt", self.model, self.task.tokenizer, self.settings.output.half,
-                                **self.entries)
+                save_best(self.folder / "best.pt", self.model, self.task.tokenizer, self.settings, **self.entries)
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
         plot_losses(self.metrics, self.folder / "loss.png", f"{self.settings.run}: {type(self.model).__name__}")
 
@@ -134,6 +136,13 @@ class Record:
         for sample in self.task.samples(self.model, config):
             tqdm.write("    " + escape_controls(sample.strip()).replace("\n", "\n    "))
         self.model.train()
+
+
+def trained_part(settings):
+    """The settings that decide which weights are trained."""
+    lora = settings.lora
+    return {"lora": None if lora.rank is None else [lora.rank, lora.alpha, *lora.targets],
+            "trainable_blocks": settings.training.trainable_blocks}
 
 
 def task_entry(settings, task):

@@ -9,22 +9,23 @@ import torch
 
 from data.readers import ReadOptions
 from data.tokenizer import tokenizer_from_dict
-from models.weights import file_weights, load_file_weights
+from models.freeze import freeze_below
+from models.lora import add_lora, load_lora_weights
+from models.weights import load_file_weights
 from models.zoo import ZOO
 from tasks.kinds import TASKS
 from training.arguments import all_settings, parse_settings
-from training.checkpoint import check_model, checkpoint_file, read_checkpoint
+from training.checkpoint import checkpoint_file, load_start, read_checkpoint, read_start
 from training.loop import Progress, Trainer, fit
 from training.optim import WeightAverage, lr_factor, make_optimizers
 from training.precision import pick_device, pick_dtype
 from training.preflight import fit_to_memory, memory_advice
-from training.record import Record, task_entry
+from training.record import Record, task_entry, trained_part
 from training.run_state import check_averages, check_optimizer_states, read_run
 from training.settings import DataSettings, ModelSettings
 from training.step import TrainStep, accelerate
 from utils.errors import UserError
 from utils.files import PROJECT, lock_run
-from utils.parameters import count_parameters
 from utils.printable import one_line
 
 
@@ -38,7 +39,7 @@ def train(settings):
 def train_in(folder, settings):
     """`train`, in a folder that no other process uses."""
     saved = open_run(folder, settings.resume)
-    start = None if saved or settings.init is None else read_start(settings)
+    start = None if saved or settings.init is None else read_start(settings.init)
     task = open_task(settings, saved or start)
     config = model_config(settings.model, task.tokenizer.vocab_size, task.n_labels, start)
     task.prepare(config.block_size)
@@ -50,10 +51,11 @@ def train_in(folder, settings):
     torch.manual_seed(settings.training.seed)
     device = pick_device(settings.training.device)
     dtype = pick_dtype(device, settings.training.dtype)
-    settings.training, plan = fit_to_memory(settings.training, settings.optim, config, device, dtype)
+    settings.training, plan = fit_to_memory(settings, config, device, dtype)
     batches = task.train_batches(settings.training)
     settings.training = training = resolve_epochs(settings.training, batches.steps_per_epoch)
-    record, progress = build(settings, folder, config, task, device, dtype)
+    model = build_model(settings, config, saved, start).to(device)
+    record, progress = build(settings, folder, model, task, dtype), Progress()
     if saved:
         load_state(record, progress, saved, folder / "last.pt")
         record.complete(progress)
@@ -61,8 +63,6 @@ def train_in(folder, settings):
         if progress.step >= training.max_iters:
             print(f"nothing is left to do: to continue, use a --training.max_iters above {progress.step}")
             return
-    elif start:
-        load_file_weights(record.model, adapt_weights(start["weights"], record.model))
     del saved, start  # as large as the model and its optimizers
 
     train_step = TrainStep(record.model, record.optimizers, training.grad_clip, dtype, record.scaler, record.average)
@@ -95,14 +95,6 @@ def open_run(folder, resume):
         raise UserError(f"there is no {folder / 'last.pt'} to resume from: leave out --resume to start a new run, or "
                         "check --run NAME")
     return None
-
-
-def read_start(settings):
-    """The checkpoint `settings.init`, whose weights a new run starts from. Raises UserError."""
-    path = checkpoint_file(settings.init)
-    checkpoint = read_checkpoint(path)
-    checkpoint["config"] = vars(check_model(checkpoint, path)[0])
-    return checkpoint
 
 
 def open_task(settings, checkpoint):
@@ -145,18 +137,6 @@ def model_config(model, vocab_size, n_labels=None, start=None):
     return config
 
 
-def adapt_weights(weights, model):
-    """The weights of a checkpoint for a `model` of the same architecture that may have more tokens: a new token starts
-    as the mean of all others (Hewitt, 2021)."""
-    adapted = dict(weights)
-    for name, own in file_weights(model).items():
-        n_new = len(own) - len(weights[name])
-        if n_new:
-            mean = weights[name].mean(dim=0, keepdim=True)  # (1, C), or (1) for a bias
-            adapted[name] = torch.cat([weights[name], *[mean] * n_new])
-    return adapted
-
-
 def resolve_epochs(training, steps_per_epoch):
     """TrainingSettings in which `epochs`, if given, has set the number of steps and the evaluations."""
     if training.epochs is None:
@@ -164,17 +144,36 @@ def resolve_epochs(training, steps_per_epoch):
     return dataclasses.replace(training, max_iters=training.epochs * steps_per_epoch, eval_interval=steps_per_epoch)
 
 
-def build(settings, folder, config, task, device, dtype):
-    """A new model with its optimizers, as a Record, and the Progress of a new run. Raises UserError."""
-    model = ZOO[settings.model.name](**vars(config)).to(device)
+def build_model(settings, config, saved, start):
+    """The model of a run, new, or with the weights of its last.pt or of the checkpoint that it starts from, and ready
+    for LoRA or with frozen blocks, by Settings. Raises UserError."""
+    model, lora = ZOO[settings.model.name](**vars(config)), settings.lora
     model.activation_checkpointing = settings.training.activation_checkpointing
-    print(f"model: {settings.model.name}, {count_parameters(config):,} parameters, on {device} in "
+    if saved:
+        load_file_weights(model, saved["weights"])
+    elif start:
+        load_start(model, start["weights"])
+    if lora.rank is not None:
+        add_lora(model, lora.rank, lora.alpha, lora.targets)
+        if saved:
+            load_lora_weights(model, saved["adapters"])
+    elif settings.training.trainable_blocks is not None:
+        freeze_below(model, settings.training.trainable_blocks)
+    return model
+
+
+def build(settings, folder, model, task, dtype):
+    """The Record of a new run, with the optimizers."""
+    device = model.head.weight.device.type
+    n_params = sum(weight.numel() for weight in model.parameters())
+    n_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    trained = "" if n_trained == n_params else f" ({n_trained:,} of them are trained)"
+    print(f"model: {settings.model.name}, {n_params:,} parameters{trained}, on {device} in "
           f"{str(dtype).removeprefix('torch.')}")
     optimizers = make_optimizers(model, settings.optim, dtype)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     average = None if settings.optim.ema is None else WeightAverage(model, settings.optim.ema)
-    record = Record(folder, settings, model, task, optimizers, scaler, average, dtype, metrics=[])
-    return record, Progress()
+    return Record(folder, settings, model, task, optimizers, scaler, average, dtype, metrics=[])
 
 
 # ---- Resuming --------------------------------------------------------------------------------------------------------
@@ -190,8 +189,9 @@ def check_same_run(saved, settings, config, task, path):
     if before["text"] != task.digest() or saved.get("task", {"kind": "language"}) != task_entry(settings, task):
         raise UserError(f"{path} was trained on another text, {before['path']}: use that text, or start a new run with "
                         "--run NAME")
-    now = {"model": settings.model.name, **vars(config), "optimizer": settings.optim.name}
-    before = {"model": saved["model_class"], **saved["config"], "optimizer": before["optimizer"]}
+    now = {"model": settings.model.name, **vars(config), "optimizer": settings.optim.name, **trained_part(settings)}
+    before = {"model": saved["model_class"], **saved["config"], "optimizer": before["optimizer"],
+              **{name: before.get(name) for name in trained_part(settings)}}
     for name, value in now.items():
         if name != "dropout" and value != before.get(name):
             raise UserError(f"{path} has {name} {before.get(name)}, not {value}: use the same, or start a new run with "
@@ -213,7 +213,6 @@ def resolve_as_before(training, run_config):
 
 def load_state(record, progress, saved, path):
     """Load the state in last.pt, read from `path`, into a new run. Raises UserError."""
-    load_file_weights(record.model, saved["weights"])
     check_optimizer_states(record.optimizers, saved["optimizer_states"], path)
     for optimizer, state in zip(record.optimizers, saved["optimizer_states"], strict=True):
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})  # learning rates are those of today

@@ -5,7 +5,8 @@ from typing import Literal
 
 import torch
 
-from training.checkpoint import check_model, read_checkpoint, tensor_problem
+from training.checkpoint import read_checkpoint
+from training.checks import check_model, tensor_problem
 from training.loop import Progress
 from utils.errors import UserError
 from utils.fields import has_type
@@ -13,12 +14,13 @@ from utils.fields import has_type
 ENTRIES = {"progress": dict, "optimizer_states": list, "scaler": dict, "metrics": list, "run_config": dict}
 PROGRESS = {field.name: field.type for field in fields(Progress)}
 METRICS = {"step": int, "tokens": int, "train_loss": float | None, "val_loss": float, "ema_val_loss": float,
-           "seconds": float}
+           "accuracy": float, "seconds": float}
 SCALER = {"scale": float, "growth_factor": float, "backoff_factor": float, "growth_interval": int,
           "_growth_tracker": int}
 RUN_CONFIG = {"path": object, "text": str, "optimizer": str, "device": str, "batch_size": int, "accumulation": int,
-              "dtype": Literal["float32", "bfloat16", "float16"], "compile": Literal["yes", "no"]}
-OPTIONAL = {"ema_val_loss"} | {"tokens", "compile"}  # without an average; in older files
+              "dtype": Literal["float32", "bfloat16", "float16"], "compile": Literal["yes", "no"],
+              "lora": list | None, "trainable_blocks": int | None}
+OPTIONAL = {"ema_val_loss", "accuracy"} | {"tokens", "compile", "lora", "trainable_blocks"}  # some runs; older files
 
 
 def read_run(path):

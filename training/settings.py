@@ -145,17 +145,37 @@ class TrainingSettings:
     """torch.compile; auto: on CUDA, for runs that are long enough to make up for the time it takes."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
+    trainable_blocks: int | None = None
+    """Train only this many of the last blocks, the final norm and the head, unless it is tied; None: everything."""
 
     def __post_init__(self):
         check_numbers(self, positive=("accumulation", "max_iters", "epochs", "eval_interval", "grad_clip",
                                       "patience"),
-                      not_negative=("seed",))
+                      not_negative=("seed", "trainable_blocks"))
         if self.batch_size != "auto":
             check_numbers(self, positive=("batch_size",))
         for name in ("batch_size", "accumulation", "max_iters", "eval_interval", "seed"):
             value = getattr(self, name)
             if value != "auto" and value >= 2**63:
                 raise UserError(f"{name} cannot be {value}: use an integer below 2^63")
+
+
+@dataclass
+class LoraSettings:
+    """LoRA: training small adapters of some matrices, while the weights of `init` are frozen (Hu et al., 2021)."""
+
+    rank: int | None = None
+    """Rank of the adapters; None: no LoRA."""
+    alpha: float = 16.0
+    """The change of a matrix is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("qkv", "out")
+    """Matrices with adapters: qkv, out (attention), up, down, gate (feed-forward), head."""
+    merge: bool = True
+    """best.pt is a complete model, with the adapters merged into its matrices; false: only what was trained, to be used
+    together with the checkpoint `init`."""
+
+    def __post_init__(self):
+        check_numbers(self, positive=("rank", "alpha"))
 
 
 @dataclass
@@ -193,10 +213,15 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
     sampling: ReplyConfig = field(default_factory=ReplyConfig)
 
     def __post_init__(self):
+        if self.lora.rank is not None and self.init is None and not self.resume:
+            raise UserError("--lora.rank needs --init: the checkpoint whose weights the adapters change")
+        if self.lora.rank is not None and self.training.trainable_blocks is not None:
+            raise UserError("--lora.rank and --training.trainable_blocks exclude each other: LoRA freezes all blocks")
         clean = self.run.strip(" .") == self.run and self.run.isprintable() and not FORBIDDEN & set(self.run)
         if not self.run or not clean or self.run.partition(".")[0].lower() in WINDOWS_DEVICES:
             raise UserError(f"--run cannot be {self.run!r}: use a name that every system allows for a folder, and "

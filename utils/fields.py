@@ -50,7 +50,7 @@ def describe(kind):
         return " or ".join(describe(part) for part in parts_of(kind))
     if get_origin(kind) is Literal:
         return " or ".join(get_args(kind))
-    if get_origin(kind) is list:
+    if get_origin(kind) is list or Ellipsis in get_args(kind):
         return f"a list: [{describe(get_args(kind)[0])}, ...]"
     if get_origin(kind) is tuple:
         return f"a list: [{', '.join(describe(part) for part in get_args(kind))}]"

@@ -1,0 +1,115 @@
+"""Whether the content of a checkpoint file is valid, before anything is built from it."""
+
+import os
+from dataclasses import replace
+
+import torch
+
+from data.tokenizer import tokenizer_from_dict
+from models.config import ReplyConfig
+from models.zoo import ZOO
+from tasks.kinds import TASKS
+from utils.errors import UserError
+from utils.fields import has_type
+from utils.parameters import count_parameters, weight_shapes
+
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LORA = {"rank": int, "alpha": float, "targets": list, "base": str, "fingerprint": str, "weights": dict}
+
+
+def check_task(checkpoint, path):
+    """Return the task of a checkpoint read from `path`, and its ReplyConfig. Raises UserError."""
+    task = checkpoint.get("task", {"kind": "language"})  # of transformer_4d.py and of older versions
+    kind = task.get("kind") if isinstance(task, dict) else None
+    if not isinstance(kind, str) or kind not in TASKS or not TASKS[kind].is_valid(task):
+        raise UserError(f"{path} is for a task that this version does not know: update the project")
+    try:
+        return task, ReplyConfig(**checkpoint.get("sampling", {}))
+    except (TypeError, UserError) as error:
+        raise UserError(f"{path} has invalid sampling settings ({error}): use another checkpoint") from None
+
+
+def check_model(checkpoint, path):
+    """Return the ModelConfig and the tokenizer of a checkpoint read from `path`.
+
+    Raises UserError unless these and the weights are valid and match one another. No memory is allocated by the sizes
+    in the configuration.
+    """
+    name = checkpoint["model_class"]
+    if name not in ZOO:
+        raise UserError(f"{path} has model class {name}, which models/zoo.py does not define: update the project")
+    try:
+        # Older checkpoints of transformer_4d.py lack this key: they were trained without QK norm.
+        config = replace(ZOO[name].config, **{"qk_norm": False} | checkpoint["config"])
+    except (TypeError, UserError) as error:
+        raise UserError(f"{path} has a configuration that {name} rejects ({error}): use another checkpoint, or update "
+                        "the project") from None
+    if "lora" not in checkpoint:  # else the weights are in the file of its base model
+        check_weights(checkpoint["weights"], config, path)
+
+    kind = checkpoint["tokenizer"].get("kind")
+    if not isinstance(kind, str):
+        raise UserError(f"{path} has a tokenizer of kind {kind}, which is not a name: use another checkpoint")
+    try:
+        tokenizer = tokenizer_from_dict(checkpoint["tokenizer"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not 0 < tokenizer.vocab_size <= config.vocab_size:
+        raise UserError(f"{path} has a tokenizer of {tokenizer.vocab_size} tokens, but a model with vocab_size "
+                        f"{config.vocab_size}: save the model with the tokenizer it was trained with")
+    return config, tokenizer
+
+
+def check_lora_entry(entry, path):
+    """Raise UserError unless an entry read from `path` is one of LORA, with tensors as its weights."""
+    if not isinstance(entry, dict) or entry.keys() != LORA.keys():
+        raise UserError(f"{path} is damaged: its LoRA entry must have the keys {', '.join(LORA)}")
+    for name, kind in LORA.items():
+        valid = has_type(entry[name], kind)
+        if name == "targets":
+            valid = valid and all(isinstance(target, str) for target in entry[name])
+        if not valid:
+            raise UserError(f"{path} is damaged: its LoRA entry has an invalid {name}")
+    for name, weight in entry["weights"].items():
+        problem = tensor_problem(weight, getattr(weight, "shape", ()), WEIGHT_DTYPES)
+        if problem:
+            raise UserError(f"{path} is damaged: its LoRA weight {name} {problem}")
+
+
+def check_weights(weights, config, path):
+    """Raise UserError, naming the weight, unless the weights read from `path` are those of a model of this
+    configuration: none is missing, unexpected, misshapen or not finite."""
+    size, n_params = os.path.getsize(path), count_parameters(config)
+    if 2 * n_params > size:  # float16; with strides of 0, a weight of any shape takes no room in the file
+        raise UserError(f"{path} has {size:,} bytes, too few for the {n_params:,} parameters of its configuration: use "
+                        "another checkpoint, or train again")
+    expected = set()
+    for name, shape in weight_shapes(config):  # at most one name more than there are weights
+        if name not in weights:
+            raise UserError(f"{path} is missing the weight {name}: use another checkpoint, or train again")
+        problem = tensor_problem(weights[name], shape, WEIGHT_DTYPES)
+        if problem:
+            raise UserError(f"{path}: the weight {name} {problem}: use another checkpoint, or train again")
+        expected.add(name)
+    for name in weights:
+        if name not in expected:
+            raise UserError(f"{path} has an unexpected weight {name}: use another checkpoint, or train again")
+
+
+def tensor_problem(value, shape, dtypes):
+    """Return why a value from a file is not a dense, finite CPU tensor of this shape and one of these dtypes.
+
+    The answer is a phrase such as "has shape (2, 3), not (3, 2)", or None for a valid tensor.
+    """
+    if not isinstance(value, torch.Tensor):
+        return f"is of type {type(value).__name__}, not a tensor"
+    if value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
+        return "is not a dense tensor"
+    if value.dtype not in dtypes:
+        return f"has dtype {value.dtype}, not {' or '.join(map(str, dtypes))}"
+    if value.shape != shape:
+        return f"has shape {tuple(value.shape)}, not {tuple(shape)}"
+    low, high = torch.aminmax(value)  # unlike isfinite, without a copy; NaN propagates to both
+    if not (low.isfinite() and high.isfinite()):
+        return "has values that are not finite"
+    return None
