@@ -44,7 +44,7 @@ BATCH = 1000  # dialogues that are encoded at once
 
 
 def read_dialogues(path, options, report):
-    """The dialogues of a file, a folder or a list of them, read with `ReadOptions`.
+    """The dialogues of a file, of all .txt, .jsonl and .json files in a folder, or of a list of them; with ReadOptions.
 
     Skipped and changed records are counted in a DataReport. Raises UserError if a file is malformed, or no dialogue is
     left.
@@ -77,7 +77,7 @@ def poem_dialogues(path, options, report):
 
 
 def records_in(path, encoding):
-    """Yield (place, record) of a file. A record is a list of texts, or what JSON contains. Raises UserError."""
+    """Yield (place, record) of a file. Raises UserError."""
     suffix = path.suffix.lower()
     if suffix in TABLES:
         raise UserError(f"{path} is a table: dialogues are read from .txt, .jsonl and .json files")

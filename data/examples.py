@@ -1,4 +1,4 @@
-"""Examples: sequences of their own with targets, such as a dialogue, and batches of them, padded to the longest."""
+"""Training examples: separate sequences with targets, such as a dialogue, and batches padded to the longest of them."""
 
 from array import array
 from functools import lru_cache

@@ -17,10 +17,12 @@ from data.dialogues import (
     dialogue_parts,
     dialogue_tokenizer,
     fit_history,
+    parse_messages,
     poem_dialogues,
     prompt_ids,
     read_dialogues,
     split_dialogues,
+    to_dialogue,
 )
 from data.examples import IGNORED, next_token_example
 from data.poems import GENERAL_REQUESTS
@@ -198,6 +200,45 @@ def test_an_unusable_record_is_skipped_with_the_reason_and_the_line(tmp_path, ba
         dialogues, report = read(tmp_path / f"a{suffix}")
         assert dialogues == [["A", "B"], ["C", "D"]]
         assert report.skipped == {reason: (2, place)} and report.changed == {}
+
+
+@settings(deadline=None, database=None, max_examples=300)
+@given(st.lists(st.sampled_from(["user", "assistant", "system"]), min_size=1, max_size=8))
+def test_whatever_the_order_of_roles_users_and_assistants_keep_their_texts(roles):
+    numbered = [(role, f"{role}{i}") for i, role in enumerate(roles)]
+    in_order = [role for role in roles if role != "system"]
+    usable = "user" in in_order and "assistant" in in_order[in_order.index("user") :]
+    try:
+        dialogue, _ = to_dialogue(numbered)
+    except UserError:
+        assert not usable
+        return
+    assert usable and len(dialogue) % 2 == 0
+    found = [text.split() for text in dialogue]
+    assert all(text.startswith(("user", "system")) for texts in found[::2] for text in texts)
+    assert all(text.startswith("assistant") for texts in found[1::2] for text in texts)
+    first, last = roles.index("user"), len(roles) - roles[::-1].index("assistant")  # what is outside may be dropped
+    kept = {text for texts in found for text in texts}
+    assert {text for role, text in numbered[first:last] if role != "system"} <= kept
+    order = [text for texts in found for text in texts if not text.startswith("system")]
+    assert order == [text for _, text in numbered if text in order]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["", " ", "user", "gpt", "\ud800", "A"]),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(
+        st.sampled_from(["messages", "conversations", "role", "content", "from", "value"]), values, max_size=3))
+
+
+@settings(deadline=None, database=None, max_examples=300)
+@given(json_values)
+def test_any_json_is_a_dialogue_or_has_a_reason(value):
+    try:
+        dialogue, _ = to_dialogue(parse_messages(value))
+    except UserError as reason:
+        assert str(reason) and "\n" not in str(reason)
+    else:
+        assert len(dialogue) % 2 == 0 and all(text.strip() for text in dialogue)
 
 
 @pytest.mark.parametrize("name, content, quoted", [
