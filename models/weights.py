@@ -8,7 +8,10 @@ import torch
 
 
 def file_weights(model):
-    """The weights of a GPT by their names in a checkpoint file. They share memory with the model."""
+    """The weights of a GPT by their names in a checkpoint file. They share memory with the model.
+
+    The adapters of LoRA are among them, under their own names: a file that `load_model` reads needs `merge_lora` first.
+    """
     weights = dict(model.state_dict())
     for name, parts in fused_weights(model):
         views = weights.pop(name).split([*parts.values()])

@@ -59,7 +59,7 @@ def test_a_model_has_the_published_number_of_parameters(name, published, formula
     assert sum(weight.numel() for weight in model.parameters()) == published == formula
 
 
-# ---- Properties of every model -----------------------------------------------------------------------------------------
+# ---- Properties of every model ---------------------------------------------------------------------------------------
 
 
 @every_model
