@@ -53,6 +53,11 @@ TRAINING = [  # model, changes to it, and to the plan
     ("BardGPT", {}, {"batch_size": 8, "dtype": "bfloat16", "activation_checkpointing": True}),
     ("GPT2", {"block_size": 512}, {"batch_size": 1, "dtype": "bfloat16", "accumulation": 2, "optimizer": "adamw"}),
     ("GPT2", {"block_size": 512}, {"batch_size": 2, "dtype": "bfloat16", "activation_checkpointing": True}),
+    ("GPT2", {"block_size": 512}, {"batch_size": 1, "dtype": "bfloat16", "lora_rank": 8}),
+    ("EasyGPT", {"block_size": 512}, {"batch_size": 1, "lora_rank": 16,
+                                      "lora_targets": ("qkv", "out", "gate", "up", "down")}),
+    ("SmallGPT90M", {"n_labels": 2}, {"batch_size": 2}),
+    ("SmallGPT90M", {"n_labels": 2}, {"batch_size": 2, "trainable_blocks": 1}),
 ]
 GENERATION = ["TransformerModel", "UltimateModel", "BardGPT", "PoemGPT", "SmallGPT90M", "GPT2"]
 
@@ -115,6 +120,12 @@ def describe(plan, changes):
     words = []
     if plan.activation_checkpointing:
         words.append("checkpointing")
+    if plan.lora_rank is not None:
+        words.append(f"LoRA {plan.lora_rank}: {' '.join(plan.lora_targets)}")
+    if plan.trainable_blocks is not None:
+        words.append(f"trainable_blocks {plan.trainable_blocks}")
+    if "n_labels" in changes:
+        words.append("classifier")
     if "n_blocks" in changes:
         words.append("3 blocks")
     if plan.accumulation > 1:

@@ -1,1 +1,1 @@
-"""Models: what they are made of, the named ones, and how they write."""
+"""Models: layers, the named architectures, sampling, and what fine-tuning adds."""

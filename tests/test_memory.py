@@ -170,6 +170,19 @@ def test_weights_and_optimizer_state_by_hand():
     assert parts(optimizer="muon")["optimizer state"] == 4 * MATRICES + 8 * (N - MATRICES)
 
 
+def test_frozen_weights_have_no_gradients_and_no_optimizer_state():
+    adapters = 2 * (24 + 8) + 2 * (8 + 8)  # rank 2, of queries, keys and values, and of the output projection
+    lora = parts(lora_rank=2, accumulation=2)
+    assert lora["weights"] == 4 * (N + adapters)
+    assert lora["optimizer state"] == 8 * adapters and lora["gradients"] == 4 * adapters
+    trained = 2 * MATRICES  # of the last two blocks of five
+    others = 2 * 2 * 16 + 16 + 40 + 5  # their norms, the final norm, and the head
+    deep = replace(TINY, n_blocks=5)
+    frozen = training_memory(deep, Plan(trainable_blocks=2, ema=True)).parts
+    assert frozen["weights"] == 4 * count_parameters(deep)
+    assert frozen["optimizer state"] == 4 * trained + 8 * others + 4 * (trained + others)
+
+
 def test_all_gradients_are_alive_in_the_optimizer_step_and_always_with_accumulation():
     wide = replace(TINY, n_embd=64)  # with only 12 tokens, the peak is in the optimizer step
     assert training_memory(wide, Plan(batch_size=3)).parts["gradients"] == 4 * count_parameters(wide)
@@ -296,6 +309,24 @@ def test_the_peak_of_training_is_what_pytorch_allocates(kind, plan, benchmark, o
     assert training_memory(c, plan).allocated == pytest.approx(measured, rel=0.03)
 
 
+@every([KINDS[0], KINDS[2], KINDS[3], CLASSIFIERS[0]])
+@pytest.mark.parametrize("changes", [
+    {"trainable_blocks": 1}, {"trainable_blocks": 0, "optimizer": "adamw"}, {"trainable_blocks": 3, "accumulation": 2},
+    {"lora_rank": 8}, {"lora_rank": 4, "lora_targets": ("up", "down"), "dtype": "bfloat16"},
+    {"lora_rank": 8, "lora_targets": ("qkv", "out", "up", "down"), "dtype": "bfloat16"},
+], ids=lambda changes: "-".join(map(str, changes.values())))  # fmt: skip
+def test_the_peak_with_frozen_weights_is_what_pytorch_allocates(kind, changes, benchmark, one_thread):
+    c, plan = small_config(**kind, n_blocks=6), Plan(batch_size=4, **changes)
+    measured = benchmark.peak_bytes(lambda: build(c), lambda model: benchmark.train(model, plan), "cpu")
+    assert training_memory(c, plan).allocated == pytest.approx(measured, rel=0.05)
+
+
+def test_the_peak_with_an_adapter_of_the_head_is_what_pytorch_allocates(benchmark, one_thread):
+    c, plan = small_config(vocab_size=5000), Plan(batch_size=1, lora_rank=8, lora_targets=("qkv", "head"))
+    measured = benchmark.peak_bytes(lambda: build(c), lambda model: benchmark.train(model, plan), "cpu")
+    assert training_memory(c, plan).allocated == pytest.approx(measured, rel=0.05)
+
+
 @pytest.mark.parametrize("changes", [{"block_size": 512, "n_embd": 24, "n_blocks": 1}, {"block_size": 4}])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_peak_is_right_in_attention_and_in_the_optimizer_step(changes, dtype, benchmark):
@@ -339,7 +370,8 @@ def test_the_fitting_plan_is_found_quickly_for_any_number_of_sequences(total, fi
     assert (fitting.batch_size, fitting.accumulation) == (expected, total // expected)
 
 
-@pytest.mark.parametrize("changes", [{"dtype": "bfloat16"}, {"activation_checkpointing": True}, {"accumulation": 2}])
+@pytest.mark.parametrize("changes", [{"dtype": "bfloat16"}, {"activation_checkpointing": True}, {"accumulation": 2},
+                                     {"lora_rank": 4}, {"trainable_blocks": 1}])
 @every_kind
 def test_blocks_that_are_not_simulated_add_what_simulated_ones_add(kind, changes, monkeypatch):
     def simulate_all(ledger, times, simulate):
@@ -453,6 +485,14 @@ def test_the_command_covers_classifiers(monkeypatch, capsys):
     assert "N = n_labels 5" in out and "N C = 5 x 256" in out and "KV cache" not in out
 
 
+def test_the_command_covers_lora_and_freezing(monkeypatch, capsys):
+    out, _, _ = calculate(monkeypatch, capsys, "--model", "GPT2", "--lora_rank", 8, "--lora_targets", "qkv", "down")
+    assert f"{12 * 8 * (4 * 768 + 5 * 768):,} weights are trained" in out and "LoRA of rank 8 on qkv down" in out
+    out, _, _ = calculate(monkeypatch, capsys, "--model", "SmallGPT90M", "--n_labels", 2, "--trainable_blocks", 1)
+    block = 12 * 768**2 + 13 * 768  # with biases and two norms
+    assert f"{block + 2 * 768 + 2 * 768:,} weights are trained" in out and "trainable_blocks 1" in out
+
+
 def test_the_command_prints_time_and_cost(monkeypatch, capsys):
     flops = flops_per_token(ZOO["GPT2"].config)
     out, _, _ = calculate(monkeypatch, capsys, "--model", "GPT2", "--flops", 1e14, "--gpus", 2, "--tokens",
@@ -508,6 +548,11 @@ def test_the_command_plots(tmp_path, monkeypatch, capsys):
     (("--tokens", "1e400"), ("tokens", "out of range")), (("--price", "nan"), ("price", "nan")),
     (("--dtype", "fp8"), ("dtype", "fp8")),
     (("--flops", "0"), ("flops", "> 0")),
+    (("--lora_rank", "0"), ("lora_rank cannot be 0",)),
+    (("--lora_rank", "8", "--lora_targets", "gate"), ("gate", "choose from qkv, out, up, down, head")),
+    (("--trainable_blocks", "3"), ("trainable_blocks 3", "2 blocks")),
+    (("--trainable_blocks", "-1"), ("trainable_blocks cannot be -1",)),
+    (("--trainable_blocks", "1", "--lora_rank", "8"), ("lora_rank or trainable_blocks",)),
     (("--plot", "memory.txt"), ("memory.txt", ".png")),
     (("--wings", "2"), ("--wings",)),
 ])  # fmt: skip

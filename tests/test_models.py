@@ -28,12 +28,12 @@ def batch(rows=2):
 
 
 def classic(C, T, L, V=65):
-    """LayerNorms with bias, matrices without, positions, and an untied head with a bias."""
+    """LayerNorms with bias, matrices without, learned positions, and an untied head with a bias."""
     return V * C + T * C + L * (12 * C * C + 2 * 2 * C) + 2 * C + (C * V + V)
 
 
 def gpt2(C, T, L, V):
-    """Biases everywhere, positions, and no head but the embedding."""
+    """Biases everywhere, learned positions, and a tied head."""
     return V * C + T * C + L * (12 * C * C + (4 * C + 4 * C + C) + 2 * 2 * C) + 2 * C
 
 
@@ -59,7 +59,7 @@ def test_a_model_has_the_published_number_of_parameters(name, published, formula
     assert sum(weight.numel() for weight in model.parameters()) == published == formula
 
 
-# ---- What every model does -------------------------------------------------------------------------------------------
+# ---- Properties of every model ---------------------------------------------------------------------------------------
 
 
 @every_model
@@ -77,7 +77,7 @@ def test_a_later_token_changes_no_earlier_logit(name):
 
 @every_model
 def test_the_first_loss_is_the_uniform_baseline(name):
-    torch.manual_seed(0)  # of full width: a tied head that guessed each token to follow itself would be surest there
+    torch.manual_seed(0)  # at full width, where a tied head that predicts its input would be most confident
     model = ZOO[name](block_size=32, n_blocks=2, vocab_size=1000, dropout=0.0)
     x, y = torch.randint(1000, (2, 4, 32))
     assert model(x, y)[1].item() == pytest.approx(math.log(1000), abs=0.5 if model.config.tied else 1e-5)
@@ -87,8 +87,8 @@ def test_the_first_loss_is_the_uniform_baseline(name):
 def test_every_model_can_overfit_one_batch(name):
     torch.manual_seed(0)
     model = ZOO[name](**SIZES)
-    x, y = batch(rows=4)  # nothing but memory can connect them
-    x[:, 0] = torch.arange(4)  # and the first token tells the rows apart
+    x, y = batch(rows=4)  # random: the model has to memorize them
+    x[:, 0] = torch.arange(4)  # the first token identifies the row
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     for _ in range(120):
         _, loss = model(x, y)
@@ -140,7 +140,7 @@ def test_activation_checkpointing_computes_a_block_twice_and_the_same_gradients(
 
 
 @every_model
-def test_a_model_in_bfloat16_is_the_model_in_float32_but_for_rounding(name):
+def test_a_model_in_bfloat16_equals_the_model_in_float32_up_to_rounding(name):
     model, (x, _) = small_model(name), batch()
     with torch.autocast("cpu", torch.bfloat16):
         rounded, _ = model(x)
@@ -149,7 +149,7 @@ def test_a_model_in_bfloat16_is_the_model_in_float32_but_for_rounding(name):
     assert 0 < (rounded - exact).norm() < 0.05 * exact.norm()
 
 
-def test_dropout_is_for_training_alone():
+def test_dropout_is_active_in_training_only():
     model, (x, _) = small_model("RainbowGPT", dropout=0.2), batch()
     assert torch.equal(model(x)[0], model(x)[0])
     model.train()
@@ -259,20 +259,20 @@ def assert_same_logits(model, theirs, weights):
 
 @pytest.mark.parametrize("rope_theta", [10_000.0, 500.0])
 @pytest.mark.parametrize("num_kv_heads", [1, 4, 8])
-def test_grouped_queries_rms_norm_rotary_positions_and_swiglu_are_those_of_llama(num_kv_heads, rope_theta):
+def test_grouped_queries_rms_norm_rotary_positions_and_swiglu_equal_llamas(num_kv_heads, rope_theta):
     model = small_model("EasyGPT", block_size=64, num_kv_heads=num_kv_heads, rope_theta=rope_theta)
     llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama_settings(model.config)))
     assert_same_logits(model, llama, as_llama(model))
 
 
-def test_queries_and_keys_are_normalised_as_in_qwen3():
+def test_queries_and_keys_are_normalized_as_in_qwen3():
     model = small_model("EasyGPT", block_size=64, qk_norm=True)
     qwen3 = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**llama_settings(model.config)))
     unscaled = {f"model.layers.{i}.self_attn.{x}_norm.weight": torch.ones(4) for i in range(2) for x in "qk"}
     assert_same_logits(model, qwen3, as_llama(model) | unscaled)
 
 
-def test_queries_and_keys_are_normalised_as_in_stablelm_where_the_norm_is_layer_norm():
+def test_queries_and_keys_are_normalized_as_in_stablelm_where_the_norm_is_layer_norm():
     model = small_model("EasyGPT", block_size=64, norm="layer", qk_norm=True, tied=False)
     settings = llama_settings(model.config)
     settings["rope_parameters"]["partial_rotary_factor"] = 1.0
@@ -284,7 +284,7 @@ def test_queries_and_keys_are_normalised_as_in_stablelm_where_the_norm_is_layer_
 
 
 @pytest.mark.parametrize("ours, theirs", [("gelu", "gelu_new"), ("relu", "relu"), ("relu2", "relu2")])
-def test_gpt2_is_that_of_transformers(ours, theirs):
+def test_gpt2_equals_that_of_transformers(ours, theirs):
     model = small_model("GPT2", feed_forward=ours)
     config = transformers.GPT2Config(n_embd=32, n_positions=12, n_layer=2, n_head=8, n_inner=48, vocab_size=11,
                                      activation_function=theirs)
@@ -298,7 +298,7 @@ def test_gpt2_is_that_of_transformers(ours, theirs):
             weights[f"{them}.ln_1.{kind}"] = w[f"{us}.attention_norm.{kind}"]
             weights[f"{them}.ln_2.{kind}"] = w[f"{us}.feed_forward_norm.{kind}"]
             qkv = torch.cat([w[f"{us}.attention.{part}.{kind}"] for part in ("query", "key", "value")])
-            weights[f"{them}.attn.c_attn.{kind}"] = qkv.t()  # .t(): a Conv1D holds its matrix the other way round
+            weights[f"{them}.attn.c_attn.{kind}"] = qkv.t()  # .t(): the weight of a Conv1D is transposed
             weights[f"{them}.attn.c_proj.{kind}"] = w[f"{us}.attention.out.{kind}"].t()
             weights[f"{them}.mlp.c_fc.{kind}"] = w[f"{us}.feed_forward.up.{kind}"].t()
             weights[f"{them}.mlp.c_proj.{kind}"] = w[f"{us}.feed_forward.down.{kind}"].t()
@@ -319,7 +319,7 @@ def test_gpt2_is_that_of_transformers(ours, theirs):
     ({"norm_eps": 0.0}, "norm_eps"), ({"rope_theta": math.nan}, "rope_theta"),
     ({"tied": True, "head_bias": True}, "head_bias"),
 ])  # fmt: skip
-def test_a_configuration_that_cannot_be_is_quoted(change, named):
+def test_an_invalid_configuration_is_an_error_that_quotes_it(change, named):
     with pytest.raises(UserError) as error:
         ModelConfig(**{"n_embd": 32, "block_size": 12, "n_blocks": 2, "num_heads": 8} | change)
     assert named in str(error.value) and "\n" not in str(error.value)

@@ -3,6 +3,8 @@
     python utils/num_params_calculate.py                                       the model of transformer_4d.py
     python utils/num_params_calculate.py --model GPT2 --batch_size 32 --memory 8GiB
     python utils/num_params_calculate.py --model UltimateModel --n_embd 512 --num_heads 8 --memory 24GiB --plot fits.png
+    python utils/num_params_calculate.py --model GPT2 --lora_rank 8 --lora_targets qkv out up down
+    python utils/num_params_calculate.py --model SmallGPT90M --n_labels 2 --trainable_blocks 1
     python utils/num_params_calculate.py --model GPT2XL --gpus 8 --strategy fsdp --memory 80GiB \\
         --flops 200T --tokens 30B --price 2.5
 
@@ -31,6 +33,7 @@ from utils.memory import (  # noqa: E402
     MIB,
     PARTS,
     Plan,
+    Trained,
     advice,
     cache_bytes,
     cache_dtype,
@@ -116,6 +119,11 @@ def parse_arguments():
     parser.add_argument("--ema", action="store_true", help="with a moving average of the weights")
     parser.add_argument("--activation_checkpointing", action="store_true",
                         help="recompute activations instead of saving them")
+    parser.add_argument("--lora_rank", type=parse_int, metavar="N", help="train only LoRA adapters of this rank")
+    parser.add_argument("--lora_targets", nargs="+", default=Plan.lora_targets, metavar="NAME",
+                        help=f"matrices with an adapter (default: {' '.join(Plan.lora_targets)})")
+    parser.add_argument("--trainable_blocks", type=parse_int, metavar="N",
+                        help="train only the last N blocks, the final norm and an untied head")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="(%(default)s)")
     parser.add_argument("--gpus", type=parse_int, default=1, metavar="N", help="(%(default)s)")
     parser.add_argument("--strategy", default="ddp", choices=("ddp", "fsdp"),
@@ -171,6 +179,10 @@ def describe(plan):
         words.append("activation checkpointing")
     if plan.ema:
         words.append("moving average of the weights")
+    if plan.lora_rank is not None:
+        words.append(f"LoRA of rank {plan.lora_rank} on {' '.join(plan.lora_targets)}")
+    if plan.trainable_blocks is not None:
+        words.append(f"trainable_blocks {plan.trainable_blocks}")
     if plan.gpus > 1:
         words.append(f"per GPU with {plan.strategy.upper()} on {plan.gpus} GPUs")
     else:
@@ -181,6 +193,7 @@ def describe(plan):
 def print_training(c, plan):
     memory = training_memory(c, plan)
     print(f"\nTraining: {describe(plan)}")
+    print(f"  {Trained(c, plan).total:,} weights are trained")
     for part, n in memory.parts.items():
         print(f"  {part:24}{readable(n):>14}{n / memory.total:>8.1%}")
     print(f"  {'total':24}{readable(memory.total):>14}{1:>8.1%}")
@@ -276,7 +289,8 @@ def plot(c, plan, memory, path):
 def main():
     args = parse_arguments()
     plan = Plan(args.batch_size, args.accumulation, DTYPES.get(args.dtype, args.dtype), args.optimizer,
-                args.activation_checkpointing, args.device, args.gpus, strategy=args.strategy, ema=args.ema)
+                args.activation_checkpointing, args.device, args.gpus, strategy=args.strategy, ema=args.ema,
+                lora_rank=args.lora_rank, lora_targets=tuple(args.lora_targets), trainable_blocks=args.trainable_blocks)
     c = build_config(args)
     print(f"{args.model}: {count_parameters(c):,} parameters\n")
     print_parameters(c)
