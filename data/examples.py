@@ -33,6 +33,11 @@ def next_token_example(parts, block_size):
     return Example(ids[:-1][:block_size], targets[1:][:block_size])
 
 
+def encode_known(text, tokenizer):
+    """The token ids of a text without the characters that the vocabulary lacks."""
+    return tokenizer.encode(text.translate(dict.fromkeys(map(ord, tokenizer.unknown(text)))))
+
+
 class Examples:
     """A list of `Example`, kept in two arrays."""
 
