@@ -5,8 +5,9 @@ import unicodedata
 
 import numpy as np
 
-BLOCK = 60  # characters of a group key: longer than what people write alike by chance
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+SHIFTS = (1, 2, 4, 7, 15, 30)  # by which a hash of n characters becomes one of n + shift; none exceeds its n
+BLOCK = 1 + sum(SHIFTS)  # 60 characters of a group key: longer than what people write alike by chance
+MULTIPLIER = 0x9E3779B97F4A7C15  # of a polynomial hash modulo 2^64
 
 
 def group_key(text):
@@ -51,12 +52,11 @@ def pairs_with_common_block(keys):
     """A list of pairs of indices that connect all keys with a common block."""
     codes = np.frombuffer("".join(keys).encode("utf-32-le"), np.uint32)
     owner = np.repeat(np.arange(len(keys), dtype=np.int32), [len(key) for key in keys])
-    hashes = np.zeros(max(len(codes) - BLOCK + 1, 0), np.uint64)  # of the block that starts at each character
-    for offset in range(BLOCK):
-        hashes *= MULTIPLIER
-        hashes += codes[offset : offset + len(hashes)]
+    hashes = codes.astype(np.uint64)  # of the block that starts at each character
+    for shift in SHIFTS:
+        hashes = hashes[:-shift] * np.uint64(pow(MULTIPLIER, shift, 1 << 64)) + hashes[shift:]
     starts = np.flatnonzero(owner[: len(hashes)] == owner[BLOCK - 1 :])  # of blocks inside one key
-    starts = starts[hashes[starts].argsort(kind="stable")]
+    starts = starts[hashes[starts].argsort()]
     equal = hashes[starts[1:]] == hashes[starts[:-1]]
     pairs = owner[starts[:-1][equal]] * np.int64(len(keys)) + owner[starts[1:][equal]]
     return [divmod(pair, len(keys)) for pair in np.unique(pairs).tolist()]

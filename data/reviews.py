@@ -88,9 +88,9 @@ def as_review(label, text, place):
 
 
 def write_csv(path, columns, rows):
-    """Write a CSV file in UTF-8, in which every field is quoted. Raises UserError."""
+    """Write a CSV file in UTF-8. Raises UserError."""
     content = io.StringIO()
-    csv.writer(content, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows([columns, *rows])
+    csv.writer(content, lineterminator="\n").writerows([columns, *rows])
     with replacing(Path(path)) as file:
         file.write(content.getvalue().encode())
 
