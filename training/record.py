@@ -60,6 +60,9 @@ class Record:
         if self.average:
             with self.average.in_model():
                 line["ema_val_loss"] = self.validation_loss()
+        with self.better_weights(line), autocast(self.device, self.dtype):
+            line |= self.task.measure(self.model.eval())
+        self.model.train()
         self.metrics.append(line)
         loss = min(line["val_loss"], line.get("ema_val_loss", np.inf))
         improved = loss < progress.best_loss
@@ -93,11 +96,16 @@ class Record:
         """Write what follows from last.pt: best.pt if the last evaluation improved, metrics.jsonl and loss.png."""
         line = self.metrics[-1]
         if improved:
-            use_average = line.get("ema_val_loss", np.inf) < line["val_loss"]
-            with self.average.in_model() if use_average else contextlib.nullcontext():
+            with self.better_weights(line):
                 save_best(self.folder / "best.pt", self.model, self.task.tokenizer, self.settings, **self.entries)
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
         plot_losses(self.metrics, self.folder / "loss.png", f"{self.settings.run}: {type(self.model).__name__}")
+
+    def better_weights(self, line):
+        """Context in which the model has the averaged weights if they had the lower validation loss."""
+        if line.get("ema_val_loss", np.inf) < line["val_loss"]:
+            return self.average.in_model()
+        return contextlib.nullcontext()
 
     def complete(self, progress):
         """When resuming: write the results again, in case the run was killed after it wrote last.pt."""
@@ -118,7 +126,8 @@ class Record:
 
     def report(self, line, improved):
         """Print the losses of a line of metrics and a sample; send the losses to TensorBoard."""
-        names = {"train_loss": "training loss", "val_loss": "validation loss", "ema_val_loss": "of averaged weights"}
+        names = {"train_loss": "training loss", "val_loss": "validation loss", "ema_val_loss": "of averaged weights",
+                 "accuracy": "accuracy"}
         losses = "  ".join(f"{text} {line[name]:.4f}" for name, text in names.items() if line.get(name) is not None)
         tqdm.write(f"step {line['step']:5}  {losses}{'  best so far' if improved else ''}")
         if self.board:

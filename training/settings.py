@@ -25,6 +25,8 @@ class DataSettings:
     """Column of the text in a table; None: `text`, or the only one."""
     label_column: str | None = None
     """Column of the label, for classification; None: `label`."""
+    split_seed: int = 0
+    """For classification: which reviews are for validation (5%) and for test (10%). Another seed, another split."""
     mask_padding: bool = True
     """For classification. true: the class is predicted at the last token of a text; false: at the end of the context,
     after padding up to there, which the model has to learn to ignore."""
@@ -52,7 +54,7 @@ class DataSettings:
     """Tokens between the starts of sliding windows, at most block_size; None: 128, or block_size if that is less."""
 
     def __post_init__(self):
-        check_numbers(self, positive=("vocab_size", "max_bytes", "stride"), not_negative=("preview",))
+        check_numbers(self, positive=("vocab_size", "max_bytes", "stride"), not_negative=("preview", "split_seed"))
         if not self.path or self.val_path in ("", []):
             raise UserError("path is empty: pass a text")
 

@@ -1,0 +1,183 @@
+"""Instructions in the Alpaca format: records with `instruction`, `input` and `output`, as prompts with answers."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from data.examples import Examples, next_token_example
+from data.readers import inspect, print_encoding
+from data.tables import clean_text, jsonl_objects, read_json
+from data.tokenizer import MAX_BYTES, train_tokenizer, without_unknown
+from utils.errors import UserError
+from utils.files import replacing
+
+HEADER = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+HEADER_WITH_INPUT = ("Below is an instruction that describes a task, paired with an input that provides further "
+                     "context. Write a response that appropriately completes the request.")
+VALIDATION = 10  # one record of this many is for validation
+
+
+class Instruction(NamedTuple):
+    instruction: str
+    input: str
+    """Empty if there is none."""
+    output: str
+    place: str
+    """Where it is in its file, such as `line 12`."""
+
+
+# ---- Files -----------------------------------------------------------------------------------------------------------
+
+
+def read_instructions(path, options, report):
+    """A list of the Instructions in a .json or .jsonl file; `options` are ReadOptions.
+
+    A record without a valid instruction or output is skipped and counted in the DataReport. Raises UserError if no
+    record is left.
+    """
+    records = []
+    for place, item in read_items(path, options.encoding):
+        try:
+            records.append(as_instruction(item, place))
+        except UserError as reason:
+            report.skip(str(reason), place)
+    if not records:
+        raise UserError(f"{path} contains no instruction: {report.first_skipped() or 'it is empty'}")
+    return records
+
+
+def read_items(path, encoding):
+    """Yield (place, item) of each item of a list, or of each line."""
+    if path.suffix.lower() == ".json":
+        for number, item in enumerate(read_json(path, encoding), 1):
+            yield f"item {number}", item
+    elif path.suffix.lower() == ".jsonl":
+        encoding, _ = inspect(path, encoding)
+        print_encoding(path, encoding)
+        for place, item, _ in jsonl_objects(path, encoding):
+            yield place, item
+    else:
+        raise UserError(f"{path} is not a file of instructions: pass a .json or .jsonl file")
+
+
+def as_instruction(item, place):
+    """The Instruction of an item from a file. Raises UserError with the reason if it is none."""
+    if not isinstance(item, dict):
+        raise UserError("the record is not an object")
+    values = {name: "" if item.get(name) is None else item[name] for name in ("instruction", "input", "output")}
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise UserError(f"its {name} is not a string")
+        if not value.strip():
+            if name != "input":
+                raise UserError(f"its {name} is missing or empty")
+            values[name] = ""
+    return Instruction(**{name: clean_text(value) for name, value in values.items()}, place=place)
+
+
+def write_answers(path, records, answers):
+    """Write a JSON list of the records, each with the answer that a model gave. Raises UserError."""
+    rows = [{"instruction": record.instruction, "input": record.input, "output": record.output, "answer": answer}
+            for record, answer in zip(records, answers, strict=True)]
+    with replacing(Path(path)) as file:
+        file.write(json.dumps(rows, ensure_ascii=False, indent=2).encode())
+
+
+# ---- Prompts ---------------------------------------------------------------------------------------------------------
+
+
+def prompt_text(instruction, input=None):
+    r"""The prompt of the Alpaca format; a blank `input` is the same as none.
+
+    >>> prompt_text("Add.", "1 and 2").partition("request.")[2]
+    '\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n'
+    """
+    if input is None or not input.strip():
+        return f"{HEADER}\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+    return f"{HEADER_WITH_INPUT}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+
+
+def prompt_ids(instruction, input, tokenizer):
+    """The token ids of a prompt. The answer is encoded on its own, so these are the same in training and in use."""
+    return encode_known(prompt_text(instruction, input), tokenizer)
+
+
+def encode_known(text, tokenizer):
+    """The token ids of a text without the characters that the tokenizer lacks."""
+    return tokenizer.encode(without_unknown(text, tokenizer)[0])
+
+
+def instruction_parts(record, tokenizer):
+    """The parts of a record for `next_token_example`: the prompt, and the supervised output with an end-of-text token.
+
+    Raises UserError if the tokenizer has no such token.
+    """
+    if tokenizer.end_of_text is None:
+        raise UserError("the tokenizer has no end-of-text token, which ends an answer: use one that has, such as gpt2")
+    answer = [*encode_known(record.output, tokenizer), tokenizer.end_of_text]
+    return [(prompt_ids(record.instruction, record.input, tokenizer), False), (answer, True)]
+
+
+def instruction_examples(records, tokenizer, block_size, report):
+    """The Examples of the Instructions that fit the context, and a list of these Instructions, in the same order.
+
+    An answer that exceeds the context is cut off there and has no end-of-text token; a record whose prompt fills the
+    context is skipped. Both are counted in the DataReport, and so are characters that the vocabulary lacks, which are
+    removed. Raises UserError if the tokenizer has no end-of-text token.
+    """
+    examples, kept = [], []
+    for record in records:
+        parts = instruction_parts(record, tokenizer)
+        (prompt, _), (answer, _) = parts
+        if len(answer) == 1:
+            report.skip("its output has no character of the vocabulary", record.place)
+            continue
+        if len(prompt) > block_size:
+            report.skip(f"its prompt fills the context of {block_size} tokens", record.place)
+            continue
+        report.keep()
+        if len(prompt) + len(answer) - 1 > block_size:
+            report.change(f"answer cut off at the context of {block_size} tokens, without an end-of-text token",
+                          record.place)
+        if tokenizer.unknown(prompt_text(record.instruction, record.input) + record.output):
+            report.change("removed characters that the tokenizer lacks", record.place)
+        examples.append(next_token_example(parts, block_size))
+        kept.append(record)
+    return Examples(examples), kept
+
+
+# ---- Split -----------------------------------------------------------------------------------------------------------
+
+
+def split_instructions(records):
+    """Split records into two lists: for training, and about a tenth for validation.
+
+    Records with equal instruction and input are on one side. The split depends on these alone, not on the order of
+    the records. Raises UserError if there are fewer than two groups.
+    """
+    groups = Counter(map(group_of, records))
+    if len(groups) < 2:
+        raise UserError("at least two different instructions are needed, one of them for validation: add some")
+    size = max(len(records) // VALIDATION, min(groups.values()))
+    chosen, n_chosen = set(), 0
+    for group in sorted(groups, key=lambda group: hashlib.sha256(json.dumps(group).encode()).digest()):
+        if n_chosen + groups[group] <= size:
+            chosen.add(group)
+            n_chosen += groups[group]
+    train = [record for record in records if group_of(record) not in chosen]
+    val = [record for record in records if group_of(record) in chosen]
+    return train, val
+
+
+def group_of(record):
+    """What records must have in common to be on one side of the split."""
+    return record.instruction.strip(), record.input.strip()
+
+
+def instruction_tokenizer(records, kind, vocab_size=20_000, max_bytes=MAX_BYTES):
+    """A tokenizer of the prompts and outputs of records; the arguments are those of `train_tokenizer`. Raises
+    UserError."""
+    texts = (text for record in records for text in (prompt_text(record.instruction, record.input), record.output))
+    return train_tokenizer(texts, kind, vocab_size, max_bytes).with_special_tokens()

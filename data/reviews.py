@@ -1,0 +1,316 @@
+"""Labelled texts for classification, such as reviews: tables with a label and a text column.
+
+    python -m data.reviews split reviews.csv --seed 0 --out reviews
+
+writes train.csv, val.csv and test.csv, so that a language model can be trained on the training reviews alone.
+"""
+
+import csv
+import hashlib
+import io
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data.duplicates import groups_of
+from data.examples import IGNORED, Example, Examples
+from data.readers import ReadOptions
+from data.report import DataReport
+from data.tables import clean_text, list_columns, open_table, text_column
+from data.tokenizer import MAX_BYTES, train_tokenizer, without_unknown
+from utils.errors import Parser, UserError, command
+from utils.files import replacing
+from utils.printable import one_line
+
+TEXT_COLUMNS = ("text", "review")
+SPLITS = ("train", "val", "test")
+VALIDATION, TEST = 0.05, 0.1  # shares of the reviews
+
+
+class Review(NamedTuple):
+    label: str
+    text: str
+    place: str
+    """Where it is in its file, such as `line 12`."""
+
+
+# ---- Files -----------------------------------------------------------------------------------------------------------
+
+
+def read_reviews(path, options, label_column, report):
+    """A list of the Reviews in a table; `options` are ReadOptions.
+
+    The label column is the one given or `label`; the text column is the one given, `text`, `review` or the only other
+    one. Labels are kept as text. A review without a text is kept with an empty one, and counted in the DataReport; a
+    row without a label is skipped. Raises UserError if a column or all reviews are missing.
+    """
+    table = open_table(path, options)
+    label_column = find_label_column(table, label_column)
+    others = [[name for name in names if name != label_column] for names in table.names]
+    column = text_column(others, options.column, table.where, TEXT_COLUMNS)
+    reviews = []
+    for place, (text, label), _ in table.rows([column, label_column]):
+        try:
+            review = as_review(label, text, place)
+        except UserError as reason:
+            report.skip(str(reason), place)
+            continue
+        report.keep()
+        if not review.text:
+            report.change("empty text, classified by the start token alone", place)
+        reviews.append(review)
+    if not reviews:
+        raise UserError(f"{path} contains no review: {report.first_skipped() or 'it is empty'}")
+    return reviews
+
+
+def find_label_column(table, wanted):
+    name = wanted or "label"
+    if not any(name in names for names in table.names):
+        raise UserError(f"{table.where} has no column {name}: pass the one with the labels as --data.label_column, of "
+                        f"{list_columns(table.names)}")
+    return name
+
+
+def as_review(label, text, place):
+    """The Review of a row. Raises UserError with the reason if it is none."""
+    if label is None or not str(label).strip():
+        raise UserError("its label is missing")
+    if not isinstance(label, str | int | float):
+        raise UserError(f"its label is {type(label).__name__}, not text or a number")
+    if not isinstance(text, str | None):
+        raise UserError(f"its text is {type(text).__name__}")
+    if text is None or not text.strip():
+        text = ""
+    text = clean_text(text).replace("\r", "\n")  # as in a CSV file, so that `split` writes what it read
+    return Review(clean_text(str(label)).strip(), text, place)
+
+
+def write_csv(path, columns, rows):
+    """Write a CSV file in UTF-8. Raises UserError."""
+    content = io.StringIO()
+    csv.writer(content, lineterminator="\n").writerows([columns, *rows])
+    with replacing(Path(path)) as file:
+        file.write(content.getvalue().encode())
+
+
+# ---- Labels ----------------------------------------------------------------------------------------------------------
+
+
+def labels_of(reviews):
+    """The distinct labels: in numeric order if all are numbers, else sorted as text. Raises UserError for fewer than
+    two.
+
+    >>> labels_of([Review("10", "", ""), Review("9", "", ""), Review("10", "", "")])
+    ['9', '10']
+    """
+    labels = sorted({review.label for review in reviews})
+    if len(labels) < 2:
+        raise UserError(f"all reviews have the label {labels[0]}: classification requires at least two labels")
+    numbers = [number(label) for label in labels]
+    if None not in numbers:
+        labels.sort(key=number)
+    return labels
+
+
+def number(label):
+    """The number that a label is, or None."""
+    try:
+        value = float(label)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def label_ids(reviews, labels):
+    """The index in `labels` of each review's label, int64, (N). Raises UserError for a label that is not there."""
+    id_of = {label: i for i, label in enumerate(labels)}
+    for review in reviews:
+        if review.label not in id_of:
+            raise UserError(f"{review.place} has the label {one_line(review.label, 80)}, but the model knows only "
+                            f"{one_line(', '.join(labels), 200)}: correct it or remove the row")
+    return np.array([id_of[review.label] for review in reviews], np.int64)
+
+
+# ---- Split -----------------------------------------------------------------------------------------------------------
+
+
+def split_reviews(reviews, seed):
+    """Split reviews into three lists: for training (85%), validation (5%) and test (10%).
+
+    Near-duplicates are in one list, and each label has its share in each list, as far as near-duplicates permit. The
+    lists depend on the seed and the reviews, not on their order. Raises UserError if a list would lack a label.
+    """
+    labels = labels_of(reviews)
+    ids = label_ids(reviews, labels)
+    groups, counts = {}, {}
+    for review, i, key in zip(reviews, ids, groups_of(review.text for review in reviews), strict=True):
+        groups.setdefault(key, []).append(review)
+        counts.setdefault(key, np.zeros(len(labels), np.int64))[i] += 1  # (classes)
+
+    def order(key):  # large groups first: single reviews fill what they leave
+        return -len(groups[key]), hashlib.sha256(f"{seed} {key}".encode()).digest()
+
+    sizes = split_sizes(np.bincount(ids))
+    room = sizes.copy()
+    splits = [[] for _ in SPLITS]
+    for key in sorted(groups, key=order):
+        share_left = (room - counts[key]) / sizes  # (3, classes), if the group were there
+        split = share_left[:, counts[key] > 0].min(1).argmax()
+        room[split] -= counts[key]
+        splits[split] += sorted(groups[key])
+    for name, lacks in zip(SPLITS, room == sizes, strict=True):
+        if lacks.any():
+            label = one_line(labels[lacks.argmax()], 80)
+            raise UserError(f"the label {label} has too few reviews for a training, a validation and a test set, "
+                            f"near-duplicates counted once ({name} would have none): add some, or remove the label")
+    return splits
+
+
+def split_sizes(counts):
+    """The number of reviews of each label in each split, (3, classes), at least 1, from the number in all."""
+    val, test = (np.maximum(1, (share * counts).round().astype(np.int64)) for share in (VALIDATION, TEST))
+    return np.stack([np.maximum(1, counts - val - test), val, test])
+
+
+# ---- Examples --------------------------------------------------------------------------------------------------------
+
+
+def review_examples(reviews, labels, tokenizer, block_size, fixed_length=False, report=None):
+    """The Examples of reviews, and the index of the review that each belongs to, int64, (number of examples).
+
+    The tokens are the start token and the text; the only target is the label's index in `labels`, at the last token.
+    With `fixed_length`, each example is padded to `block_size` with start tokens, of which the last has the target. A
+    text that exceeds the context is split into chunks of equal length, an example each. Characters that the vocabulary
+    lacks are removed, and counted if there is a DataReport. Raises UserError for an unknown label.
+    """
+    if block_size < 2:
+        raise UserError(f"block_size cannot be {block_size}: it must be >= 2, for the start token and a text")
+    start, examples, review_of = tokenizer.start_id, [], []
+    for i, (review, label) in enumerate(zip(reviews, label_ids(reviews, labels).tolist(), strict=True)):
+        text, unknown = without_unknown(review.text, tokenizer)
+        if report and unknown:
+            report.change("removed characters that the tokenizer lacks", review.place)
+        for chunk in chunks(tokenizer.encode(text), block_size - 1):
+            tokens = [start, *chunk]
+            if fixed_length:
+                tokens += [start] * (block_size - len(tokens))
+            examples.append(Example(tokens, [IGNORED] * (len(tokens) - 1) + [label]))
+            review_of.append(i)
+    return Examples(examples), np.array(review_of, np.int64)
+
+
+def chunks(ids, longest):
+    """Split a list into the fewest parts of at most `longest` items, all but the last of equal length.
+
+    >>> chunks([1, 2, 3, 4, 5], longest=4)
+    [[1, 2, 3], [4, 5]]
+    >>> chunks([], longest=4)
+    [[]]
+    """
+    n_chunks = max(1, math.ceil(len(ids) / longest))
+    size = max(1, math.ceil(len(ids) / n_chunks))
+    return [ids[i : i + size] for i in range(0, max(1, len(ids)), size)]
+
+
+def review_tokenizer(reviews, kind, vocab_size=20_000, max_bytes=MAX_BYTES):
+    """A tokenizer of the texts of reviews; the arguments are those of `train_tokenizer`. Raises UserError."""
+    return train_tokenizer((review.text for review in reviews), kind, vocab_size, max_bytes).with_special_tokens()
+
+
+# ---- Scores ----------------------------------------------------------------------------------------------------------
+
+
+def combine(probabilities, review_of):
+    """The mean of the probabilities of each review's chunks, (reviews, classes), from (chunks, classes) and (chunks).
+
+    >>> combine(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 0])).round(2).tolist()
+    [[0.65, 0.35]]
+    """
+    n_chunks = np.bincount(review_of)
+    total = np.zeros((len(n_chunks), probabilities.shape[1]))
+    np.add.at(total, review_of, probabilities)
+    return total / n_chunks[:, None]
+
+
+class Scores(NamedTuple):
+    """Results per review. An undefined precision, recall or F1 (0 / 0) is 0."""
+
+    labels: list
+    accuracy: float
+    majority_accuracy: float
+    """Accuracy of always predicting the most frequent label."""
+    precision: np.ndarray  # (classes), as recall and f1
+    recall: np.ndarray
+    f1: np.ndarray
+    macro_f1: float
+    """Mean of the labels' F1."""
+    confusion: np.ndarray
+    """Number of reviews by true (row) and predicted label (column), (classes, classes)."""
+
+
+def scores(labels, true_ids, probabilities):
+    """The Scores of predictions (reviews, classes), where the true labels are `labels[true_ids]`."""
+    confusion = np.zeros((len(labels), len(labels)), np.int64)
+    np.add.at(confusion, (true_ids, probabilities.argmax(1)), 1)
+    correct, true, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    f1 = 2 * correct / np.maximum(true + predicted, 1)
+    return Scores(labels, correct.sum() / len(true_ids), true.max() / len(true_ids), correct / np.maximum(predicted, 1),
+                  correct / np.maximum(true, 1), f1, f1.mean(), confusion)
+
+
+def format_scores(result):
+    """Scores as a table of lines."""
+    names = [one_line(label, 40) for label in result.labels]
+    width = max(len(name) for name in [*names, "label"])
+    lines = [f"{'label':{width}}  reviews  precision  recall     F1"]
+    columns = result.confusion.sum(1), result.precision, result.recall, result.f1
+    for name, n, precision, recall, f1 in zip(names, *columns, strict=True):
+        lines.append(f"{name:{width}} {n:8,} {precision:10.3f} {recall:7.3f} {f1:6.3f}")
+    lines.append(f"accuracy {result.accuracy:.2%} (always the most frequent label: {result.majority_accuracy:.2%}), "
+                 f"macro F1 {result.macro_f1:.3f}")
+    return "\n".join(lines)
+
+
+def write_errors(path, reviews, labels, probabilities):
+    """Write the misclassified reviews as CSV, with the predicted label and its probability. Raises UserError."""
+    rows = []
+    for review, true, row in zip(reviews, label_ids(reviews, labels), probabilities, strict=True):
+        predicted = row.argmax()
+        if predicted != true:
+            rows.append([review.place, review.label, labels[predicted], f"{row[predicted]:.4f}", review.text])
+    write_csv(path, ["place", "label", "predicted", "probability", "text"], rows)
+
+
+# ---- Command line ----------------------------------------------------------------------------------------------------
+
+
+@command
+def main():
+    parser = Parser(__doc__)
+    commands = parser.add_subparsers(required=True)
+    split = commands.add_parser("split", help="split a table into train.csv, val.csv and test.csv")
+    split.add_argument("file", type=Path, help="a .csv, .tsv, .jsonl, .json or .parquet file")
+    split.add_argument("--label_column", help="the column that contains the label (label)")
+    split.add_argument("--column", help="the column that contains the text (text, review or the only other one)")
+    split.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    split.add_argument("--out", type=Path, required=True, help="the folder for the three files")
+    args = parser.parse_args()
+
+    report = DataReport(args.file, "reviews")
+    reviews = read_reviews(args.file, ReadOptions(column=args.column), args.label_column, report)
+    splits = split_reviews(reviews, args.seed)
+    report.print()
+    labels = labels_of(reviews)
+    for name, part in zip(SPLITS, splits, strict=True):
+        path = args.out / f"{name}.csv"
+        write_csv(path, ["label", "text"], [(review.label, review.text) for review in part])
+        counts = np.bincount(label_ids(part, labels))
+        listed = ", ".join(f"{label}: {count:,}" for label, count in zip(labels, counts, strict=True))
+        print(f"{path}: {len(part):,} reviews ({one_line(listed, 200)})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Classification: the model labels texts, such as reviews."""
+
+import numpy as np
+import torch
+
+from data.corpora import list_files
+from data.reviews import (
+    as_review,
+    combine,
+    label_ids,
+    labels_of,
+    read_reviews,
+    review_examples,
+    review_tokenizer,
+    scores,
+    split_reviews,
+)
+from data.tables import TABLES
+from tasks.examples import ExampleTask
+from utils.printable import one_line
+
+BATCH = 32  # examples that are classified at once
+
+
+class Classifier:
+    """A model that labels texts."""
+
+    hint = "Type a text: the model prints its label, and the probability of each label."
+    continues_text = streams = has_history = False
+
+    def __init__(self, model, tokenizer, entry, tell):
+        self.model, self.tokenizer, self.entry = model, tokenizer, entry
+
+    def answer(self, text, config):
+        """Yield the label of a text and the probabilities of all labels, the most likely one first."""
+        labels = self.entry["labels"]
+        [probabilities] = classify(self.model, self.tokenizer, self.entry, [as_review(labels[0], text, "")])
+        order = probabilities.argsort()[::-1]
+        yield ", ".join(f"{labels[i]} {probabilities[i]:.1%}" for i in order)
+
+
+class Classification(ExampleTask):
+    """Training on labelled texts."""
+
+    answers = Classifier
+    noun = "reviews"
+
+    def __init__(self, settings, options, tokenizer):
+        self.label_column, self.split_seed = settings.data.label_column, settings.data.split_seed
+        super().__init__(settings, options, tokenizer)
+        self.n_labels = len(self.labels)
+        self.info = {"labels": self.labels, "mask_padding": self.data.mask_padding}
+
+    def read(self, path, val_path):
+        """Read the reviews. Raises UserError."""
+        reviews = self.read_files(path)
+        self.labels = labels_of(reviews)
+        if val_path is None:
+            self.reviews = split_reviews(reviews, self.split_seed)[:2]
+        else:
+            self.reviews = reviews, self.read_files(val_path)
+
+    def read_files(self, path):
+        files = list_files(path, TABLES)
+        return [review for file in files
+                for review in read_reviews(file, self.options, self.label_column, self.report)]
+
+    def build_tokenizer(self, kind):
+        return review_tokenizer(self.reviews[0], kind, self.data.vocab_size, self.data.max_bytes)
+
+    def make_examples(self, block_size):
+        print(one_line(f"labels: {', '.join(self.labels)}"))
+        return [review_examples(reviews, self.labels, self.tokenizer, block_size, not self.data.mask_padding,
+                                self.report)[0] for reviews in self.reviews]
+
+    def measure(self, model):
+        """The accuracy per review on the validation reviews."""
+        reviews = self.reviews[1]
+        probabilities = classify(model, self.tokenizer, self.info, reviews)
+        return {"accuracy": float(scores(self.labels, label_ids(reviews, self.labels), probabilities).accuracy)}
+
+    def samples(self, model, config):
+        return []
+
+    @staticmethod
+    def is_valid(entry):
+        """Whether the entry of a checkpoint, read from a file, is one of this task."""
+        labels = entry.get("labels")
+        if entry.keys() != {"kind", "labels", "mask_padding"} or not isinstance(entry["mask_padding"], bool):
+            return False
+        return isinstance(labels, list) and len(labels) > 1 and all(isinstance(label, str) for label in labels)
+
+
+@torch.no_grad()
+def classify(model, tokenizer, entry, reviews):
+    """The probabilities of the labels of reviews, (reviews, classes): the mean over the chunks of a long one.
+
+    `entry` is the task in a checkpoint. The model should be in evaluation mode.
+    """
+    examples, review_of = review_examples(reviews, entry["labels"], tokenizer, model.block_size,
+                                          not entry["mask_padding"])
+    device = model.head.weight.device
+    probabilities = np.empty((len(examples), len(entry["labels"])))
+    order = examples.lengths.argsort(kind="stable")
+    for start in range(0, len(order), BATCH):
+        indices = order[start : start + BATCH]
+        x, _ = examples.batch(indices)
+        last = torch.from_numpy(examples.lengths[indices] - 1).to(device)
+        logits = model(x.to(device))[0]  # (B, T, classes)
+        logits = logits[torch.arange(len(indices), device=device), last]
+        probabilities[indices] = logits.softmax(dim=-1).cpu().numpy()
+    return combine(probabilities, review_of)
