@@ -1,5 +1,6 @@
 """What became of the records of a file: printed before the first step, as it explains most models that do not learn."""
 
+import itertools
 import sys
 
 import numpy as np
@@ -55,19 +56,14 @@ def print_examples(name, examples):
           f"supervised ({share:.0%}); length {low} (10%), {median} (median), {high} (90%), {longest} (longest)")
 
 
-def preview(examples, tokenizer, n):
-    """Print the first n of `Examples` of a language model, with the tokens that are predicted in green; where output is
-    not a terminal, between ⟦ and ⟧."""
+def highlight(example, tokenizer):
+    """The text of an `Example` of a language model, with the tokens that are predicted in green; where output is not a
+    terminal, between ⟦ and ⟧."""
     start, end = ("\033[32m", "\033[0m") if sys.stdout.isatty() else ("⟦", "⟧")
-    for i in range(min(n, len(examples))):
-        tokens, targets = examples[i]
-        print(f"---- example {i + 1}: {len(tokens)} tokens ----")
-        supervised = [False, *(targets != IGNORED)]  # each token but the first is, or is not, a target
-        ids = [*tokens, targets[-1] if supervised[-1] else None]
-        text, first = [], 0
-        for j in range(1, len(ids) + 1):
-            if j == len(ids) or supervised[j] != supervised[first]:
-                run = escape_controls(tokenizer.decode([i for i in ids[first:j] if i is not None]))
-                text.append(f"{start}{run}{end}" if supervised[first] else run)
-                first = j
-        print("".join(text))
+    ids = [*example.tokens, example.targets[-1]]
+    supervised = [False, *(target != IGNORED for target in example.targets)]  # the first token is no target
+    parts = []
+    for is_target, group in itertools.groupby(zip(ids, supervised, strict=True), key=lambda pair: pair[1]):
+        text = escape_controls(tokenizer.decode([i for i, _ in group if i != IGNORED]))
+        parts.append(f"{start}{text}{end}" if is_target else text)
+    return "".join(parts)

@@ -17,7 +17,7 @@ from data.reviews import (
 )
 from data.tables import TABLES
 from tasks.examples import ExampleTask
-from utils.printable import one_line
+from utils.printable import escape_controls, one_line
 
 BATCH = 32  # examples that are classified at once
 
@@ -45,8 +45,9 @@ class Classification(ExampleTask):
     answers = Classifier
     noun = "reviews"
 
-    def __init__(self, settings, options, tokenizer):
+    def __init__(self, settings, options, tokenizer, entry=None):
         self.label_column, self.split_seed = settings.data.label_column, settings.data.split_seed
+        self.labels = entry and entry["labels"]
         super().__init__(settings, options, tokenizer)
         self.n_labels = len(self.labels)
         self.info = {"labels": self.labels, "mask_padding": self.data.mask_padding}
@@ -54,9 +55,11 @@ class Classification(ExampleTask):
     def read(self, path, val_path):
         """Read the reviews. Raises UserError."""
         reviews = self.read_files(path)
-        self.labels = labels_of(reviews)
+        self.labels = self.labels or labels_of(reviews)
         if val_path is None:
-            self.reviews = split_reviews(reviews, self.split_seed)[:2]
+            *self.reviews, test = split_reviews(reviews, self.split_seed)
+            print(f"split: {len(self.reviews[0]):,} reviews for training, {len(self.reviews[1]):,} for validation; "
+                  f"{len(test):,} are left for a test: python estimate.py --split test")
         else:
             self.reviews = reviews, self.read_files(val_path)
 
@@ -81,6 +84,10 @@ class Classification(ExampleTask):
 
     def samples(self, model, config):
         return []
+
+    def print_example(self, example):
+        label = self.labels[example.targets[-1]]
+        print(escape_controls(f"{label}: {self.tokenizer.decode(example.tokens)}"))
 
     @staticmethod
     def is_valid(entry):

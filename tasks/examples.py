@@ -3,7 +3,7 @@
 import hashlib
 
 from data.examples import ExampleBatches
-from data.report import DataReport, preview, print_examples
+from data.report import DataReport, highlight, print_examples
 from data.tokenizer import load_tokenizer
 from models.generate import generate_text
 from utils.errors import UserError
@@ -16,9 +16,9 @@ class ExampleTask:
     info = {}
     n_labels = None
 
-    def __init__(self, settings, options, tokenizer):
+    def __init__(self, settings, options, tokenizer, entry=None):
         """Read the data of Settings; `options` are its ReadOptions. `tokenizer` is an object, `char`, `bpe` or what
-        `load_tokenizer` takes."""
+        `load_tokenizer` takes. `entry` is the task of the checkpoint that the model comes from, if it is the same."""
         self.data, self.options = settings.data, options
         self.report = DataReport(self.data.path, self.noun)
         self.read(self.data.path, self.data.val_path)
@@ -39,7 +39,12 @@ class ExampleTask:
             if not len(examples):
                 raise UserError(f"{self.data.path} has no example for {name}: {self.report.first_skipped()}. Use more "
                                 "data, or a larger --model.block_size")
-        preview(self.train, self.tokenizer, self.data.preview)
+        for i in range(min(self.data.preview, len(self.train))):
+            print(f"---- example {i + 1}: {self.train.lengths[i]} tokens ----")
+            self.print_example(self.train[i])
+
+    def print_example(self, example):
+        print(highlight(example, self.tokenizer))
 
     def train_batches(self, training):
         """A function from a step to its micro-batches, by TrainingSettings."""

@@ -32,7 +32,7 @@ class Language:
 
     answers = Completion
 
-    def __init__(self, settings, options, tokenizer):
+    def __init__(self, settings, options, tokenizer, entry=None):
         """Open the text of Settings; `options` are its ReadOptions, `tokenizer` is as for `open_tokens`."""
         self.data = data = settings.data
         self.text = text = open_tokens(data.path, options, tokenizer, data.vocab_size, data.max_bytes, data.dtype,

@@ -3,10 +3,12 @@
 import json
 import sys
 
+import pytest
+
 from data.dialogues import dialogue_examples, read_dialogues
 from data.examples import IGNORED, Example, Examples
 from data.readers import ReadOptions
-from data.report import DataReport, preview, print_examples
+from data.report import DataReport, highlight, print_examples
 from data.tokenizer import CharTokenizer
 
 LETTERS = CharTokenizer("ABCDEFGH\x1b", special=True)
@@ -53,32 +55,15 @@ def test_reports_are_one_line_per_reason_without_control_characters(capsys):
         "    skipped 1: other (first: line 2)"]
 
 
-PREVIEWED = Examples([
-    Example([10, 0, 1, 11, 10, 2, 3], [IGNORED] * 4 + [2, 3, 11]),
-    Example([0, 1, 2, 3], [1, IGNORED, 3, IGNORED]),
-    Example([8, 1], [1, 2]),
-    Example([0], [1]),
-])
-
-
-def test_a_preview_marks_supervised_tokens(monkeypatch, capsys):
-    preview(PREVIEWED, LETTERS, 3)
-    text = """\
----- example 1: 7 tokens ----
-<|im_start|>AB<|im_end|><|im_start|>⟦CD<|im_end|>⟧
----- example 2: 4 tokens ----
-A⟦B⟧C⟦D⟧
----- example 3: 2 tokens ----
-\\x1b⟦BC⟧
-"""
-    assert capsys.readouterr().out == text
+@pytest.mark.parametrize("example, text", [
+    (Example([10, 0, 1, 11, 10, 2, 3], [IGNORED] * 4 + [2, 3, 11]),
+     "<|im_start|>AB<|im_end|><|im_start|>⟦CD<|im_end|>⟧"),
+    (Example([0, 1, 2, 3], [1, IGNORED, 3, IGNORED]), "A⟦B⟧C⟦D⟧"),
+    (Example([8, 1], [1, 2]), r"\x1b⟦BC⟧"),
+    (Example([0], [1]), "A⟦B⟧"),
+])  # fmt: skip
+def test_supervised_tokens_are_highlighted(monkeypatch, example, text):
+    example = Examples([example])[0]
+    assert highlight(example, LETTERS) == text
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    preview(PREVIEWED, LETTERS, 3)
-    assert capsys.readouterr().out == text.replace("⟦", "\033[32m").replace("⟧", "\033[0m")
-
-
-def test_a_preview_ends_with_the_last_example(capsys):
-    preview(PREVIEWED, LETTERS, 10)
-    assert capsys.readouterr().out.count("----\n") == 4
-    preview(PREVIEWED, LETTERS, 0)
-    assert capsys.readouterr().out == ""
+    assert highlight(example, LETTERS) == text.replace("⟦", "\033[32m").replace("⟧", "\033[0m")

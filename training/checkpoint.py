@@ -160,6 +160,7 @@ def read_start(path):
         raise UserError(f"{path} has only the weights that LoRA trained: start from a complete model, which is trained "
                         "with --lora.merge true")
     checkpoint["config"] = vars(check_model(checkpoint, path)[0])
+    check_task(checkpoint, path)
     return checkpoint
 
 

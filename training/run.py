@@ -110,7 +110,9 @@ def open_task(settings, checkpoint):
     if checkpoint:
         tokenizer = tokenizer_from_dict(checkpoint["tokenizer"], "the checkpoint")
     options = ReadOptions(data.column, data.encoding, data.delimiter, data.document_separator)
-    return TASKS[settings.task](settings, options, tokenizer)
+    entry = checkpoint and checkpoint.get("task")
+    same = entry and entry["kind"] == settings.task
+    return TASKS[settings.task](settings, options, tokenizer, entry if same else None)
 
 
 def model_config(model, vocab_size, n_labels=None, start=None):

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from training.checkpoint import read_checkpoint
-from training.checks import check_model, tensor_problem
+from training.checks import check_model, check_task, tensor_problem
 from training.loop import Progress
 from utils.errors import UserError
 from utils.fields import has_type
@@ -35,6 +35,7 @@ def read_run(path):
         raise UserError(f"{path} does not contain the full training state that --resume needs: use a last.pt from this "
                         "version of train.py, or start a new run with --run NAME")
     check_model(checkpoint, path)
+    check_task(checkpoint, path)
     check_values(checkpoint["progress"], PROGRESS, "progress", path)
     check_values(checkpoint["run_config"], RUN_CONFIG, "run_config", path)
     if checkpoint["scaler"]:  # empty unless the run uses float16
