@@ -352,6 +352,7 @@ class Step(Ledger):
         passed = 0
         for op in reversed(ops):
             passed = self.backward_op(op, passed)
+        self.drop("backward buffers", passed)  # of the first trained operation, which nothing before it needs
         self.add_gradient(self.trained.per_block - sum(op.trained for op in ops))  # biases
 
     def backward_embeddings(self):
