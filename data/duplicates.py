@@ -26,7 +26,7 @@ def groups_of(texts):
     """The group of each text, as the smallest key in it, which does not depend on the order of the texts.
 
     Texts with equal keys, or with a common block of BLOCK characters in their keys, such as the footer of a web page,
-    are in one group. Time and memory are proportional to the length of the texts.
+    are in one group. Memory is proportional to the length of all texts, and so is the time, but for sorting.
     """
     keys = [group_key(text) for text in texts]
     parent = list(range(len(keys)))
