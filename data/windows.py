@@ -108,12 +108,17 @@ class WindowBatches:
 
     same_shape = True
 
-    def __init__(self, windows, accumulation):
-        self.windows, self.accumulation = windows, accumulation
+    def __init__(self, windows, accumulation, dropout=None):
+        """`dropout` is a BPEDropout, or None."""
+        self.windows, self.accumulation, self.dropout = windows, accumulation, dropout
         self.steps_per_epoch = -(-windows.batches_per_epoch // accumulation)
 
     def __call__(self, step):
-        return [self.windows.batch(step, i) for i in range(self.accumulation)]
+        batches = [self.windows.batch(step, i) for i in range(self.accumulation)]
+        if self.dropout is None:
+            return batches
+        random = np.random.default_rng((self.windows.seed, 1, step))
+        return [self.dropout.windows(x, y, random) for x, y in batches]
 
 
 class ConsecutiveWindows:

@@ -3,7 +3,9 @@
 import numpy as np
 import torch
 
+from data.bpe_dropout import BPEDropout
 from data.corpora import list_files
+from data.examples import Example, padded
 from data.reviews import (
     as_review,
     combine,
@@ -49,7 +51,7 @@ class Classification(ExampleTask):
         self.label_column, self.split_seed = settings.data.label_column, settings.data.split_seed
         self.labels = entry and entry["labels"]
         super().__init__(settings, options, tokenizer)
-        self.n_labels = len(self.labels)
+        self.head = {"n_labels": len(self.labels), "auxiliary_lm": self.data.auxiliary_lm > 0}
         self.info = {"labels": self.labels, "mask_padding": self.data.mask_padding}
 
     def read(self, path, val_path):
@@ -76,6 +78,19 @@ class Classification(ExampleTask):
         return [review_examples(reviews, self.labels, self.tokenizer, block_size, not self.data.mask_padding,
                                 self.report)[0] for reviews in self.reviews]
 
+    def augment(self):
+        data = self.data
+        dropout = BPEDropout(self.tokenizer, data.bpe_dropout) if data.bpe_dropout else None
+
+        def augment(example, random):
+            if dropout:
+                example = dropout.labelled(example, self.block_size, random)
+            if data.auxiliary_lm:
+                example = with_next_tokens(example, data.auxiliary_lm, len(self.labels), random)
+            return example
+
+        return augment
+
     def measure(self, model):
         """The accuracy per review on the validation reviews."""
         reviews = self.reviews[1]
@@ -98,6 +113,15 @@ class Classification(ExampleTask):
         return isinstance(labels, list) and len(labels) > 1 and all(isinstance(label, str) for label in labels)
 
 
+def with_next_tokens(example, share, n_labels, random):
+    """An Example with the label as the target at all tokens, rather than only at the last one, but for a random `share`
+    of them: there it is n_labels plus the next token, the number of that token for the second head of a model."""
+    targets = np.full(len(example.tokens), example.targets[-1])
+    chosen = random.random(len(targets) - 1) < share
+    targets[:-1][chosen] = n_labels + np.asarray(example.tokens)[1:][chosen]
+    return Example(example.tokens, targets)
+
+
 @torch.no_grad()
 def classify(model, tokenizer, entry, reviews):
     """The probabilities of the labels of reviews, (reviews, classes): the mean over the chunks of a long one.
@@ -111,7 +135,7 @@ def classify(model, tokenizer, entry, reviews):
     order = examples.lengths.argsort(kind="stable")
     for start in range(0, len(order), BATCH):
         indices = order[start : start + BATCH]
-        x, _ = examples.batch(indices)
+        x, _ = padded([examples[i] for i in indices])
         last = torch.from_numpy(examples.lengths[indices] - 1).to(device)
         logits = model(x.to(device))[0]  # (B, T, classes)
         logits = logits[torch.arange(len(indices), device=device), last]

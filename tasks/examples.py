@@ -2,6 +2,7 @@
 
 import hashlib
 
+from data.bpe_dropout import BPEDropout
 from data.examples import ExampleBatches
 from data.report import DataReport, highlight, print_examples
 from data.tokenizer import load_tokenizer
@@ -14,7 +15,7 @@ class ExampleTask:
 
     noun = "records"
     info = {}
-    n_labels = None
+    head = {}  # fields of ModelConfig
 
     def __init__(self, settings, options, tokenizer, entry=None):
         """Read the data of Settings; `options` are its ReadOptions. `tokenizer` is an object, `char`, `bpe` or what
@@ -48,7 +49,14 @@ class ExampleTask:
 
     def train_batches(self, training):
         """A function from a step to its micro-batches, by TrainingSettings."""
-        return ExampleBatches(self.train, training.batch_size, training.accumulation, training.seed)
+        return ExampleBatches(self.train, training.batch_size, training.accumulation, training.seed, self.augment())
+
+    def augment(self):
+        """A function that varies an example of a training batch, as for `ExampleBatches`, or None."""
+        if not self.data.bpe_dropout:
+            return None
+        dropout = BPEDropout(self.tokenizer, self.data.bpe_dropout)
+        return lambda example, random: dropout.next_tokens(example, self.block_size, random)
 
     def val_batches(self, batch_size):
         return self.val.batches(batch_size)

@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 
+from data.bpe_dropout import BPEDropout
 from data.prepare import open_tokens
 from data.windows import ConsecutiveWindows, WindowBatches, check_length, make_windows
 from models.generate import generate_text
@@ -42,7 +43,7 @@ class Language:
                        f"{len(text.val):,} for validation, {self.tokenizer.vocab_size:,} in the vocabulary"))
 
     info = {}  # no field of the checkpoint besides the kind
-    n_labels = None
+    head = {}  # fields of ModelConfig
 
     def prepare(self, block_size):
         """Prepare examples for this context length. Raises UserError if there is none."""
@@ -53,7 +54,8 @@ class Language:
         """A function from a step to its micro-batches, by TrainingSettings. Raises UserError."""
         windows = make_windows(self.text.train, self.data, self.block_size, training.batch_size, training.accumulation,
                                training.seed)
-        return WindowBatches(windows, training.accumulation)
+        dropout = BPEDropout(self.tokenizer, self.data.bpe_dropout) if self.data.bpe_dropout else None
+        return WindowBatches(windows, training.accumulation, dropout)
 
     def val_batches(self, batch_size):
         return ConsecutiveWindows(self.text.val, self.block_size, batch_size)
