@@ -52,7 +52,8 @@ class Classification(ExampleTask):
         self.labels = entry and entry["labels"]
         super().__init__(settings, options, tokenizer)
         self.head = {"n_labels": len(self.labels), "auxiliary_lm": self.data.auxiliary_lm > 0}
-        self.info = {"labels": self.labels, "mask_padding": self.data.mask_padding}
+        self.info = {"labels": self.labels, "mask_padding": self.data.mask_padding,
+                     "both_directions": self.data.both_directions}
 
     def read(self, path, val_path):
         """Read the reviews. Raises UserError."""
@@ -85,6 +86,8 @@ class Classification(ExampleTask):
         def augment(example, random):
             if dropout:
                 example = dropout.labelled(example, self.block_size, random)
+            if data.both_directions and random.random() < 0.5:
+                example = backward(example, self.tokenizer)
             if data.auxiliary_lm:
                 example = with_next_tokens(example, data.auxiliary_lm, len(self.labels), random)
             return example
@@ -108,9 +111,15 @@ class Classification(ExampleTask):
     def is_valid(entry):
         """Whether the entry of a checkpoint, read from a file, is one of this task."""
         labels = entry.get("labels")
-        if entry.keys() != {"kind", "labels", "mask_padding"} or not isinstance(entry["mask_padding"], bool):
+        flags = [entry.get("mask_padding"), entry.get("both_directions")]
+        if len(entry) != 4 or not all(isinstance(flag, bool) for flag in flags):
             return False
         return isinstance(labels, list) and len(labels) > 1 and all(isinstance(label, str) for label in labels)
+
+
+def backward(example, tokenizer):
+    """An Example whose text is read from its end; a start token of its own tells the model."""
+    return Example([tokenizer.message_start, *example.tokens[:0:-1]], example.targets)
 
 
 def with_next_tokens(example, share, n_labels, random):
@@ -124,20 +133,24 @@ def with_next_tokens(example, share, n_labels, random):
 
 @torch.no_grad()
 def classify(model, tokenizer, entry, reviews):
-    """The probabilities of the labels of reviews, (reviews, classes): the mean over the chunks of a long one.
+    """The probabilities of the labels of reviews, (reviews, classes): the mean over the chunks of a long one and, if the
+    model reads both ways, over the two directions.
 
     `entry` is the task in a checkpoint. The model should be in evaluation mode.
     """
     examples, review_of = review_examples(reviews, entry["labels"], tokenizer, model.block_size,
                                           not entry["mask_padding"])
     device = model.head.weight.device
-    probabilities = np.empty((len(examples), len(entry["labels"])))
+    probabilities = np.zeros((len(examples), len(entry["labels"])))
     order = examples.lengths.argsort(kind="stable")
     for start in range(0, len(order), BATCH):
         indices = order[start : start + BATCH]
-        x, _ = padded([examples[i] for i in indices])
+        readings = [[examples[i] for i in indices]]
+        if entry["both_directions"]:
+            readings.append([backward(example, tokenizer) for example in readings[0]])
         last = torch.from_numpy(examples.lengths[indices] - 1).to(device)
-        logits = model(x.to(device))[0]  # (B, T, classes)
-        logits = logits[torch.arange(len(indices), device=device), last]
-        probabilities[indices] = logits.softmax(dim=-1).cpu().numpy()
+        for reading in readings:
+            logits = model(padded(reading)[0].to(device))[0]  # (B, T, classes)
+            logits = logits[torch.arange(len(indices), device=device), last]
+            probabilities[indices] += logits.softmax(dim=-1).cpu().numpy() / len(readings)
     return combine(probabilities, review_of)
