@@ -133,8 +133,8 @@ def with_next_tokens(example, share, n_labels, random):
 
 @torch.no_grad()
 def classify(model, tokenizer, entry, reviews):
-    """The probabilities of the labels of reviews, (reviews, classes): the mean over the chunks of a long one and, if the
-    model reads both ways, over the two directions.
+    """The probabilities of the labels of reviews, (reviews, classes): the mean over the chunks of a long review and, if
+    the model reads both ways, over the two directions.
 
     `entry` is the task in a checkpoint. The model should be in evaluation mode.
     """
