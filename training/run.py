@@ -41,7 +41,8 @@ def train_in(folder, settings):
     saved = open_run(folder, settings.resume)
     start = None if saved or settings.init is None else read_start(settings.init)
     task = open_task(settings, saved or start)
-    config = model_config(settings.model, task.tokenizer.vocab_size, task.n_labels, start)
+    sizes = saved if settings.init else None  # those of --init, which may be gone by now
+    config = model_config(settings.model, task.tokenizer.vocab_size, task.n_labels, start or sizes)
     task.prepare(config.block_size)
     if saved:
         check_same_run(saved, settings, config, task, folder / "last.pt")
