@@ -39,7 +39,7 @@ def train(settings):
 def train_in(folder, settings):
     """`train`, in a folder that no other process uses."""
     saved = open_run(folder, settings)
-    start = None if saved or settings.init is None else read_start(settings.init)
+    start = None if saved else open_start(settings)
     task = open_task(settings, saved or start)
     sizes = saved if settings.init else None  # those of --init, which may be gone by now
     config = model_config(settings.model, task.tokenizer.vocab_size, task.n_labels, start or sizes)
@@ -103,22 +103,33 @@ def open_run(folder, settings):
     return None
 
 
+def open_start(settings):
+    """The checkpoint that a new run starts from; None if there is none. Raises UserError if the task cannot use it."""
+    if settings.init is None:
+        return None
+    start = read_start(settings.init)
+    if start["config"]["n_labels"] is not None and settings.task != "classification":
+        raise UserError(f"{checkpoint_file(settings.init)} is a classifier, and its head predicts labels: for the task "
+                        f"{settings.task}, start from the model that it was trained from")
+    return start
+
+
 def open_task(settings, checkpoint):
     """The task of a run, with its data and its tokenizer: that of a checkpoint, if there is one. Raises UserError."""
     data = settings.data
-    tokenizer = data.tokenizer
-    file = checkpoint_file(tokenizer)
-    if checkpoint is None and file.suffix == ".pt" and (file.is_file() or file == Path(tokenizer)):
-        checkpoint = read_checkpoint(file)
-    elif checkpoint:
+    tokenizer, entry = data.tokenizer, None
+    if checkpoint:
         if tokenizer != DataSettings().tokenizer:
             print(f"the tokenizer is that of the checkpoint, not {one_line(tokenizer)}")
-    if checkpoint:
         tokenizer = tokenizer_from_dict(checkpoint["tokenizer"], "the checkpoint")
+        if checkpoint.get("task", {}).get("kind") == settings.task:
+            entry = checkpoint["task"]
+    else:
+        file = checkpoint_file(tokenizer)
+        if file.suffix == ".pt" and (file.is_file() or file == Path(tokenizer)):
+            tokenizer = tokenizer_from_dict(read_checkpoint(file)["tokenizer"], "the checkpoint")
     options = ReadOptions(data.column, data.encoding, data.delimiter, data.document_separator)
-    entry = checkpoint and checkpoint.get("task")
-    same = entry and entry["kind"] == settings.task
-    return TASKS[settings.task](settings, options, tokenizer, entry if same else None)
+    return TASKS[settings.task](settings, options, tokenizer, entry)
 
 
 def model_config(model, vocab_size, n_labels=None, start=None):
