@@ -137,12 +137,15 @@ def test_yaml(tmp_path, fuzz):
     settings = dataclasses.asdict(parse_settings(["--run=a", "--model.name=GPT2", "--training.batch_size=3"]))
     del settings["resume"]
     content = yaml.safe_dump(settings, sort_keys=False).encode()
+    defaults = parse_settings([])
     for mutated, parsed in load_mutated(path, content, lambda: parse_settings([str(path)]), 300 * fuzz):
         found = yaml.load(mutated.decode("utf-8-sig"), yaml.BaseLoader)  # every value as text
-        for section in ("data", "model", "optim", "training", "output", "sampling"):
+        for section in ("data", "model", "optim", "training", "lora", "output", "sampling"):
             for name, value in (found.get(section) or {}).items():
                 used = getattr(getattr(parsed, section), name)
-                if isinstance(used, str) and isinstance(value, str) and "path" not in name and name != "folder":
+                if value == "":  # a blank value is left out
+                    assert used == getattr(getattr(defaults, section), name)
+                elif isinstance(used, str) and isinstance(value, str) and "path" not in name and name != "folder":
                     assert used == value
                 elif type(used) is int:
                     assert float(value.strip("\ufeff")) == used

@@ -185,7 +185,7 @@ def test_characters_that_the_vocabulary_lacks_are_removed_and_counted():
     assert kept == records[:2]
     assert examples[0].targets[-4:].tolist() == [*tokenizer.encode("Hi."), tokenizer.end_of_text]
     assert tokenizer.decode(examples[0].tokens) == prompt_text("Say  it.") + "Hi."
-    assert report.changed == {"characters that the vocabulary lacks removed": (1, "item 1")}
+    assert report.changed == {"removed characters that the tokenizer lacks": (1, "item 1")}
     assert report.first_skipped() == "item 3: its output has no character of the vocabulary"
 
 

@@ -165,18 +165,17 @@ def test_the_settings_of_a_resumed_run_start_a_new_one(folder, monkeypatch):
 @pytest.mark.parametrize("saves", [0, 2, 3], ids=["at the start", "in the middle", "at the end"])
 def test_a_kill_between_last_pt_and_best_pt_loses_nothing(folder, monkeypatch, saves):
     run(tiny_settings("--run=uninterrupted"))  # each of its four evaluations is the best so far
-    save_checkpoint, saved = training.record.save_checkpoint, []
+    save_best, saved = training.record.save_best, []
 
     def killed_before_best(path, *rest, **more):
-        if path.name == "best.pt":
-            if len(saved) == saves:
-                raise KeyboardInterrupt
-            saved.append(path)
-        save_checkpoint(path, *rest, **more)
+        if len(saved) == saves:
+            raise KeyboardInterrupt
+        saved.append(path)
+        save_best(path, *rest, **more)
 
     out = folder / "checkpoints" / "tiny"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training.record, "save_checkpoint", killed_before_best)
+        patch.setattr(training.record, "save_best", killed_before_best)
         run(tiny_settings())
     with pytest.raises(UserError, match="already contains a run: add --resume"):
         run(tiny_settings())

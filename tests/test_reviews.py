@@ -300,7 +300,7 @@ def test_unknown_characters_are_removed_and_counted_and_unknown_labels_refused(t
     reviews = [Review("0", "aXb", "line 2"), Review("0", "XYZ", "line 3"), Review("1", "h", "line 4")]
     examples, _ = review_examples(reviews, ["0", "1"], tokenizer, 8, report=report)
     assert [tokens for tokens, _ in lists(examples)] == [[0, 1, 2], [0], [0, 8]]
-    assert report.changed == {"characters that the vocabulary lacks removed": (2, "line 2")}
+    assert report.changed == {"removed characters that the tokenizer lacks": (2, "line 2")}
     with pytest.raises(UserError, match="line 4 has the label 1"):
         review_examples(reviews, ["0", "2"], tokenizer, 8)
 

@@ -38,7 +38,7 @@ def package(module):
 
 def test_all_the_rooms_are_there():
     assert BELOW.keys() <= {package(module) for module in FILES} and "train" in SCRIPTS
-    assert imported(parsed("training.checkpoint")) >= {"data.tokenizer", "models.zoo", "utils.errors", "utils.files"}
+    assert imported(parsed("training.checks")) >= {"data.tokenizer", "models.zoo", "tasks.kinds", "utils.errors"}
 
 
 @pytest.mark.parametrize("module", [module for module in FILES if package(module) in BELOW and module not in SCRIPTS])

@@ -20,7 +20,7 @@ from training.loop import Progress, Trainer, fit
 from training.optim import WeightAverage, lr_factor, make_optimizers
 from training.precision import pick_device, pick_dtype
 from training.preflight import fit_to_memory, memory_advice
-from training.record import Record, task_entry, trained_part
+from training.record import Record, trained_part
 from training.run_state import check_averages, check_optimizer_states, read_run
 from training.settings import DataSettings, ModelSettings
 from training.step import TrainStep, accelerate
@@ -38,10 +38,11 @@ def train(settings):
 
 def train_in(folder, settings):
     """`train`, in a folder that no other process uses."""
-    saved = open_run(folder, settings.resume)
-    start = None if saved or settings.init is None else read_start(settings.init)
+    saved = open_run(folder, settings)
+    start = None if saved else open_start(settings)
     task = open_task(settings, saved or start)
-    config = model_config(settings.model, task.tokenizer.vocab_size, task.head, start)
+    sizes = saved if settings.init else None  # those of --init, which may be gone by now
+    config = model_config(settings.model, task.tokenizer.vocab_size, task.head, start or sizes)
     task.prepare(config.block_size)
     if saved:
         check_same_run(saved, settings, config, task, folder / "last.pt")
@@ -82,37 +83,53 @@ def train_in(folder, settings):
 # ---- Before training -------------------------------------------------------------------------------------------------
 
 
-def open_run(folder, resume):
+def open_run(folder, settings):
     """The contents of last.pt, which decides whether a run exists; None for a new run. Raises UserError."""
-    if (folder / "last.pt").exists():
-        if not resume:
+    path = folder / "last.pt"
+    if path.exists():
+        if not settings.resume:
             raise UserError(f"{folder} already contains a run: add --resume to continue it, or pick another --run NAME")
-        return read_run(folder / "last.pt")
+        saved = read_run(path)
+        kind = saved.get("task", {}).get("kind", "language")
+        if kind != settings.task:
+            raise UserError(f"{path} has the task {kind}, not {settings.task}: start a new run with --run NAME")
+        return saved
     if (folder / "best.pt").exists():
         raise UserError(f"{folder} contains a model, but no last.pt to resume from: pick another --run NAME. To train "
                         f"this model on another text: --init {shlex.quote(str(folder))} --run NAME")
-    if resume:
-        raise UserError(f"there is no {folder / 'last.pt'} to resume from: leave out --resume to start a new run, or "
+    if settings.resume:
+        raise UserError(f"there is no {path} to resume from: leave out --resume to start a new run, or "
                         "check --run NAME")
     return None
+
+
+def open_start(settings):
+    """The checkpoint that a new run starts from; None if there is none. Raises UserError if the task cannot use it."""
+    if settings.init is None:
+        return None
+    start = read_start(settings.init)
+    if start["config"]["n_labels"] is not None and settings.task != "classification":
+        raise UserError(f"{checkpoint_file(settings.init)} is a classifier, and its head predicts labels: for the task "
+                        f"{settings.task}, start from the model that it was trained from")
+    return start
 
 
 def open_task(settings, checkpoint):
     """The task of a run, with its data and its tokenizer: that of a checkpoint, if there is one. Raises UserError."""
     data = settings.data
-    tokenizer = data.tokenizer
-    file = checkpoint_file(tokenizer)
-    if checkpoint is None and file.suffix == ".pt" and (file.is_file() or file == Path(tokenizer)):
-        checkpoint = read_checkpoint(file)
-    elif checkpoint:
+    tokenizer, entry = data.tokenizer, None
+    if checkpoint:
         if tokenizer != DataSettings().tokenizer:
             print(f"the tokenizer is that of the checkpoint, not {one_line(tokenizer)}")
-    if checkpoint:
         tokenizer = tokenizer_from_dict(checkpoint["tokenizer"], "the checkpoint")
+        if checkpoint.get("task", {}).get("kind") == settings.task:
+            entry = checkpoint["task"]
+    else:
+        file = checkpoint_file(tokenizer)
+        if file.suffix == ".pt" and (file.is_file() or file == Path(tokenizer)):
+            tokenizer = tokenizer_from_dict(read_checkpoint(file)["tokenizer"], "the checkpoint")
     options = ReadOptions(data.column, data.encoding, data.delimiter, data.document_separator)
-    entry = checkpoint and checkpoint.get("task")
-    same = entry and entry["kind"] == settings.task
-    return TASKS[settings.task](settings, options, tokenizer, entry if same else None)
+    return TASKS[settings.task](settings, options, tokenizer, entry)
 
 
 def model_config(model, vocab_size, head=None, start=None):
@@ -183,22 +200,18 @@ def build(settings, folder, model, task, dtype):
 
 
 def check_same_run(saved, settings, config, task, path):
-    """Raise UserError unless the run in the file `path` has this task, text, model and optimizer; dropout may change.
-    """
-    before = saved["run_config"]
-    kind = saved.get("task", {}).get("kind", "language")
-    if kind != settings.task:
-        raise UserError(f"{path} has the task {kind}, not {settings.task}: start a new run with --run NAME")
-    if before["text"] != task.digest() or saved.get("task", {"kind": "language"}) != task_entry(settings, task):
-        raise UserError(f"{path} was trained on another text, {before['path']}: use that text, or start a new run with "
-                        "--run NAME")
-    now = {"model": settings.model.name, **vars(config), "optimizer": settings.optim.name, **trained_part(settings)}
-    before = {"model": saved["model_class"], **saved["config"], "optimizer": before["optimizer"],
-              **{name: before.get(name) for name in trained_part(settings)}}
+    """Raise UserError unless the run in the file `path` has this model, optimizer and text; dropout may change."""
+    run_config = saved["run_config"]
+    before = {"model": saved["model_class"], **saved["config"], **saved.get("task", {}), **run_config}
+    now = {"model": settings.model.name, **vars(config), **task.info, "optimizer": settings.optim.name,
+           **trained_part(settings)}
     for name, value in now.items():
         if name != "dropout" and value != before.get(name):
             raise UserError(f"{path} has {name} {before.get(name)}, not {value}: use the same, or start a new run with "
                             "--run NAME")
+    if run_config["text"] != task.digest():
+        raise UserError(f"{path} was trained on another text, {run_config['path']}: use that text, or start a new run "
+                        "with --run NAME")
 
 
 def resolve_as_before(training, run_config):

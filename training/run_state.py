@@ -34,7 +34,7 @@ def read_run(path):
     if not all(isinstance(checkpoint.get(name), kind) for name, kind in ENTRIES.items()):
         raise UserError(f"{path} does not contain the full training state that --resume needs: use a last.pt from this "
                         "version of train.py, or start a new run with --run NAME")
-    check_model(checkpoint, path)
+    checkpoint["config"] = vars(check_model(checkpoint, path)[0])
     check_task(checkpoint, path)
     check_values(checkpoint["progress"], PROGRESS, "progress", path)
     check_values(checkpoint["run_config"], RUN_CONFIG, "run_config", path)

@@ -234,7 +234,7 @@ class Settings:
     sampling: ReplyConfig = field(default_factory=ReplyConfig)
 
     def __post_init__(self):
-        if self.lora.rank is not None and self.init is None and not self.resume:
+        if self.lora.rank is not None and self.init is None:
             raise UserError("--lora.rank needs --init: the checkpoint whose weights the adapters change")
         if self.lora.rank is not None and self.training.trainable_blocks is not None:
             raise UserError("--lora.rank and --training.trainable_blocks exclude each other: LoRA freezes all blocks")
