@@ -219,7 +219,7 @@ def evaluate_classifier(loaded, args, reviews):
     print(f"loss {loss:.4f} nats per review; {len(reviews):,} reviews in {seconds:.1f} s")
     if args.out:
         write_errors(args.out / "errors.csv", reviews, labels, probabilities)
-        plot_confusion(result, args.out / "confusion.png", f"{args.checkpoint} on {args.data}, split {args.split}")
+        plot_confusion(result, args.out / "confusion.png")
         print(one_line(f"{args.out}: the misclassified reviews in errors.csv, the confusion matrix in confusion.png"))
 
 

@@ -30,9 +30,9 @@ def plot_losses(metrics, path, title):
     save_plot(path, "losses", draw_losses, metrics, title)
 
 
-def plot_confusion(scores, path, title):
+def plot_confusion(scores, path):
     """Draw the confusion matrix of Scores as a PNG file. If the plot fails, a message is printed."""
-    save_plot(path, "confusion matrix", draw_confusion, scores, title)
+    save_plot(path, "confusion matrix", draw_confusion, scores)
 
 
 def save_plot(path, what, draw, *arguments):
@@ -89,14 +89,14 @@ def draw_losses(metrics, title):
     return figure
 
 
-def draw_confusion(scores, title):
-    """The figure of `plot_confusion`: counts by true (row) and predicted label, colored by the share of the row."""
+def draw_confusion(scores):
+    """The figure of `plot_confusion`: counts by true (row) and predicted label, colored by their share of the row."""
     from matplotlib.figure import Figure
 
-    names, counts = [one_line(label, 20) for label in scores.labels], scores.confusion
+    names, counts = [one_line(drawable(label), limit=40) for label in scores.labels], scores.confusion
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    size = min(2.5 + 0.6 * len(names), 20)  # inches
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    size = min(4.0 + 0.5 * len(names), 20.0)  # inches
+    figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= 30:  # as many as are legible
@@ -106,5 +106,15 @@ def draw_confusion(scores, title):
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set(xlabel="predicted label", ylabel="true label")
-    axes.set_title(one_line(f"{title} (accuracy {scores.accuracy:.2%})", limit=80), parse_math=False)
+    axes.set_title(f"{counts.sum():,} texts, {scores.accuracy:.2%} correct")
     return figure
+
+
+def drawable(text):
+    """A text with escapes in place of the characters that no font in use has."""
+    import matplotlib
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    fonts = [get_font(findfont(FontProperties([family]))) for family in matplotlib.rcParams["font.family"]]
+    return "".join(character if any(font.get_char_index(ord(character)) for font in fonts)
+                   else character.encode("unicode_escape").decode() for character in text)
