@@ -7,6 +7,7 @@ from data.bpe_dropout import BPEDropout
 from data.corpora import list_files
 from data.examples import Example, padded
 from data.reviews import (
+    SPLITS,
     as_review,
     combine,
     label_ids,
@@ -55,29 +56,30 @@ class Classification(ExampleTask):
         self.info = {"labels": self.labels, "mask_padding": self.data.mask_padding,
                      "both_directions": self.data.both_directions}
 
-    def read(self, path, val_path):
+    def read(self, path):
         """Read the reviews. Raises UserError."""
-        reviews = self.read_files(path)
+        reviews = [review for file in list_files(path, TABLES)
+                   for review in read_reviews(file, self.options, self.label_column, self.report)]
         self.labels = self.labels or labels_of(reviews)
-        if val_path is None:
-            *self.reviews, test = split_reviews(reviews, self.split_seed)
-            print(f"split: {len(self.reviews[0]):,} reviews for training, {len(self.reviews[1]):,} for validation; "
-                  f"{len(test):,} are left for a test: python estimate.py --split test")
-        else:
-            self.reviews = reviews, self.read_files(val_path)
+        return reviews
 
-    def read_files(self, path):
-        files = list_files(path, TABLES)
-        return [review for file in files
-                for review in read_reviews(file, self.options, self.label_column, self.report)]
+    def split(self, reviews):
+        splits = dict(zip(SPLITS, split_reviews(reviews, self.split_seed), strict=True))
+        sizes = ", ".join(f"{len(part):,} for {name}" for name, part in splits.items())
+        print(f"split of the reviews: {sizes} (python estimate.py --split test)")
+        return splits
 
     def build_tokenizer(self, kind):
-        return review_tokenizer(self.reviews[0], kind, self.data.vocab_size, self.data.max_bytes)
+        return review_tokenizer(self.splits["train"], kind, self.data.vocab_size, self.data.max_bytes)
 
-    def make_examples(self, block_size):
+    def prepare(self, block_size):
+        """As in ExampleTask; prints the labels first."""
         print(one_line(f"labels: {', '.join(self.labels)}"))
-        return [review_examples(reviews, self.labels, self.tokenizer, block_size, not self.data.mask_padding,
-                                self.report)[0] for reviews in self.reviews]
+        super().prepare(block_size)
+
+    def make_examples(self, reviews, block_size):
+        return review_examples(reviews, self.labels, self.tokenizer, block_size, not self.data.mask_padding,
+                               self.report)[0]
 
     def augment(self):
         data = self.data
@@ -96,7 +98,7 @@ class Classification(ExampleTask):
 
     def measure(self, model):
         """The accuracy per review on the validation reviews."""
-        reviews = self.reviews[1]
+        reviews = self.splits["val"]
         probabilities = classify(model, self.tokenizer, self.info, reviews)
         return {"accuracy": float(scores(self.labels, label_ids(reviews, self.labels), probabilities).accuracy)}
 

@@ -1,6 +1,7 @@
 """What the tasks share whose data are `Examples`: sequences of their own, rather than windows of one text."""
 
 import hashlib
+from functools import cached_property
 
 from data.bpe_dropout import BPEDropout
 from data.examples import ExampleBatches
@@ -11,7 +12,11 @@ from utils.errors import UserError
 
 
 class ExampleTask:
-    """A task with `train` and `val`, two `Examples`, which its `make_examples(block_size)` creates."""
+    """A task whose data are records, such as dialogues.
+
+    A subclass reads them (`read(path)`), splits them (`split(records)` returns a dictionary of lists, with at least
+    `train` and `val`), and turns them into `Examples` (`make_examples(records, block_size)`).
+    """
 
     noun = "records"
     info = {}
@@ -22,17 +27,24 @@ class ExampleTask:
         `load_tokenizer` takes. `entry` is the task of the checkpoint that the model comes from, if it is the same."""
         self.data, self.options = settings.data, options
         self.report = DataReport(self.data.path, self.noun)
-        self.read(self.data.path, self.data.val_path)
+        self.records = self.read(self.data.path)
         if tokenizer in ("char", "bpe"):
             tokenizer = self.build_tokenizer(tokenizer)
         elif isinstance(tokenizer, str):
             tokenizer = load_tokenizer(tokenizer)
         self.tokenizer = tokenizer.with_special_tokens()
 
+    @cached_property
+    def splits(self):
+        """Lists of records by split: `train`, `val` and, for some tasks, `test`. Raises UserError."""
+        if self.data.val_path is None:
+            return self.split(self.records)
+        return {"train": self.records, "val": self.read(self.data.val_path)}
+
     def prepare(self, block_size):
         """Create the examples for this context length, and print a report. Raises UserError if there is none."""
         self.block_size = block_size
-        self.train, self.val = self.make_examples(block_size)
+        self.train, self.val = (self.make_examples(self.splits[name], block_size) for name in ("train", "val"))
         self.report.print()
         print_examples("training", self.train)
         print_examples("validation", self.val)
