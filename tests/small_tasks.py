@@ -32,8 +32,7 @@ def write_data(folder):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A working directory with the data of each task. Runs in this process plot nothing, which takes most of their time.
-    """
+    """A working directory with the data of each task. Runs in it plot nothing, which would take most of their time."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("training.record.plot_losses", lambda *_: None)
     write_data(tmp_path)

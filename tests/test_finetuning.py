@@ -117,9 +117,8 @@ def test_merged_weights_are_those_of_the_base_plus_the_scaled_product_of_the_ada
     heads = {name: adapters.pop(name) for name in list(adapters) if name == "head.weight"}
     assert not adapters and len(heads) == (kind == "classification")  # its head is trained, too
     torch.testing.assert_close(merged, expected | heads)
-    unchanged = merged.keys() - {name for name in expected if not torch.equal(expected[name], base[name])} - heads.keys()
-    assert len(unchanged) == len(merged) - 2 * 4 - len(heads)
-    assert all(torch.equal(merged[name], base[name]) for name in unchanged)
+    n_changed = sum(not torch.equal(merged[name], base[name]) for name in base)
+    assert n_changed == 2 * 4 + len(heads)  # query, key, value and down of two blocks
 
 
 @pytest.mark.parametrize("kind, half", [("dialogue", "false"), ("classification", "false"), ("instruction", "true")])
