@@ -1,13 +1,14 @@
 """The classification task: labels, padding, and how the model is asked."""
 
 import csv
+import importlib.util
 import json
 import random
 
 import pytest
 import torch
 from small_models import small_model
-from small_runs import interrupt
+from small_runs import ROOT, interrupt
 from small_tasks import BAD, GOOD, REVIEWS, error_of, task_settings
 from small_tasks import data as data  # a fixture
 
@@ -133,3 +134,24 @@ def test_a_checkpoint_with_invalid_labels_is_refused(data, classifier, capsys, m
         save_checkpoint(data / "bad.pt", *classifier, task=task)
         with pytest.raises(UserError, match="bad.pt is damaged: its model has 3 classes"):
             load_checkpoint(data / "bad.pt")
+
+
+# ---- The baseline ----------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_compares_n_grams_and_checkpoints_on_the_test_reviews(data, run_main):
+    pytest.importorskip("sklearn")
+    spec = importlib.util.spec_from_file_location("sentiment", ROOT / "benchmarks" / "sentiment.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    tokenizer = CharTokenizer.of_text(REVIEWS).with_special_tokens()
+    model = small_model("DevModel", vocab_size=tokenizer.vocab_size, block_size=64, n_labels=2)
+    model.head.load_state_dict({"weight": torch.zeros(2, 32), "bias": torch.tensor([0.0, 1.0])})  # always the label 2
+    save_checkpoint(data / "always_2.pt", model, tokenizer, task=entry(True) | {"labels": ["1", "2"]})
+    out = run_main(benchmark.main, "reviews.csv", "--checkpoints", *["always_2.pt"] * 3)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
+    assert rows[0] == ["split seed", "test reviews", "most frequent label", "n-grams", "C", "checkpoint"]
+    assert [row[0] for row in rows[2:]] == ["0", "1", "2", "mean"]
+    for row in rows[2:5]:  # three reviews of each label
+        assert row[1:4] == ["6", "50.00%", "100.00%"] and row[5] == "50.00%"
+    assert rows[5] == ["mean", "", "50.00%", "100.00%", "", "50.00%"]
