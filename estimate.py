@@ -1,14 +1,19 @@
-"""Measure the loss of a checkpoint on one split of a text, and say whether it is normal.
+"""Measure a checkpoint on its task, and say whether that is normal.
 
     python estimate.py                                      the checkpoint that ships, on tiny Shakespeare
     python estimate.py checkpoints/my_run/best.pt --data my.txt --split all
+    python estimate.py checkpoints/chat_small --data chat.txt         replies to held-out messages
+    python estimate.py checkpoints/instruct --data test.json --split all --answers answers.json
+    python estimate.py checkpoints/sentiment --data reviews.csv --split test --out errors
 
-On the validation split the loss is compared with two baselines: the uniform distribution over the vocabulary, and a
-5-gram model that counts the training split of the same text.
+The loss of a language model on the validation split is compared with two baselines: the uniform distribution over the
+vocabulary, and a 5-gram model that counts the training split of the same text.
 """
 
 import math
-from dataclasses import fields
+import time
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -16,11 +21,17 @@ from data.corpora import DEFAULT_PATH
 from data.ngram import ngram_loss
 from data.prepare import open_tokens
 from data.readers import ReadOptions
+from data.report import print_examples
+from data.reviews import format_scores, label_ids, scores, write_errors
 from data.tokenizer import CharTokenizer
 from data.windows import ConsecutiveWindows
-from training.checkpoint import SHIPPED, load_model
+from tasks.classification import classify
+from tasks.kinds import TASKS
+from training.checkpoint import SHIPPED, load_checkpoint
 from training.evaluate import estimate_loss
+from training.plots import plot_confusion
 from training.precision import autocast, pick_device, pick_dtype
+from training.settings import DataSettings, Settings
 from utils.errors import Parser, UserError, command
 from utils.parameters import count_parameters
 from utils.printable import one_line
@@ -34,17 +45,31 @@ REFERENCES = {"tiny Shakespeare": [
 ]}
 
 
+OPTIONS = {  # options for models of one task: the task, and the YAML file that trains such a model
+    "answers": ("instruction", "config/instruct.yaml"),
+    "out": ("classification", "config/sentiment.yaml"),
+    "label_column": ("classification", "config/sentiment.yaml"),
+    "split_seed": ("classification", "config/sentiment.yaml"),
+}
+
+
 @command
 def main():
     parser = Parser(__doc__)
     parser.add_argument("checkpoint", nargs="?", default=SHIPPED,
                         help="a checkpoint of train.py or transformer_4d.py (%(default)s)")
-    parser.add_argument("--data", default=DEFAULT_PATH,
-                        help="a text file, or anything that data.path of train.py accepts (%(default)s)")
+    parser.add_argument("--data", help="a file, or anything that data.path of train.py accepts for the task of the "
+                                       f"checkpoint (language models: {DEFAULT_PATH})")
     for field in fields(ReadOptions):
         parser.add_argument(f"--{field.name}", f"--data.{field.name}", help=f"as --data.{field.name} of train.py")
-    parser.add_argument("--split", choices=("val", "train", "all"), default="val",
-                        help="val: about the last tenth of the text; train: the rest; all: both (%(default)s)")
+    parser.add_argument("--label_column", "--data.label_column", help="as --data.label_column of train.py")
+    parser.add_argument("--split_seed", "--data.split_seed", type=int, help="as --data.split_seed of train.py")
+    parser.add_argument("--split", choices=("val", "train", "test", "all"), default="val",
+                        help="val: about a tenth of the data, as in training; train: the rest; test: of reviews, those "
+                             "that training leaves; all: the whole data (%(default)s)")
+    parser.add_argument("--answers", type=Path, metavar="FILE", help="write the answers to instructions to this .json")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write misclassified reviews (errors.csv) and the "
+                                                                   "confusion matrix (confusion.png) to this folder")
     parser.add_argument("--batch_size", type=int, default=32, help="batch size, in sequences (%(default)s)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="(%(default)s)")
     args = parser.parse_args()
@@ -52,24 +77,64 @@ def main():
         raise UserError(f"batch_size must be > 0, got {args.batch_size}")
 
     device = pick_device(args.device)
-    model, tokenizer = load_model(args.checkpoint, device)
+    loaded = load_checkpoint(args.checkpoint, device)
+    check_options(args, loaded.task["kind"])
     options = ReadOptions(**{field.name: getattr(args, field.name) for field in fields(ReadOptions)})
-    text = open_tokens(args.data, options, tokenizer)
+    if loaded.task["kind"] == "language":
+        evaluate_language_model(loaded, args, options)
+    else:
+        evaluate_on_examples(loaded, args, options)
+
+
+def check_options(args, kind):
+    """Raise UserError unless the options are for a checkpoint of this kind."""
+    for name, (task, config) in OPTIONS.items():
+        if getattr(args, name) is not None and kind != task:
+            raise UserError(f"--{name} is for the task {task}, and {args.checkpoint} is for the task {kind}: leave it "
+                            f"out, or train a model with python train.py {config}")
+    if args.split == "test" and kind != "classification":
+        raise UserError(f"--split test is for the task classification, and {args.checkpoint} is for the task {kind}: "
+                        "use --split val, or --split all for a file of test data")
+    if args.data is None and kind != "language":
+        raise UserError(f"{args.checkpoint} is for the task {kind}: pass its {TASKS[kind].noun} as --data")
+
+
+def fast_dtype(model):
+    """Context in which the matrix products of a model are computed in the fastest safe dtype."""
+    device = model.head.weight.device.type
+    return autocast(device, pick_dtype(device))
+
+
+def print_title(model, args, task):
+    print(one_line(f"{args.checkpoint}: {type(model).__name__}, {count_parameters(model.config):,} parameters{task}"))
+
+
+# ---- Language models -------------------------------------------------------------------------------------------------
+
+
+def evaluate_language_model(loaded, args, options):
+    """Print the loss on a text and, for the validation split, a comparison. Raises UserError."""
+    model, tokenizer = loaded[:2]
+    path = DEFAULT_PATH if args.data is None else args.data
+    text = open_tokens(path, options, tokenizer)
     tokens = np.concatenate((text.train, text.val)) if args.split == "all" else getattr(text, args.split)
     if len(tokens) < 2:
-        raise UserError(f"{args.data} is too short: its {args.split} split has {len(tokens)} token(s), and at least 2 "
+        raise UserError(f"{path} is too short: its {args.split} split has {len(tokens)} token(s), and at least 2 "
                         "are needed. Use a longer text")
-    with autocast(device, pick_dtype(device)):
+    with fast_dtype(model):
         loss = estimate_loss(model, ConsecutiveWindows(tokens, model.block_size, args.batch_size))
-
-    print(one_line(f"{args.checkpoint}: {type(model).__name__}, {count_parameters(model.config):,} parameters"))
-    print(one_line(f"{args.data} ({text.title}), split {args.split}: {len(tokens):,} tokens"))
-    print()
-    print(f"loss                {loss:.4f}   nats per token")
-    print(f"perplexity          {perplexity(loss):.3f}")
+    print_title(model, args, "")
+    print(one_line(f"{path} ({text.title}), split {args.split}: {len(tokens):,} tokens"))
+    print_loss(loss)
     print(f"bits per character  {bits_per_character(loss, tokens[1:], tokenizer):.4f}")
     if args.split == "val":
         print_comparison(loss, text, model.config.vocab_size)
+
+
+def print_loss(loss):
+    print()
+    print(f"loss                {loss:.4f}   nats per token")
+    print(f"perplexity          {perplexity(loss):.3f}")
 
 
 def perplexity(loss):
@@ -109,6 +174,53 @@ def verdict(loss, uniform, ngram):
         return ("Between the uniform and the 5-gram baseline: undertrained (train longer), overfitting (the loss on "
                 "--split train is much lower), or trained on a different text.")
     return "Better than the 5-gram baseline, which sees only the last 4 tokens: normal for a trained GPT."
+
+
+# ---- Other tasks -----------------------------------------------------------------------------------------------------
+
+
+def evaluate_on_examples(loaded, args, options):
+    """Print the report on the data and what is measured for the task of a checkpoint. Raises UserError."""
+    model, tokenizer, entry, reply = loaded
+    data = DataSettings(path=args.data, label_column=args.label_column, split_seed=args.split_seed or 0,
+                        mask_padding=entry.get("mask_padding", True))
+    task = TASKS[entry["kind"]](Settings(data=data), options, tokenizer, entry)
+    records = task.records if args.split == "all" else task.splits[args.split]
+    examples = task.make_examples(records, model.block_size)
+    print_title(model, args, f", for the task {entry['kind']}")
+    task.report.print()
+    print_examples(f"split {args.split}", examples)
+    if not len(examples):
+        raise UserError(f"{args.data} has no example in the split {args.split}: {task.report.first_skipped()}. Use "
+                        "other data, or --split all")
+    if entry["kind"] == "classification":
+        evaluate_classifier(loaded, args, records)
+        return
+    with fast_dtype(model):
+        loss = estimate_loss(model, examples.batches(args.batch_size))
+    print_loss(loss)
+    config = replace(reply, seed=0)
+    if args.answers:
+        task.write_answers(model, records, config, args.answers)
+    else:
+        task.evaluate(model, records, config)
+
+
+def evaluate_classifier(loaded, args, reviews):
+    """Print the scores of a classifier on reviews, and write its errors to --out. Raises UserError."""
+    start, labels = time.perf_counter(), loaded.task["labels"]
+    with fast_dtype(loaded.model):
+        probabilities = classify(loaded.model, loaded.tokenizer, loaded.task, reviews)
+    seconds = time.perf_counter() - start
+    ids = label_ids(reviews, labels)
+    result = scores(labels, ids, probabilities)
+    loss = -np.log(probabilities[np.arange(len(ids)), ids]).mean()
+    print(f"\n{format_scores(result)}")
+    print(f"loss {loss:.4f} nats per review; {len(reviews):,} reviews in {seconds:.1f} s")
+    if args.out:
+        write_errors(args.out / "errors.csv", reviews, labels, probabilities)
+        plot_confusion(result, args.out / "confusion.png")
+        print(one_line(f"{args.out}: the misclassified reviews in errors.csv, the confusion matrix in confusion.png"))
 
 
 if __name__ == "__main__":

@@ -118,6 +118,12 @@ class BPETokenizer:
         library.add_special_tokens(missing)
         return BPETokenizer(library.to_str())
 
+    def merged_from(self):
+        """The two token ids that each merged token consists of, by its id."""
+        model, id_of = json.loads(self.library.to_str())["model"], self.library.token_to_id
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        return {id_of(first + second): (id_of(first), id_of(second)) for first, second in pairs}
+
     def save(self, path):
         """Write a tokenizer.json of the `tokenizers` library. Raises UserError."""
         with replacing(path) as file:

@@ -62,21 +62,25 @@ class Examples:
         return int((self.targets != IGNORED).sum())
 
     def batch(self, indices):
-        """Return x and y, int64, (B, T) each, of the examples at `indices` (B), padded on the right.
-
-        Attention is causal, so no prediction depends on the padding; its targets are IGNORED.
-        """
-        shape = len(indices), self.lengths[indices].max()
-        x, y = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
-        for row, i in enumerate(indices):
-            example = self[i]
-            x[row, : self.lengths[i]], y[row, : self.lengths[i]] = example.tokens, example.targets
-        return torch.from_numpy(x), torch.from_numpy(y)
+        """The examples at `indices`, as `padded`."""
+        return padded([self[i] for i in indices])
 
     def batches(self, batch_size):
         """A list of batches that contain each example once, sorted by length, for evaluation."""
         order = self.lengths.argsort(kind="stable")
         return [self.batch(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+
+
+def padded(examples):
+    """Return x and y, int64, (B, T) each, of a list of `Example`, padded on the right.
+
+    Attention is causal, so no prediction depends on the padding; its targets are IGNORED.
+    """
+    shape = len(examples), max(len(example.tokens) for example in examples)
+    x, y = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+    for row, (tokens, targets) in enumerate(examples):
+        x[row, : len(tokens)], y[row, : len(tokens)] = tokens, targets
+    return torch.from_numpy(x), torch.from_numpy(y)
 
 
 class ExampleBatches:
@@ -89,10 +93,11 @@ class ExampleBatches:
 
     same_shape = False
 
-    def __init__(self, examples, batch_size, accumulation, seed):
+    def __init__(self, examples, batch_size, accumulation, seed, augment=None):
+        """`augment` is a function (example, random) -> Example, called for each example of each batch."""
         if not len(examples):
             raise UserError("there is no example to train on: use other data, or a larger --model.block_size")
-        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self.examples, self.batch_size, self.seed, self.augment = examples, batch_size, seed, augment
         self.step_size = batch_size * accumulation
         self.steps_per_epoch = -(-len(examples) // self.step_size)
         self.steps_of_epoch = lru_cache(maxsize=1)(self.steps_of_epoch)
@@ -111,4 +116,8 @@ class ExampleBatches:
         """Return the micro-batches (x, y), int64, (B, T) each, of a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
         indices = self.steps_of_epoch(epoch)[place]
-        return [self.examples.batch(indices[i : i + self.batch_size]) for i in range(0, len(indices), self.batch_size)]
+        examples = [self.examples[i] for i in indices]
+        if self.augment:
+            random = np.random.default_rng((self.seed, 1, step))
+            examples = [self.augment(example, random) for example in examples]
+        return [padded(examples[i : i + self.batch_size]) for i in range(0, len(examples), self.batch_size)]

@@ -108,12 +108,23 @@ class WindowBatches:
 
     same_shape = True
 
-    def __init__(self, windows, accumulation):
-        self.windows, self.accumulation = windows, accumulation
+    def __init__(self, windows, accumulation, augment=None):
+        """`augment` is a function (x, y, random) -> x and y, called for each micro-batch."""
+        self.windows, self.accumulation, self.augment = windows, accumulation, augment
         self.steps_per_epoch = -(-windows.batches_per_epoch // accumulation)
 
     def __call__(self, step):
-        return [self.windows.batch(step, i) for i in range(self.accumulation)]
+        batches = [self.windows.batch(step, i) for i in range(self.accumulation)]
+        if self.augment is None:
+            return batches
+        random = np.random.default_rng((self.windows.seed, 1, step))
+        return [self.augment(x, y, random) for x, y in batches]
+
+
+def reverse_some(x, y, random):
+    """Windows x and y, int64, (B, T) each, of which a random half is read backward."""
+    backward = torch.from_numpy(random.random((len(x), 1)) < 0.5)  # (B, 1)
+    return torch.where(backward, y.flip(1), x), torch.where(backward, x.flip(1), y)
 
 
 class ConsecutiveWindows:

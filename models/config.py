@@ -44,6 +44,9 @@ class ModelConfig:
     own."""
     n_labels: int | None = None
     """Number of classes of a classifier, at least 2; None: a language model, which predicts the next token."""
+    auxiliary_lm: bool = False
+    """A classifier with a second head, which predicts the next token in training (Radford et al., 2018, section 3.2).
+    """
     norm_eps: float = 1e-5
     """Added to the variance or the mean square in the norms, for numerical stability."""
     rope_theta: float = 10_000.0
@@ -65,6 +68,8 @@ class ModelConfig:
             raise UserError(f"rope_theta cannot be {self.rope_theta}: give a number >= 1")
         if self.n_labels is not None and self.n_labels < 2:
             raise UserError(f"n_labels cannot be {self.n_labels}: a classifier has at least 2 classes")
+        if self.auxiliary_lm and self.n_labels is None:
+            raise UserError("auxiliary_lm is for classifiers: a language model has one head")
         if self.tied and self.head_bias:
             raise UserError("a tied head has no bias: choose either tied or head_bias")
 
@@ -84,6 +89,11 @@ class ModelConfig:
     def n_outputs(self):
         """Number of logits per position: one for each token of the vocabulary, or for each class."""
         return self.vocab_size if self.n_labels is None else self.n_labels
+
+    @property
+    def head_rows(self):
+        """Number of rows of the matrices of all heads."""
+        return self.n_outputs + (self.vocab_size if self.auxiliary_lm else 0)
 
     @property
     def tied_head(self):

@@ -18,7 +18,8 @@ class GPT(nn.Module):
     raise UserError, and a name that is not a field raises TypeError.
 
     With `n_labels`, it is a classifier: the head has one output per class, at every position. The targets are then -100
-    except where a class is predicted, which is usually the last token of a text.
+    except where a class is predicted, which is usually the last token of a text. With `auxiliary_lm`, too, it has a
+    second head for the next token: the target n_labels + i there is token i.
     """
 
     config: ModelConfig
@@ -36,9 +37,16 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.final_norm = make_norm(config, config.n_embd)
         self.head = nn.Linear(config.n_embd, config.n_outputs, bias=config.head_bias)
+        if config.auxiliary_lm:
+            self.token_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.reset_parameters()
         if config.tied_head:
             self.head.weight = self.token_embedding.weight
+
+    @property
+    def heads(self):
+        """All heads, of which the first makes the predictions."""
+        return [self.head, self.token_head] if self.config.auxiliary_lm else [self.head]
 
     def reset_parameters(self):
         """Embeddings with std 0.02. Zeros at the end of each block and in the head: stable at initialization, as every
@@ -54,7 +62,8 @@ class GPT(nn.Module):
                 module.reset_parameters()
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.zeros_(self.head.weight)
+        for head in self.heads:
+            nn.init.zeros_(head.weight)
         end_std = 0.02 * (2 * self.config.n_blocks) ** -0.5 if self.config.tied_head else 0.0
         for block in self.blocks:
             nn.init.normal_(block.attention.out.weight, std=end_std)
@@ -84,4 +93,4 @@ class GPT(nn.Module):
         h = self.features(x)
         if y is None:
             return self.head(h).float(), None
-        return None, cross_entropy(h, self.head, y)
+        return None, cross_entropy(h, self.heads, y)

@@ -7,11 +7,27 @@ from models.lora import LoRALinear
 from utils.memory import LOGITS_CHUNK
 
 
-def cross_entropy(h, head, y):
-    """Mean cross-entropy of the predictions of `head`, an nn.Linear, from h (B, T, C), for targets y (B, T).
+def cross_entropy(h, heads, y):
+    """Mean cross-entropy of the predictions of `heads`, each an nn.Linear, from h (B, T, C), for targets y (B, T).
 
-    Targets of -100 are ignored; without any others, the loss is 0. For a large vocabulary, the logits of all tokens
-    would be the largest tensor of a training step: this computes those of one chunk of tokens at a time.
+    Targets of -100 are ignored; without any others, the loss is 0. Each other target belongs to one head, whose outputs
+    are numbered after those of the heads before it.
+    """
+    if len(heads) == 1:
+        return head_loss(h, heads[0], y)
+    loss, first, n_targets = 0.0, 0, (y != -100).sum().clamp(min=1)
+    for head in heads:
+        own = (y >= first) & (y < first + head.out_features)
+        loss = loss + head_loss(h, head, torch.where(own, y - first, -100)) * own.sum() / n_targets
+        first += head.out_features
+    return loss
+
+
+def head_loss(h, head, y):
+    """Mean cross-entropy of the predictions of one head, as `cross_entropy`.
+
+    For a large vocabulary, the logits of all tokens would be the largest tensor of a training step: this computes those
+    of one chunk of tokens at a time.
     """
     weight = head.merged_weight() if isinstance(head, LoRALinear) else head.weight
     inputs = h.flatten(0, 1), weight, head.bias

@@ -3,8 +3,11 @@
 import numpy as np
 import torch
 
+from data.bpe_dropout import BPEDropout
 from data.corpora import list_files
+from data.examples import Example, padded
 from data.reviews import (
+    SPLITS,
     as_review,
     combine,
     label_ids,
@@ -49,36 +52,53 @@ class Classification(ExampleTask):
         self.label_column, self.split_seed = settings.data.label_column, settings.data.split_seed
         self.labels = entry and entry["labels"]
         super().__init__(settings, options, tokenizer)
-        self.n_labels = len(self.labels)
-        self.info = {"labels": self.labels, "mask_padding": self.data.mask_padding}
+        self.head = {"n_labels": len(self.labels), "auxiliary_lm": self.data.auxiliary_lm > 0}
+        self.info = {"labels": self.labels, "mask_padding": self.data.mask_padding,
+                     "both_directions": self.data.both_directions}
 
-    def read(self, path, val_path):
+    def read(self, path):
         """Read the reviews. Raises UserError."""
-        reviews = self.read_files(path)
+        reviews = [review for file in list_files(path, TABLES)
+                   for review in read_reviews(file, self.options, self.label_column, self.report)]
         self.labels = self.labels or labels_of(reviews)
-        if val_path is None:
-            *self.reviews, test = split_reviews(reviews, self.split_seed)
-            print(f"split: {len(self.reviews[0]):,} reviews for training, {len(self.reviews[1]):,} for validation; "
-                  f"{len(test):,} are left for a test: python estimate.py --split test")
-        else:
-            self.reviews = reviews, self.read_files(val_path)
+        return reviews
 
-    def read_files(self, path):
-        files = list_files(path, TABLES)
-        return [review for file in files
-                for review in read_reviews(file, self.options, self.label_column, self.report)]
+    def split(self, reviews):
+        splits = dict(zip(SPLITS, split_reviews(reviews, self.split_seed), strict=True))
+        sizes = ", ".join(f"{len(part):,} for {name}" for name, part in splits.items())
+        print(f"split of the reviews: {sizes} (python estimate.py --split test)")
+        return splits
 
     def build_tokenizer(self, kind):
-        return review_tokenizer(self.reviews[0], kind, self.data.vocab_size, self.data.max_bytes)
+        return review_tokenizer(self.splits["train"], kind, self.data.vocab_size, self.data.max_bytes)
 
-    def make_examples(self, block_size):
+    def prepare(self, block_size):
+        """As in ExampleTask; prints the labels first."""
         print(one_line(f"labels: {', '.join(self.labels)}"))
-        return [review_examples(reviews, self.labels, self.tokenizer, block_size, not self.data.mask_padding,
-                                self.report)[0] for reviews in self.reviews]
+        super().prepare(block_size)
+
+    def make_examples(self, reviews, block_size):
+        return review_examples(reviews, self.labels, self.tokenizer, block_size, not self.data.mask_padding,
+                               self.report)[0]
+
+    def augment(self):
+        data = self.data
+        dropout = BPEDropout(self.tokenizer, data.bpe_dropout) if data.bpe_dropout else None
+
+        def augment(example, random):
+            if dropout:
+                example = dropout.labelled(example, self.block_size, random)
+            if data.both_directions and random.random() < 0.5:
+                example = backward(example, self.tokenizer)
+            if data.auxiliary_lm:
+                example = with_next_tokens(example, data.auxiliary_lm, len(self.labels), random)
+            return example
+
+        return augment
 
     def measure(self, model):
         """The accuracy per review on the validation reviews."""
-        reviews = self.reviews[1]
+        reviews = self.splits["val"]
         probabilities = classify(model, self.tokenizer, self.info, reviews)
         return {"accuracy": float(scores(self.labels, label_ids(reviews, self.labels), probabilities).accuracy)}
 
@@ -93,27 +113,46 @@ class Classification(ExampleTask):
     def is_valid(entry):
         """Whether the entry of a checkpoint, read from a file, is one of this task."""
         labels = entry.get("labels")
-        if entry.keys() != {"kind", "labels", "mask_padding"} or not isinstance(entry["mask_padding"], bool):
+        flags = [entry.get("mask_padding"), entry.get("both_directions")]
+        if len(entry) != 4 or not all(isinstance(flag, bool) for flag in flags):
             return False
         return isinstance(labels, list) and len(labels) > 1 and all(isinstance(label, str) for label in labels)
 
 
+def backward(example, tokenizer):
+    """An Example whose text is read from its end; a start token of its own tells the model."""
+    return Example([tokenizer.message_start, *example.tokens[:0:-1]], example.targets)
+
+
+def with_next_tokens(example, share, n_labels, random):
+    """An Example with the label as the target at all tokens, rather than only at the last one, but for a random `share`
+    of them: there it is n_labels plus the next token, the number of that token for the second head of a model."""
+    targets = np.full(len(example.tokens), example.targets[-1])
+    chosen = random.random(len(targets) - 1) < share
+    targets[:-1][chosen] = n_labels + np.asarray(example.tokens)[1:][chosen]
+    return Example(example.tokens, targets)
+
+
 @torch.no_grad()
 def classify(model, tokenizer, entry, reviews):
-    """The probabilities of the labels of reviews, (reviews, classes): the mean over the chunks of a long one.
+    """The probabilities of the labels of reviews, (reviews, classes): the mean over the chunks of a long review and, if
+    the model reads both ways, over the two directions.
 
     `entry` is the task in a checkpoint. The model should be in evaluation mode.
     """
     examples, review_of = review_examples(reviews, entry["labels"], tokenizer, model.block_size,
                                           not entry["mask_padding"])
     device = model.head.weight.device
-    probabilities = np.empty((len(examples), len(entry["labels"])))
+    probabilities = np.zeros((len(examples), len(entry["labels"])))
     order = examples.lengths.argsort(kind="stable")
     for start in range(0, len(order), BATCH):
         indices = order[start : start + BATCH]
-        x, _ = examples.batch(indices)
+        readings = [[examples[i] for i in indices]]
+        if entry["both_directions"]:
+            readings.append([backward(example, tokenizer) for example in readings[0]])
         last = torch.from_numpy(examples.lengths[indices] - 1).to(device)
-        logits = model(x.to(device))[0]  # (B, T, classes)
-        logits = logits[torch.arange(len(indices), device=device), last]
-        probabilities[indices] = logits.softmax(dim=-1).cpu().numpy()
+        for reading in readings:
+            logits = model(padded(reading)[0].to(device))[0]  # (B, T, classes)
+            logits = logits[torch.arange(len(indices), device=device), last]
+            probabilities[indices] += logits.softmax(dim=-1).cpu().numpy() / len(readings)
     return combine(probabilities, review_of)

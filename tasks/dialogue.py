@@ -1,5 +1,10 @@
 """Dialogue: the model replies to messages. And poems, which are replies to their title."""
 
+import dataclasses
+from itertools import islice
+
+from tqdm import tqdm
+
 from data.dialogues import (
     dialogue_examples,
     dialogue_tokenizer,
@@ -9,10 +14,15 @@ from data.dialogues import (
     read_dialogues,
     split_dialogues,
 )
+from data.metrics import measure_replies
+from data.tokenizer import without_unknown
+from models.generate import generate
 from tasks.examples import ExampleTask, reply_pieces
 from utils.errors import UserError
+from utils.printable import one_line
 
 N_SAMPLES = 3  # held-out messages that are answered after each evaluation
+N_MEASURED, N_SHOWN = 200, 10  # messages that are answered to measure the replies, and replies of them to print
 
 
 class Conversation:
@@ -28,10 +38,7 @@ class Conversation:
     def answer(self, message, config):
         """Yield the pieces of a reply, by ReplyConfig. The history then has both, unless the reply was not read to its
         end. Raises UserError if the message is too long."""
-        room = self.model.block_size - config.max_tokens
-        if room < 1:
-            raise UserError(f"max_tokens is {config.max_tokens}, but the context has only {self.model.block_size} "
-                            "tokens: use a smaller max_tokens")
+        room = room_for_prompt(self.model, config)
         messages, dropped = fit_history([*self.history, message], self.tokenizer, room)
         if dropped:
             self.tell(f"forgot the oldest {dropped} messages: with a reply of {config.max_tokens} tokens, the "
@@ -47,35 +54,97 @@ class Conversation:
         self.history.clear()
 
 
+def room_for_prompt(model, config):
+    """Number of tokens of the context that remain beside the longest reply. Raises UserError if there are none."""
+    room = model.block_size - config.max_tokens
+    if room < 1:
+        raise UserError(f"max_tokens is {config.max_tokens}, but the context has only {model.block_size} tokens: use a "
+                        "smaller max_tokens")
+    return room
+
+
 class Dialogue(ExampleTask):
     """Training on the replies of dialogues."""
 
     answers = Conversation
     noun = "dialogues"
 
-    def read(self, path, val_path):
+    def read(self, path):
         """Read the dialogues. Raises UserError."""
-        dialogues = self.read_file(path)
-        if val_path is None:
-            self.dialogues = split_dialogues(dialogues)
-        else:
-            self.dialogues = dialogues, self.read_file(val_path)
-
-    def read_file(self, path):
         return read_dialogues(path, self.options, self.report)
 
-    def build_tokenizer(self, kind):
-        train, val = self.dialogues
-        return dialogue_tokenizer(train + val, kind, self.data.vocab_size, self.data.max_bytes)
+    def split(self, dialogues):
+        train, val = split_dialogues(dialogues)
+        return {"train": train, "val": val}
 
-    def make_examples(self, block_size):
-        return [dialogue_examples(dialogues, self.tokenizer, block_size, self.report) for dialogues in self.dialogues]
+    def build_tokenizer(self, kind):
+        dialogues = self.splits["train"] + self.splits["val"]
+        return dialogue_tokenizer(dialogues, kind, self.data.vocab_size, self.data.max_bytes)
+
+    def make_examples(self, dialogues, block_size):
+        return dialogue_examples(dialogues, self.tokenizer, block_size, self.report)
 
     def samples(self, model, config):
         """Yield lines that show what the model has learned so far: replies to held-out messages."""
-        for dialogue in self.dialogues[1][:N_SAMPLES]:
-            reply = "".join(self.answers(model, self.tokenizer, self.info, print).answer(dialogue[0], config))
-            yield f"{dialogue[0]} -> {reply}"
+        config = limit_reply(config, model)
+        for message, _ in islice(self.questions(self.splits["val"], model, config), N_SAMPLES):
+            reply = "".join(self.answers(model, self.tokenizer, self.info, print).answer(message, config))
+            yield f"{message} -> {reply}"
+
+    def questions(self, dialogues, model, config):
+        """Yield the first message and the first reply of each dialogue whose message leaves room for the longest reply.
+
+        Characters that the tokenizer lacks are removed from the message.
+        """
+        room = room_for_prompt(model, config)
+        for message, reply, *_ in dialogues:
+            message, _ = without_unknown(message, self.tokenizer)
+            if message.strip() and len(prompt_ids([message], self.tokenizer)) <= room:
+                yield message, reply
+
+    def evaluate(self, model, dialogues, config):
+        """Print measures of the replies to the first messages of at most 200 dialogues, and some of the replies.
+
+        They are sampled by ReplyConfig, with fixed seeds. Raises UserError if there is no reply.
+        """
+        config = limit_reply(config, model)
+        pairs = list(islice(self.questions(dialogues, model, config), N_MEASURED))
+        if not pairs:
+            raise UserError("no first message fits the context, or has a character that the tokenizer knows: use other "
+                            "data")
+        questions, references = zip(*pairs, strict=True)
+        replies, n_ended = [], 0
+        for seed, question in enumerate(tqdm(questions, "replies", leave=False, delay=2)):
+            ids = reply_ids(model, self.tokenizer, [question], dataclasses.replace(config, seed=seed))
+            replies.append(self.tokenizer.decode(ids))
+            n_ended += len(ids) < config.max_tokens
+        settings = ", ".join(f"{name} {value}" for name, value in vars(config).items() if value is not None)
+        print(f"\nreplies to the first messages of {len(questions)} {self.noun} ({settings}):")
+        print(format_measures(questions, replies, references, n_ended))
+        print("\nthe first of them:")
+        for question, reply in zip(questions[:N_SHOWN], replies, strict=False):
+            print(f"  {one_line(question)} -> {one_line(reply)}")
+
+
+def limit_reply(config, model):
+    """A ReplyConfig whose longest reply leaves half of the context to the messages."""
+    return dataclasses.replace(config, max_tokens=max(1, min(config.max_tokens, model.block_size // 2)))
+
+
+def reply_ids(model, tokenizer, messages, config):
+    """The token ids of a reply to a history that ends with a user message, by ReplyConfig, without its end marker."""
+    ids = prompt_ids(messages, tokenizer)
+    return list(generate(model, ids, config.max_tokens, config, tokenizer.special_ids, tokenizer.vocab_size,
+                         tokenizer.special_ids))
+
+
+def format_measures(questions, replies, references, n_ended):
+    """A table of the measures of a model's replies, beside those of the replies in the data."""
+    ours, theirs = measure_replies(questions, replies), measure_replies(questions, references)
+    lines = [f"{'':45}  model   data"]
+    lines += [f"{name:45} {ours[name]:6.3f} {theirs[name]:6.3f}" for name in ours]
+    lines.append(f"{'share that end with an end marker':45} {n_ended / len(replies):6.3f}")
+    return "\n".join(lines)
 
 
 class PoemReply(Conversation):
@@ -95,5 +164,6 @@ class Poem(Dialogue):
     answers = PoemReply
     noun = "poems"
 
-    def read_file(self, path):
+    def read(self, path):
+        """Read the poems. Raises UserError."""
         return poem_dialogues(path, self.options, self.report)

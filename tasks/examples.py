@@ -1,7 +1,9 @@
 """What the tasks share whose data are `Examples`: sequences of their own, rather than windows of one text."""
 
 import hashlib
+from functools import cached_property
 
+from data.bpe_dropout import BPEDropout
 from data.examples import ExampleBatches
 from data.report import DataReport, highlight, print_examples
 from data.tokenizer import load_tokenizer
@@ -10,28 +12,39 @@ from utils.errors import UserError
 
 
 class ExampleTask:
-    """A task with `train` and `val`, two `Examples`, which its `make_examples(block_size)` creates."""
+    """A task whose data are records, such as dialogues.
+
+    A subclass reads them (`read(path)`), splits them (`split(records)` returns a dictionary of lists, with at least
+    `train` and `val`), and turns them into `Examples` (`make_examples(records, block_size)`).
+    """
 
     noun = "records"
     info = {}
-    n_labels = None
+    head = {}  # fields of ModelConfig
 
     def __init__(self, settings, options, tokenizer, entry=None):
         """Read the data of Settings; `options` are its ReadOptions. `tokenizer` is an object, `char`, `bpe` or what
         `load_tokenizer` takes. `entry` is the task of the checkpoint that the model comes from, if it is the same."""
         self.data, self.options = settings.data, options
         self.report = DataReport(self.data.path, self.noun)
-        self.read(self.data.path, self.data.val_path)
+        self.records = self.read(self.data.path)
         if tokenizer in ("char", "bpe"):
             tokenizer = self.build_tokenizer(tokenizer)
         elif isinstance(tokenizer, str):
             tokenizer = load_tokenizer(tokenizer)
         self.tokenizer = tokenizer.with_special_tokens()
 
+    @cached_property
+    def splits(self):
+        """Lists of records by split: `train`, `val` and, for some tasks, `test`. Raises UserError."""
+        if self.data.val_path is None:
+            return self.split(self.records)
+        return {"train": self.records, "val": self.read(self.data.val_path)}
+
     def prepare(self, block_size):
         """Create the examples for this context length, and print a report. Raises UserError if there is none."""
         self.block_size = block_size
-        self.train, self.val = self.make_examples(block_size)
+        self.train, self.val = (self.make_examples(self.splits[name], block_size) for name in ("train", "val"))
         self.report.print()
         print_examples("training", self.train)
         print_examples("validation", self.val)
@@ -48,7 +61,14 @@ class ExampleTask:
 
     def train_batches(self, training):
         """A function from a step to its micro-batches, by TrainingSettings."""
-        return ExampleBatches(self.train, training.batch_size, training.accumulation, training.seed)
+        return ExampleBatches(self.train, training.batch_size, training.accumulation, training.seed, self.augment())
+
+    def augment(self):
+        """A function that varies an example of a training batch, as for `ExampleBatches`, or None."""
+        if not self.data.bpe_dropout:
+            return None
+        dropout = BPEDropout(self.tokenizer, self.data.bpe_dropout)
+        return lambda example, random: dropout.next_tokens(example, self.block_size, random)
 
     def val_batches(self, batch_size):
         return self.val.batches(batch_size)

@@ -1,5 +1,9 @@
 """Instruction tuning: the model answers prompts in the Alpaca format."""
 
+from itertools import islice
+
+from tqdm import tqdm
+
 from data.corpora import list_files
 from data.instructions import (
     instruction_examples,
@@ -7,9 +11,11 @@ from data.instructions import (
     prompt_ids,
     read_instructions,
     split_instructions,
+    write_answers,
 )
 from tasks.examples import ExampleTask, reply_pieces
 from utils.errors import UserError
+from utils.printable import one_line
 
 N_SAMPLES = 3  # held-out instructions that are answered after each evaluation
 
@@ -38,30 +44,44 @@ class Instruct(ExampleTask):
 
     answers = Response
 
-    def read(self, path, val_path):
+    def read(self, path):
         """Read the records. Raises UserError."""
-        records = self.read_files(path)
-        if val_path is None:
-            self.records = split_instructions(records)
-        else:
-            self.records = records, self.read_files(val_path)
-
-    def read_files(self, path):
         files = list_files(path, (".json", ".jsonl"))
         return [record for file in files for record in read_instructions(file, self.options, self.report)]
 
-    def build_tokenizer(self, kind):
-        train, val = self.records
-        return instruction_tokenizer(train + val, kind, self.data.vocab_size, self.data.max_bytes)
+    def split(self, records):
+        train, val = split_instructions(records)
+        return {"train": train, "val": val}
 
-    def make_examples(self, block_size):
-        (train, _), (val, self.held_out) = (instruction_examples(records, self.tokenizer, block_size, self.report)
-                                            for records in self.records)
-        return train, val
+    def build_tokenizer(self, kind):
+        records = self.splits["train"] + self.splits["val"]
+        return instruction_tokenizer(records, kind, self.data.vocab_size, self.data.max_bytes)
+
+    def make_examples(self, records, block_size):
+        return instruction_examples(records, self.tokenizer, block_size, self.report)[0]
 
     def samples(self, model, config):
         """Yield lines that show what the model has learned so far: responses to held-out instructions."""
-        response = Response(model, self.tokenizer, {}, print)
-        for record in self.held_out[:N_SAMPLES]:
-            text = "".join(response.answer(record.instruction, config, record.input))
-            yield f"{record.instruction} {record.input}-> {text}"
+        for record, answer in islice(self.answer_records(model, self.splits["val"], config), N_SAMPLES):
+            yield f"{record.instruction} {record.input}-> {answer}"
+
+    def answer_records(self, model, records, config):
+        """Yield each record with a response, except those whose prompts fill the context."""
+        response = Response(model, self.tokenizer, self.info, print)
+        for record in records:
+            if len(prompt_ids(record.instruction, record.input, self.tokenizer)) < model.block_size:
+                yield record, "".join(response.answer(record.instruction, config, record.input))
+
+    def evaluate(self, model, records, config):
+        """Print the responses, by ReplyConfig, to the first records, and their references."""
+        print()
+        for record, answer in islice(self.answer_records(model, records, config), N_SAMPLES):
+            print(f"instruction: {one_line(f'{record.instruction} {record.input}')}")
+            print(f"    answer:    {one_line(answer)}")
+            print(f"    reference: {one_line(record.output)}")
+
+    def write_answers(self, model, records, config, path):
+        """Write the records with the model's responses, by ReplyConfig, as JSON. Raises UserError."""
+        answered = list(tqdm(self.answer_records(model, records, config), "answers", len(records), unit="record"))
+        write_answers(path, [record for record, _ in answered], [answer for _, answer in answered])
+        print(f"{path}: {len(answered):,} answers; {len(records) - len(answered):,} prompts fill the context")

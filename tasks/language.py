@@ -4,8 +4,9 @@ import hashlib
 
 import numpy as np
 
+from data.bpe_dropout import BPEDropout
 from data.prepare import open_tokens
-from data.windows import ConsecutiveWindows, WindowBatches, check_length, make_windows
+from data.windows import ConsecutiveWindows, WindowBatches, check_length, make_windows, reverse_some
 from models.generate import generate_text
 from utils.printable import one_line
 
@@ -42,7 +43,7 @@ class Language:
                        f"{len(text.val):,} for validation, {self.tokenizer.vocab_size:,} in the vocabulary"))
 
     info = {}  # no field of the checkpoint besides the kind
-    n_labels = None
+    head = {}  # fields of ModelConfig
 
     def prepare(self, block_size):
         """Prepare examples for this context length. Raises UserError if there is none."""
@@ -53,7 +54,21 @@ class Language:
         """A function from a step to its micro-batches, by TrainingSettings. Raises UserError."""
         windows = make_windows(self.text.train, self.data, self.block_size, training.batch_size, training.accumulation,
                                training.seed)
-        return WindowBatches(windows, training.accumulation)
+        return WindowBatches(windows, training.accumulation, self.augment())
+
+    def augment(self):
+        """A function that varies a micro-batch, as for `WindowBatches`, or None."""
+        data = self.data
+        dropout = BPEDropout(self.tokenizer, data.bpe_dropout) if data.bpe_dropout else None
+        if not dropout and not data.both_directions:
+            return None
+
+        def augment(x, y, random):
+            if dropout:
+                x, y = dropout.windows(x, y, random)
+            return reverse_some(x, y, random) if data.both_directions else (x, y)
+
+        return augment
 
     def val_batches(self, batch_size):
         return ConsecutiveWindows(self.text.val, self.block_size, batch_size)

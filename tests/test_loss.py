@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models import loss
-from models.loss import cross_entropy
+from models.loss import cross_entropy, head_loss
 
 B, T, C, V = 2, 7, 5, 11
 
@@ -27,7 +27,7 @@ def reference(h, head, y):
 def test_loss_and_gradients_equal_pytorchs(monkeypatch, bias, chunk):
     monkeypatch.setattr(loss, "LOGITS_CHUNK", chunk)
     results = []
-    for function in (cross_entropy, reference):
+    for function in (head_loss, reference):
         h, head, y = inputs(bias)
         value = function(h, head, y)
         (value * 0.7).backward()
@@ -39,7 +39,7 @@ def test_loss_and_gradients_equal_pytorchs(monkeypatch, bias, chunk):
 @pytest.mark.parametrize("trained", [("h",), ("weight",), ("bias",), ("h", "bias"), ("h", "weight")])
 def test_only_the_gradients_that_are_needed_are_computed(trained):
     results = []
-    for function in (cross_entropy, reference):
+    for function in (head_loss, reference):
         h, head, y = inputs(bias=True)
         tensors = {"h": h, "weight": head.weight, "bias": head.bias}
         for name, tensor in tensors.items():
@@ -53,7 +53,7 @@ def test_only_the_gradients_that_are_needed_are_computed(trained):
 
 def test_without_trained_weights_the_loss_has_no_gradient():
     h, head, y = inputs(bias=True)
-    value = cross_entropy(h.detach(), head.requires_grad_(False), y)
+    value = head_loss(h.detach(), head.requires_grad_(False), y)
     assert not value.requires_grad
     torch.testing.assert_close(value, reference(h, head, y).detach())
 
@@ -62,14 +62,14 @@ def test_in_bfloat16_the_error_is_that_of_rounding():
     h, head, y = inputs(bias=True)
     exact = torch.autograd.grad(reference(h, head, y), [h, *head.parameters()])
     with torch.autocast("cpu", torch.bfloat16):
-        ours = torch.autograd.grad(cross_entropy(h, head, y), [h, *head.parameters()])
+        ours = torch.autograd.grad(head_loss(h, head, y), [h, *head.parameters()])
     for one, other in zip(ours, exact, strict=True):
         assert one.dtype == torch.float32 and (one - other).abs().max() < 0.02 * other.abs().max()
 
 
 def test_without_targets_the_loss_and_its_gradients_are_zero():
     h, head, y = inputs(bias=True)
-    value = cross_entropy(h, head, torch.full_like(y, -100))
+    value = head_loss(h, head, torch.full_like(y, -100))
     value.backward()
     assert value == 0 and not h.grad.any() and not head.weight.grad.any() and not head.bias.grad.any()
 
@@ -77,8 +77,8 @@ def test_without_targets_the_loss_and_its_gradients_are_zero():
 def test_without_gradients_the_loss_is_the_same():
     h, head, y = inputs(bias=True)
     with torch.no_grad():
-        value = cross_entropy(h, head, y)
-    assert not value.requires_grad and value == cross_entropy(h, head, y).detach()
+        value = head_loss(h, head, y)
+    assert not value.requires_grad and value == head_loss(h, head, y).detach()
 
 
 def test_no_tensor_is_larger_than_one_chunk_of_logits(monkeypatch):
@@ -87,5 +87,21 @@ def test_no_tensor_is_larger_than_one_chunk_of_logits(monkeypatch):
     linear = F.linear
     monkeypatch.setattr(F, "linear", lambda *inputs: sizes.append(len(inputs[0])) or linear(*inputs))
     h, head, y = inputs(bias=True)
-    cross_entropy(h, head, y)
+    head_loss(h, head, y)
     assert sizes == [3, 3, 3, 3, 2]
+
+
+def test_each_target_belongs_to_one_of_two_heads():
+    torch.manual_seed(0)
+    h, heads = torch.randn(2, 5, 8), [torch.nn.Linear(8, 3), torch.nn.Linear(8, 7, bias=False)]
+    y = torch.tensor([[2, -100, 3, 9, 0], [4, 4, -100, 1, 2]])
+    labels, tokens = heads[0](h).log_softmax(-1), heads[1](h).log_softmax(-1)
+    expected = 0.0
+    for b in range(2):
+        for t in range(5):
+            if 0 <= y[b, t] < 3:
+                expected -= labels[b, t, y[b, t]].item()
+            elif y[b, t] >= 3:
+                expected -= tokens[b, t, y[b, t] - 3].item()
+    assert cross_entropy(h, heads, y).item() == pytest.approx(expected / 8, rel=1e-6)
+    assert cross_entropy(h, heads, torch.full((2, 5), -100)).item() == 0.0

@@ -1,4 +1,4 @@
-"""The plot of a run's losses."""
+"""The plots of losses and confusion matrices."""
 
 import os
 import subprocess
@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from matplotlib.font_manager import fontManager
 
-from training.plots import draw_losses, font_families, plot_losses
+from data.reviews import scores
+from training.plots import (
+    CHINESE_FONTS,
+    draw_confusion,
+    draw_losses,
+    drawable,
+    font_families,
+    plot_confusion,
+    plot_losses,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = [
@@ -96,3 +105,35 @@ def test_a_matplotlib_that_does_not_work_is_at_most_one_line(tmp_path, broken):
         assert done.stdout.count("\n") == 1 and "matplotlib" in done.stdout
     else:
         assert done.stdout == "" and (tmp_path / "loss.png").exists()
+
+
+# ---- Confusion matrix ------------------------------------------------------------------------------------------------
+
+
+def test_the_confusion_matrix_shows_each_count_at_its_true_and_predicted_label():
+    probabilities = np.eye(3)[[0, 1, 1, 2, 2, 2, 0]]
+    figure = draw_confusion(scores(["$a", "b_1", "c"], np.array([0, 0, 1, 2, 2, 2, 1]), probabilities))
+    figure.draw_without_rendering()
+    [axes] = figure.axes
+    shown = {text.get_position()[::-1]: text.get_text() for text in axes.texts}  # (true, predicted)
+    assert shown == {(0, 0): "1", (0, 1): "1", (0, 2): "0", (1, 0): "1", (1, 1): "1", (1, 2): "0",
+                     (2, 0): "0", (2, 1): "0", (2, 2): "3"}
+    for axis in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in axis] == ["$a", "b_1", "c"]
+    assert axes.get_title() == "7 texts, 71.43% correct"
+
+
+@pytest.mark.parametrize("labels", [["差", "好"], ["$x_1 \\frac{", "two\nlines"], ["n" * 5000, "\udcff"],
+                                    [str(i) for i in range(300)]])
+def test_any_labels_are_drawn_without_warnings(tmp_path, capfd, labels):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_confusion(scores(labels, np.arange(len(labels)), np.eye(len(labels))), tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_character_that_no_font_has_is_escaped():
+    assert drawable("naïve \U0010fffd") == "naïve \\U0010fffd"
+    if not {*CHINESE_FONTS} & {*font_families()}:
+        assert drawable("好") == "\\u597d"

@@ -138,8 +138,9 @@ def load_with_adapters(model, entry, path):
         raise UserError(f"{path} has only the weights that LoRA trained, and there is no {base} that they belong to: "
                         "put it there, or train with --lora.merge true")
     start = read_start(base)
-    same = {name: value for name, value in vars(model.config).items() if name not in ("vocab_size", "n_labels")}
-    if same.items() <= start["config"].items():
+    of_task = ("vocab_size", "n_labels", "auxiliary_lm")  # what a task may change
+    architecture = {name: value for name, value in vars(model.config).items() if name not in of_task}
+    if architecture.items() <= start["config"].items():
         load_start(model, start["weights"])
     if fingerprint(model) != entry["fingerprint"]:
         raise UserError(f"{path} has only the weights that LoRA trained, and {base} is not the model that they belong "
@@ -168,9 +169,11 @@ def load_start(model, weights):
     """Load the weights of a checkpoint, by name, into a model of the same architecture.
 
     If the model has more tokens, a new one starts as the mean of all others (Hewitt, 2021). A classifier keeps its own
-    head, unless the checkpoint is one with as many labels.
+    head, unless the checkpoint is one with as many labels; its second head starts as that of a language model.
     """
     weights = dict(weights)
+    if model.config.auxiliary_lm:
+        weights.setdefault("token_head.weight", weights["head.weight"])
     for name, own in file_weights(model).items():
         if name.startswith("head.") and model.config.n_labels is not None:
             if name not in weights or weights[name].shape != own.shape:

@@ -1,4 +1,4 @@
-"""The plot of a run's losses."""
+"""Plots: the losses of a run, and the confusion matrix of a classifier."""
 
 import logging
 import warnings
@@ -27,17 +27,27 @@ def plot_losses(metrics, path, title):
 
     `metrics` are the lines of its metrics.jsonl, as dictionaries. If the plot fails, a message is printed.
     """
+    save_plot(path, "losses", draw_losses, metrics, title)
+
+
+def plot_confusion(scores, path):
+    """Draw the confusion matrix of Scores as a PNG file. If the plot fails, a message is printed."""
+    save_plot(path, "confusion matrix", draw_confusion, scores)
+
+
+def save_plot(path, what, draw, *arguments):
+    """Save the figure that `draw(*arguments)` returns."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its warnings are about fonts and caches
     try:
         import matplotlib  # here, because it can fail: it writes to a cache folder
 
         with warnings.catch_warnings(), matplotlib.rc_context({"font.family": font_families()}):
             warnings.simplefilter("ignore")  # about characters that no font has
-            figure = draw_losses(metrics, title)
+            figure = draw(*arguments)
             with replacing(path) as file:
                 figure.savefig(file, format="png", dpi=110)
     except Exception as error:  # a plot must not end training, and matplotlib raises many exception types
-        tqdm.write(one_line(f"cannot plot the losses: {type(error).__name__}: {error}"))
+        tqdm.write(one_line(f"cannot plot the {what}: {type(error).__name__}: {error}"))
 
 
 def font_families():
@@ -77,3 +87,34 @@ def draw_losses(metrics, title):
                                                        lambda x: np.interp(x, millions, steps)))
         above.set_xlabel("million tokens seen")
     return figure
+
+
+def draw_confusion(scores):
+    """The figure of `plot_confusion`: counts by true (row) and predicted label, colored by their share of the row."""
+    from matplotlib.figure import Figure
+
+    names, counts = [one_line(drawable(label), limit=40) for label in scores.labels], scores.confusion
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = min(4.0 + 0.5 * len(names), 20.0)  # inches
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= 30:  # as many as are legible
+        for (true, predicted), count in np.ndenumerate(counts):
+            color = "white" if shares[true, predicted] > 0.5 else "black"
+            axes.text(predicted, true, f"{count:,}", ha="center", va="center", color=color)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set(xlabel="predicted label", ylabel="true label")
+    axes.set_title(f"{counts.sum():,} texts, {scores.accuracy:.2%} correct")
+    return figure
+
+
+def drawable(text):
+    """A text with escapes in place of the characters that no font in use has."""
+    import matplotlib
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    fonts = [get_font(findfont(FontProperties([family]))) for family in matplotlib.rcParams["font.family"]]
+    return "".join(character if any(font.get_char_index(ord(character)) for font in fonts)
+                   else character.encode("unicode_escape").decode() for character in text)

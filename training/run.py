@@ -42,7 +42,7 @@ def train_in(folder, settings):
     start = None if saved else open_start(settings)
     task = open_task(settings, saved or start)
     sizes = saved if settings.init else None  # those of --init, which may be gone by now
-    config = model_config(settings.model, task.tokenizer.vocab_size, task.n_labels, start or sizes)
+    config = model_config(settings.model, task.tokenizer.vocab_size, task.head, start or sizes)
     task.prepare(config.block_size)
     if saved:
         check_same_run(saved, settings, config, task, folder / "last.pt")
@@ -132,10 +132,11 @@ def open_task(settings, checkpoint):
     return TASKS[settings.task](settings, options, tokenizer, entry)
 
 
-def model_config(model, vocab_size, n_labels=None, start=None):
-    """The ModelConfig that ModelSettings describe, for a tokenizer of `vocab_size` tokens and, for a classifier,
-    `n_labels`; with a checkpoint `start`, that of the checkpoint, and `model.name` is set to its class. Raises
+def model_config(model, vocab_size, head=None, start=None):
+    """The ModelConfig that ModelSettings describe, for a tokenizer of `vocab_size` tokens; `head` has the fields that a
+    task sets. With a checkpoint `start` it is that of the checkpoint, and `model.name` is set to its class. Raises
     UserError."""
+    head = head or {}
     given = {name: value for name, value in vars(model).items() if name != "name" and value is not None}
     if start:
         if model.name not in (ModelSettings().name, start["model_class"]):
@@ -144,12 +145,12 @@ def model_config(model, vocab_size, n_labels=None, start=None):
             if name != "dropout" and value != start["config"][name]:
                 raise UserError(f"--init has {name} {start['config'][name]}, not {value}: leave out model.{name}")
         model.name = start["model_class"]
-        given = start["config"] | given | {"n_labels": n_labels}
+        given = start["config"] | given | {"n_labels": None, "auxiliary_lm": False} | head
         given["vocab_size"] = max(vocab_size, given["vocab_size"])  # a task may need new special tokens
         return dataclasses.replace(ZOO[model.name].config, **given)
     if model.name not in ZOO:
         raise UserError(f"there is no model {model.name}: use one of {', '.join(ZOO)}")
-    config = dataclasses.replace(ZOO[model.name].config, **{"vocab_size": vocab_size, "n_labels": n_labels} | given)
+    config = dataclasses.replace(ZOO[model.name].config, **{"vocab_size": vocab_size} | head | given)
     if config.vocab_size < vocab_size:
         raise UserError(f"--model.vocab_size {config.vocab_size:,} is too few for the {vocab_size:,} tokens of the "
                         "tokenizer: leave it out, or use a larger one")

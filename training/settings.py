@@ -27,6 +27,15 @@ class DataSettings:
     """Column of the label, for classification; None: `label`."""
     split_seed: int = 0
     """For classification: which reviews are for validation (5%) and for test (10%). Another seed, another split."""
+    auxiliary_lm: float = 0.0
+    """For classification. 0: the label is predicted at the last token of a text. Above: at all tokens but this share,
+    chosen at random, at which the next token is predicted (an auxiliary language model)."""
+    bpe_dropout: float = 0.0
+    """Probability that a token in training is split into the two that it was merged from, and these likewise: BPE
+    dropout. For BPE tokenizers."""
+    both_directions: bool = False
+    """For classification, and for a language model that a classifier starts from: each text is read forward or backward
+    at random in training, and a text is classified both ways."""
     mask_padding: bool = True
     """For classification. true: the class is predicted at the last token of a text; false: at the end of the context,
     after padding up to there, which the model has to learn to ignore."""
@@ -55,6 +64,11 @@ class DataSettings:
 
     def __post_init__(self):
         check_numbers(self, positive=("vocab_size", "max_bytes", "stride"), not_negative=("preview", "split_seed"))
+        if self.both_directions and not self.mask_padding:
+            raise UserError("both_directions needs mask_padding: backward, a text would start with its padding")
+        for name in ("auxiliary_lm", "bpe_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} cannot be {getattr(self, name)}: use a number from 0 to below 1")
         if not self.path or self.val_path in ("", []):
             raise UserError("path is empty: pass a text")
 

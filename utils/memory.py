@@ -231,7 +231,7 @@ class Step(Ledger):
         # pass no gradients on, unless the embeddings need them.
         first = 0 if trained.embeddings or not trained.blocks else [op.trained > 0 for op in self.block].index(True)
         self.first_block = self.block[first:]
-        self.in_head = c.n_outputs * c.n_embd
+        self.in_head = c.head_rows * c.n_embd
         # The gradient of the head's weight; with an adapter, that of the weight with the adapter merged.
         self.head_gradient = 4 * self.in_head if trained.head or trained.embeddings else 0
         self.half = 2 if p.autocast else 0  # bytes per element of an autocast copy
@@ -284,7 +284,7 @@ class Step(Ledger):
         merged = 4 * self.in_head if "head" in p.lora_targets and p.lora_rank else 0
         self.add("weights", merged)
         M, a = p.batch_size * c.block_size, BYTES[p.dtype]
-        chunk = min(M, max(1, LOGITS_CHUNK // c.n_outputs)) * c.n_outputs
+        chunk = min(M, max(1, LOGITS_CHUNK // c.head_rows)) * c.head_rows
         in_loss = 8 * chunk  # logits, and log_softmax or softmax
         # The gradient of the logits, its product with the input and, under autocast on a CPU, a cast of that.
         product = (6 if p.autocast and p.device == "cpu" else a) * self.in_head

@@ -73,6 +73,7 @@ def parameter_table(c):
         *norm("final_norm"),
         *([] if c.tied_head else [row("head.weight", f"{outputs} C")]),  # a tied head is the token embedding
         *([row("head.bias", outputs)] if c.head_bias else []),
+        *([row("token_head.weight", "V C")] if c.auxiliary_lm else []),
     ]
 
 
