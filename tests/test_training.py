@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from small_runs import HERE, ROOT, TINY, command, losses, tiny_settings
+from small_tasks import CONTEXT, FILES, write_data
 from small_text import TEXT
 
 import estimate
@@ -24,7 +25,7 @@ from data.tokenizer import CharTokenizer
 from data.windows import ConsecutiveWindows
 from models.zoo import ZOO, DevModel
 from training.arguments import parse_settings
-from training.checkpoint import load_model, save_checkpoint
+from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.evaluate import estimate_loss
 from training.loop import Progress, Trainer, fit
 from training.optim import Muon, lr_factor, make_optimizers
@@ -242,18 +243,19 @@ def test_every_yaml_builds(path):
 
 @every_yaml
 def test_every_yaml_trains_in_small(path, folder, capsys):
-    poems = [{"title": f"诗{i}", "para": ["床前明月光，", "疑是地上霜。"], "author": "李白"} for i in range(40)]
-    (folder / "data" / "all_poems.json").write_text(json.dumps(poems), encoding="utf-8")
-    text = "data/all_poems.json" if path.stem == "poem" else "data/input.txt"
-    sizes = [f"--model.{name}={value}" for name, value in (TINY | {"n_hidden": 16}).items()]
-    by_characters = parse_settings([str(path)]).data.tokenizer == "char"
-    bpe = [] if by_characters else ["--data.tokenizer=bpe", "--data.vocab_size=300"]
-    settings = parse_settings([str(path), *sizes, *bpe, *HERE, f"--data.path={text}", "--training.batch_size=2",
-                            "--training.accumulation=1", "--training.max_iters=2", "--training.eval_interval=1",
-                            "--training.device=cpu", "--training.dtype=float32", "--output.sample_tokens=5"])
+    write_data(folder / "data")
+    given = parse_settings([str(path)])
+    sizes = TINY | {"n_hidden": 16, "block_size": CONTEXT[given.task]}
+    bpe = [] if given.data.tokenizer == "char" else ["--data.tokenizer=bpe", "--data.vocab_size=300"]
+    settings = parse_settings([str(path), *(f"--model.{name}={value}" for name, value in sizes.items()), *bpe, *HERE,
+                               f"--data.path=data/{FILES[given.task]}", "--training.batch_size=2",
+                               "--training.accumulation=1", "--training.max_iters=2", "--training.eval_interval=1",
+                               "--training.epochs=none", "--training.device=cpu", "--training.dtype=float32",
+                               "--output.sample_tokens=5"])
     run(settings)
     out = folder / "checkpoints" / path.stem
     assert [step for step, _, _ in losses(out)] == [0, 1, 2] and "2 steps in" in capsys.readouterr().out
+    assert load_checkpoint(out).task["kind"] == given.task and load_checkpoint(out).reply == given.sampling
     model, tokenizer = load_model(out / "best.pt")
     assert model.config.vocab_size == (settings.model.vocab_size or tokenizer.vocab_size)
 

@@ -18,11 +18,15 @@ LORA = {"rank": int, "alpha": float, "targets": list, "base": str, "fingerprint"
 
 
 def check_task(checkpoint, path):
-    """Return the task of a checkpoint read from `path`, and its ReplyConfig. Raises UserError."""
+    """Return the task of a checkpoint read from `path`, whose model is valid, and its ReplyConfig. Raises UserError."""
     task = checkpoint.get("task", {"kind": "language"})  # of transformer_4d.py and of older versions
     kind = task.get("kind") if isinstance(task, dict) else None
     if not isinstance(kind, str) or kind not in TASKS or not TASKS[kind].is_valid(task):
         raise UserError(f"{path} is for a task that this version does not know: update the project")
+    n_classes, labels = checkpoint["config"].get("n_labels") or 0, task.get("labels", [])
+    if n_classes != len(labels):
+        raise UserError(f"{path} is damaged: its model has {n_classes} classes, and its task {len(labels)} labels: use "
+                        "another checkpoint")
     try:
         return task, ReplyConfig(**checkpoint.get("sampling", {}))
     except (TypeError, UserError) as error:

@@ -1,0 +1,157 @@
+"""The classification task: labels, padding, and how the model is asked."""
+
+import csv
+import importlib.util
+import json
+import random
+
+import pytest
+import torch
+from small_models import small_model
+from small_runs import ROOT, interrupt
+from small_tasks import BAD, GOOD, REVIEWS, error_of, task_settings
+from small_tasks import data as data  # a fixture
+
+import terminal_demo
+from data.reviews import Review
+from data.tokenizer import CharTokenizer
+from tasks.classification import classify
+from training.checkpoint import load_checkpoint, load_model, save_checkpoint
+from training.run import train as run
+from utils.errors import UserError
+
+LONG = "abc gh" * 83 + "ab"  # 500 characters
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """A model of random weights, and its tokenizer."""
+    tokenizer = CharTokenizer.of_text("abcdefgh ").with_special_tokens()
+    model = small_model("BardGPT", vocab_size=tokenizer.vocab_size, block_size=64, n_labels=3)
+    return model, tokenizer
+
+
+def entry(mask_padding):
+    return {"kind": "classification", "labels": ["a", "b", "c"], "mask_padding": mask_padding}
+
+
+def reviews(*texts):
+    return [Review("a", text, "") for text in texts]
+
+
+# ---- Padding ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask_padding", [True, False])
+def test_a_review_alone_gets_the_probabilities_that_it_gets_beside_longer_ones(classifier, mask_padding):
+    texts = ["abc", "", "fed cab", LONG, "h"]
+    together = torch.from_numpy(classify(*classifier, entry(mask_padding), reviews(*texts)))
+    alone = [torch.from_numpy(classify(*classifier, entry(mask_padding), reviews(text))[0]) for text in texts]
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-6, rtol=1e-5)
+    assert together.std(0).min() > 1e-3  # the texts make a difference
+
+
+def test_with_a_mask_the_class_is_read_at_the_last_token(classifier):
+    model, tokenizer = classifier
+    ids = torch.tensor([[tokenizer.start_id, *tokenizer.encode("fed cab")]])
+    expected = model(ids)[0][0, -1].softmax(0).double()
+    found = torch.from_numpy(classify(*classifier, entry(True), reviews("fed cab", LONG))[0])
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_without_a_mask_every_text_has_the_length_of_the_context(classifier):
+    model, tokenizer = classifier
+    shapes = []
+    hook = model.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    found = torch.from_numpy(classify(*classifier, entry(False), reviews("fed cab"))[0])
+    classify(*classifier, entry(False), reviews("abc", LONG))
+    hook.remove()
+    assert shapes == [(1, 64), (9, 64)]  # 500 characters are 8 chunks
+    ids = [tokenizer.start_id, *tokenizer.encode("fed cab")]
+    ids += [tokenizer.start_id] * (64 - len(ids))
+    torch.testing.assert_close(found, model(torch.tensor([ids]))[0][0, -1].softmax(0).double(), atol=1e-6, rtol=1e-5)
+
+
+def test_a_long_review_gets_the_mean_of_the_probabilities_of_its_parts(classifier):
+    found = classify(*classifier, entry(True), reviews(LONG))[0]
+    parts = classify(*classifier, entry(True), reviews(*(LONG[i : i + 63] for i in range(0, 500, 63))))
+    torch.testing.assert_close(torch.from_numpy(found), torch.from_numpy(parts.mean(0)), atol=1e-6, rtol=1e-5)
+
+
+# ---- Labels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("good, bad", [("1", "2"), ("2", "1"), ("positive", "negative"), ("好", "bad, very bad")])
+def test_the_demo_prints_the_label_and_the_probability_that_belongs_to_it(data, run_main, capsys, good, bad):
+    header, *rows = csv.reader(REVIEWS.splitlines())
+    rows = [[good if label == "1" else bad, text] for label, text in rows]
+    random.Random(0).shuffle(rows)
+    with open(data / "reviews.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    run(task_settings("classification", "reviews", "--training.max_iters=40", "--training.eval_interval=40"))
+    model, tokenizer, task, _ = load_checkpoint("checkpoints/reviews")
+    assert task["labels"] == sorted([good, bad])
+    capsys.readouterr()
+    for text, label, other in ((f"Room 7 was {GOOD}.", good, bad), (f"Room 7 was {BAD}.", bad, good)):
+        printed = run_main(terminal_demo.main, "checkpoints/reviews", "--device=cpu", "--prompt", text)
+        ids = torch.tensor([[tokenizer.start_id, *tokenizer.encode(text)]])
+        probabilities = dict(zip(task["labels"], model(ids)[0][0, -1].softmax(0).tolist(), strict=True))
+        assert printed == f"{label} {probabilities[label]:.1%}, {other} {probabilities[other]:.1%}\n"
+        assert probabilities[label] > 0.6
+
+
+def test_the_tokenizer_of_another_classifier_brings_no_labels_along(data, monkeypatch):
+    run(task_settings("classification", "first", "--training.max_iters=1"))
+    (data / "reviews.csv").write_text(REVIEWS.replace("\n1,", "\ngood,").replace("\n2,", "\nbad,"), encoding="utf-8")
+    interrupt(task_settings("classification", "second", "--data.tokenizer=checkpoints/first/best.pt"), monkeypatch,
+              after=1)
+    assert torch.load("checkpoints/second/last.pt", weights_only=True)["task"]["labels"] == ["bad", "good"]
+    assert load_model("checkpoints/second")[1].to_dict() == load_model("checkpoints/first")[1].to_dict()
+
+
+def test_the_accuracy_of_a_run_is_that_of_its_validation_reviews(data):
+    rows = REVIEWS.splitlines()
+    (data / "val.csv").write_text("\n".join([*rows[:1], *(row for row in rows[1:] if row[0] == "1"), rows[2]]),
+                                  encoding="utf-8")
+    run(task_settings("classification", "reviews", "--data.val_path=val.csv", "--training.max_iters=1"))
+    model, tokenizer, task, _ = load_checkpoint("checkpoints/reviews")
+    with open("val.csv", encoding="utf-8") as file:
+        val = [Review(label, text, "") for label, text in list(csv.reader(file))[1:]]
+    predicted = classify(model, tokenizer, task, val).argmax(1)
+    correct = sum(task["labels"][i] == review.label for i, review in zip(predicted, val, strict=True))
+    with open("checkpoints/reviews/metrics.jsonl", encoding="utf-8") as file:
+        accuracies = [json.loads(line)["accuracy"] for line in file]
+    assert correct / len(val) in accuracies
+
+
+def test_a_checkpoint_with_invalid_labels_is_refused(data, classifier, capsys, monkeypatch):
+    for labels in (["a"], "abc", [1, 2, 3], None):
+        save_checkpoint(data / "bad.pt", *classifier, task=entry(True) | {"labels": labels})
+        message = error_of(capsys, monkeypatch, "--init=bad.pt", "--task=classification", "--data.path=reviews.csv",
+                           "--output.folder=checkpoints")
+        assert "bad.pt is for a task that this version does not know" in message
+    for task in (entry(True) | {"labels": ["a", "b"]}, {"kind": "language"}):
+        save_checkpoint(data / "bad.pt", *classifier, task=task)
+        with pytest.raises(UserError, match="bad.pt is damaged: its model has 3 classes"):
+            load_checkpoint(data / "bad.pt")
+
+
+# ---- The baseline ----------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_compares_n_grams_and_checkpoints_on_the_test_reviews(data, run_main):
+    pytest.importorskip("sklearn")
+    spec = importlib.util.spec_from_file_location("sentiment", ROOT / "benchmarks" / "sentiment.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    tokenizer = CharTokenizer.of_text(REVIEWS).with_special_tokens()
+    model = small_model("DevModel", vocab_size=tokenizer.vocab_size, block_size=64, n_labels=2)
+    model.head.load_state_dict({"weight": torch.zeros(2, 32), "bias": torch.tensor([0.0, 1.0])})  # always the label 2
+    save_checkpoint(data / "always_2.pt", model, tokenizer, task=entry(True) | {"labels": ["1", "2"]})
+    out = run_main(benchmark.main, "reviews.csv", "--checkpoints", *["always_2.pt"] * 3)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
+    assert rows[0] == ["split seed", "test reviews", "most frequent label", "n-grams", "C", "checkpoint"]
+    assert [row[0] for row in rows[2:]] == ["0", "1", "2", "mean"]
+    for row in rows[2:5]:  # three reviews of each label
+        assert row[1:4] == ["6", "50.00%", "100.00%"] and row[5] == "50.00%"
+    assert rows[5] == ["mean", "", "50.00%", "100.00%", "", "50.00%"]

@@ -1,0 +1,366 @@
+"""Fine-tuning through train.py, for all tasks: starting from a checkpoint, LoRA, frozen blocks, resuming, bad input."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import ROOT, assert_same_run, interrupt, losses
+from small_tasks import CONTEXT, DIALOGUES, FILES, RECORDS, REVIEWS, error_of, task_settings
+from small_tasks import data as data  # a fixture
+
+from terminal_demo import chat
+from training.arguments import parse_settings
+from training.checkpoint import load_checkpoint, load_model
+from training.run import train as run
+from utils.errors import UserError
+
+LORA = ["--lora.rank=2", "--lora.targets=[qkv, down]"]
+TASKS = ["dialogue", "instruction", "classification"]
+
+
+def make_base(kind, name="base", *more):
+    """Train a model to start from. Returns the setting that starts from it."""
+    run(task_settings(kind, name, "--training.max_iters=2", *more))
+    return f"--init=checkpoints/{name}"
+
+
+def read(name, file="last.pt"):
+    return torch.load(f"checkpoints/{name}/{file}", weights_only=True)
+
+
+def files_of(name):
+    return {path.name: path.read_bytes() for path in Path("checkpoints", name).iterdir()}
+
+
+def logits(path, ids):
+    return load_model(path)[0](ids)[0]
+
+
+# ---- Starting from a checkpoint --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["language", "dialogue"])
+def test_a_classifier_starts_from_the_body_of_a_model_with_a_new_head(data, monkeypatch, kind):
+    init = make_base(kind)
+    interrupt(task_settings("classification", "reviews", init), monkeypatch, after=1)
+    before, after = read("base", "best.pt")["weights"], read("reviews")["weights"]
+    n = len(before["token_embedding.weight"])
+    assert after.keys() == before.keys() and after["head.weight"].shape == (2, 16)
+    assert torch.equal(after["token_embedding.weight"][:n], before["token_embedding.weight"])
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith(("blocks", "final_norm")))
+    assert after["head.weight"].count_nonzero() == 0  # as in a new classifier
+
+
+def test_instruction_tuning_from_a_language_model_adds_the_special_tokens_it_lacks(data, monkeypatch):
+    init = make_base("language", "base", f"--model.block_size={CONTEXT['instruction']}")
+    interrupt(task_settings("instruction", "tuned", init), monkeypatch, after=1)
+    tokenizer, before, after = load_model("checkpoints/base")[1], read("base", "best.pt"), read("tuned")
+    n = tokenizer.vocab_size
+    assert after["config"] == before["config"] | {"vocab_size": n + 4}
+    assert after["tokenizer"] == before["tokenizer"] | {"special": True}
+    for name in ("token_embedding.weight", "head.weight"):
+        old, new = before["weights"][name], after["weights"][name]
+        assert torch.equal(new[:n], old)
+        torch.testing.assert_close(new[n:], old.mean(0).expand(4, -1))
+
+
+def test_a_classifier_starts_from_a_classifier_with_its_head_and_the_order_of_its_labels(data, monkeypatch):
+    init = make_base("classification")
+    saved = read("base", "best.pt")
+    saved["task"]["labels"] = ["2", "1"]
+    torch.save(saved, "checkpoints/base/best.pt")
+    interrupt(task_settings("classification", "more", init), monkeypatch, after=1)
+    assert read("more")["task"]["labels"] == ["2", "1"]
+    assert torch.equal(read("more")["weights"]["head.weight"], saved["weights"]["head.weight"])
+    (data / "reviews.csv").write_text(REVIEWS.replace("\n1,", "\ngood,"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"line \d+ has the label good, but the model knows only 2, 1"):
+        run(task_settings("classification", "other", init))
+
+
+@pytest.mark.parametrize("kind", ["language", "dialogue", "instruction"])
+def test_a_classifier_does_not_become_a_model_that_generates(data, capsys, monkeypatch, kind):
+    init = make_base("classification")
+    message = error_of(capsys, monkeypatch, init, "--run=new", f"--task={kind}", f"--data.path={FILES[kind]}",
+                       "--output.folder=checkpoints")
+    assert "checkpoints/base/best.pt is a classifier, and its head predicts labels" in message
+    assert not Path("checkpoints/new").exists()
+
+
+# ---- LoRA ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_merged_weights_are_those_of_the_base_plus_the_scaled_product_of_the_adapters(data, kind):
+    init = make_base(kind)
+    run(task_settings(kind, "tuned", init, *LORA, "--lora.alpha=6"))
+    base, last, best = read("base", "best.pt")["weights"], read("tuned"), read("tuned", "best.pt")
+    lines = losses(Path("checkpoints/tuned"))
+    assert lines[-1][2] == min(line[2] for line in lines)  # best.pt and last.pt are of the same step
+    adapters, merged = last["adapters"], best["weights"]
+    expected = dict(base)
+    for i in range(2):
+        parts = [f"blocks.{i}.attention.{part}.weight" for part in ("query", "key", "value")]
+        qkv = torch.cat([base[part] for part in parts])
+        adapted = {f"blocks.{i}.attention.qkv": qkv,
+                   f"blocks.{i}.feed_forward.down": base[f"blocks.{i}.feed_forward.down.weight"]}
+        for name, weight in adapted.items():
+            a, b = (adapters.pop(f"{name}.{letter}") for letter in ("lora_a", "lora_b"))
+            assert a.shape[0] == 2 and b.abs().max() > 0
+            adapted[name] = weight + 6 / 2 * b @ a
+        expected |= zip(parts, adapted[f"blocks.{i}.attention.qkv"].chunk(3), strict=True)
+        expected[f"blocks.{i}.feed_forward.down.weight"] = adapted[f"blocks.{i}.feed_forward.down"]
+    heads = {name: adapters.pop(name) for name in list(adapters) if name == "head.weight"}
+    assert not adapters and len(heads) == (kind == "classification")  # its head is trained, too
+    torch.testing.assert_close(merged, expected | heads)
+    n_changed = sum(not torch.equal(merged[name], base[name]) for name in base)
+    assert n_changed == 2 * 4 + len(heads)  # query, key, value and down of two blocks
+
+
+@pytest.mark.parametrize("kind, half", [("dialogue", "false"), ("classification", "false"), ("instruction", "true")])
+def test_a_checkpoint_of_what_lora_trained_computes_the_same_with_its_base(data, kind, half):
+    init = make_base(kind)
+    for name, merge in (("merged", "true"), ("apart", "false")):
+        run(task_settings(kind, name, init, *LORA, f"--lora.merge={merge}"))
+    run(task_settings(kind, "small", init, *LORA, "--lora.merge=false", f"--output.half={half}"))
+    saved = read("small", "best.pt")
+    assert saved["weights"] == {} and saved["lora"]["weights"].keys() == read("small")["adapters"].keys()
+    ids = torch.randint(20, (3, 12), generator=torch.Generator().manual_seed(0))
+    expected = logits("checkpoints/merged", ids)
+    assert torch.equal(logits("checkpoints/apart", ids), expected)
+    torch.testing.assert_close(logits("checkpoints/small", ids), expected, atol=1e-3, rtol=1e-2)
+    assert not torch.allclose(logits("checkpoints/base", ids), expected, atol=1e-4)
+    assert load_checkpoint("checkpoints/apart")[2:] == load_checkpoint("checkpoints/merged")[2:]
+
+
+def test_a_checkpoint_of_what_lora_trained_needs_its_base(data, capsys, monkeypatch):
+    init = make_base("dialogue")
+    make_base("dialogue", "other", "--training.seed=1")
+    make_base("dialogue", "wider", "--model.n_embd=32")
+    run(task_settings("dialogue", "tuned", init, *LORA, "--lora.merge=false"))
+    message = error_of(capsys, monkeypatch, "--init=checkpoints/tuned", "--run=next", "--task=dialogue",
+                       "--data.path=chat.txt")
+    assert "checkpoints/tuned/best.pt has only the weights that LoRA trained: start from a complete model" in message
+    for name in ("other", "wider"):
+        Path("checkpoints/base").rename("checkpoints/kept")
+        Path(f"checkpoints/{name}").rename("checkpoints/base")
+        with pytest.raises(UserError, match="checkpoints/base/best.pt is not the model that they belong to"):
+            chat("hello a", checkpoint="checkpoints/tuned")
+        Path("checkpoints/base").rename(f"checkpoints/{name}")
+        with pytest.raises(UserError, match="there is no checkpoints/base/?.* that they belong to"):
+            chat("hello a", checkpoint="checkpoints/tuned")
+        Path("checkpoints/kept").rename("checkpoints/base")
+    chat("hello a", checkpoint="checkpoints/tuned", max_tokens=2)
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--lora.rank=2"], "--lora.rank needs --init"),
+    (["--init=checkpoints/base", "--lora.rank=2", "--lora.targets=[wings]"], "choose from qkv, out, up, down, head"),
+    (["--init=checkpoints/base", "--lora.rank=0"], "lora.rank cannot be 0"),
+    (["--init=checkpoints/base", "--lora.rank=2", "--lora.targets=[]"], "at least one target"),
+    (["--init=checkpoints/base", "--lora.rank=2", "--training.trainable_blocks=1"], "exclude each other"),
+    (["--init=checkpoints/base", "--training.trainable_blocks=3"], "trainable_blocks"),
+    (["--init=checkpoints/none"], "there is no checkpoints/none"),
+])  # fmt: skip
+def test_a_wrong_setting_of_lora_or_freezing_is_one_line(data, capsys, monkeypatch, more, words):
+    if "--init=checkpoints/base" in more:
+        make_base("dialogue")
+    message = error_of(capsys, monkeypatch, "--run=new", "--task=dialogue", "--data.path=chat.txt",
+                       "--output.folder=checkpoints", *more)
+    assert words in message and not Path("checkpoints/new").exists()
+
+
+# ---- Resuming --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [
+    [], ["--init"], ["--init", *LORA], ["--init", *LORA, "--lora.merge=false"],
+    ["--init", "--training.trainable_blocks=1", "--optim.ema=0.9"],
+], ids=["from scratch", "init", "lora", "lora apart", "frozen"])  # fmt: skip
+@pytest.mark.parametrize("kind", ["instruction", "classification"])
+def test_an_interrupted_run_resumes_exactly(data, monkeypatch, kind, more):
+    if "--init" in more:
+        more = [make_base(kind, "base", "--model.dropout=0.1"), *more[1:]]
+    else:
+        more = ["--model.dropout=0.1"]
+    more += ["--training.accumulation=2", "--training.batch_size=2"]
+    run(task_settings(kind, "whole", *more))
+    interrupt(task_settings(kind, "parts", *more), monkeypatch, after=2)
+    run(parse_settings(["--output.folder=checkpoints", "--run=parts", "--resume"]))  # all else is in settings.yaml
+    assert_same_run(data, "whole", "parts")
+    torch.testing.assert_close(read("parts").get("adapters"), read("whole").get("adapters"), atol=0, rtol=0)
+    one, other = (load_checkpoint(f"checkpoints/{name}") for name in ("whole", "parts"))
+    ids = torch.arange(12)[None]
+    assert torch.equal(one.model(ids)[0], other.model(ids)[0]) and one[2:] == other[2:]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_frozen_weights_are_bit_identical_after_sigkill_and_resume(data):
+    init = make_base("instruction")
+    more = [init, "--training.trainable_blocks=1", "--training.max_iters=20", "--optim.weight_decay=0.3"]
+    run(task_settings("instruction", "whole", *more))
+    settings = Path("checkpoints/whole/settings.yaml").rename("again.yaml")
+    out = Path("checkpoints/parts")
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", settings, "--run=parts"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not (out / "metrics.jsonl").exists() or len(losses(out)) < 2):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, stderr
+    assert 2 <= len(losses(out)) < 11
+    run(task_settings("instruction", "parts", *more, "--resume"))
+    assert_same_run(data, "whole", "parts")
+    base, last = read("base", "best.pt")["weights"], read("parts")["weights"]
+    changed = {name for name in base if not torch.equal(base[name], last[name])}
+    assert changed == {name for name in base if name.startswith(("blocks.1.", "final_norm.", "head."))}
+
+
+@pytest.mark.parametrize("more, change, words", [
+    ([], ["--task=poem"], "has the task dialogue, not poem"),
+    ([], ["--task=language", "--data.path=text.txt"], "has the task dialogue, not language"),
+    (LORA, ["--lora.rank=4"], "has lora [2, 16.0, 'qkv', 'down'], not [4, 16.0, 'qkv', 'down']"),
+    (LORA, ["--lora.alpha=4"], "has lora"), (LORA, ["--lora.targets=[qkv]"], "has lora"),
+    (LORA, ["--lora.rank=none"], "has lora [2, 16.0, 'qkv', 'down'], not None"),
+    ([], LORA, "has lora None, not"),
+    (["--training.trainable_blocks=1"], ["--training.trainable_blocks=none"], "has trainable_blocks 1, not None"),
+    ([], ["--training.trainable_blocks=1"], "has trainable_blocks None, not 1"),
+    ([], ["--data.path=other.txt"], "was trained on another text, chat.txt"),
+])  # fmt: skip
+def test_a_resumed_run_keeps_its_task_and_what_it_trains(data, capsys, monkeypatch, more, change, words):
+    (data / "other.txt").write_text(DIALOGUES.replace("fine", "hello"), encoding="utf-8")
+    init = make_base("dialogue")
+    interrupt(task_settings("dialogue", "tuned", init, *more), monkeypatch, after=2)
+    before = files_of("tuned")
+    message = error_of(capsys, monkeypatch, "--output.folder=checkpoints", "--run=tuned", "--resume", *change)
+    assert words in message and "--run NAME" in message
+    assert files_of("tuned") == before
+    run(task_settings("dialogue", "tuned", init, *more, "--resume"))
+
+
+@pytest.mark.parametrize("replaced, change, words", [
+    (("\n1,", "\n3,"), [], "has the label 3, but the model knows only 1, 2"),
+    (("clean", "nice"), [], "was trained on another text, reviews.csv"),
+    (("", ""), ["--data.mask_padding=false"], "has mask_padding True, not False"),
+    (("", ""), ["--data.split_seed=1"], "was trained on another text, reviews.csv"),
+])  # fmt: skip
+def test_a_resumed_classifier_keeps_its_labels_and_reviews(data, capsys, monkeypatch, replaced, change, words):
+    interrupt(task_settings("classification", "reviews"), monkeypatch, after=2)
+    (data / "reviews.csv").write_text(REVIEWS.replace(*replaced), encoding="utf-8")
+    before = files_of("reviews")
+    message = error_of(capsys, monkeypatch, "--output.folder=checkpoints", "--run=reviews", "--resume", *change)
+    assert words in message and files_of("reviews") == before
+
+
+@pytest.mark.parametrize("kind, more", [("classification", ["--data.mask_padding=false"]), ("instruction", LORA)])
+def test_the_settings_of_a_run_start_it_again(data, kind, more):
+    if more == LORA:
+        more = [make_base(kind), *LORA]
+    run(task_settings(kind, "first", *more))
+    run(parse_settings(["checkpoints/first/settings.yaml", "--run=second"]))
+    assert_same_run(data, "first", "second")
+    assert read("first")["task"] == read("second")["task"] and read("first")["sampling"] == read("second")["sampling"]
+
+
+# ---- Records without a target ----------------------------------------------------------------------------------------
+
+
+def write_with_long_prompt(kind, path, long):
+    """Write the data of a task, and a record whose prompt fills the context if it is `long`."""
+    if kind == "dialogue":
+        path.write_text(f"{'hello ' * 20}\nfine\n\n" * long + DIALOGUES, encoding="utf-8")
+    else:
+        extra = [{"instruction": "Greet a." * 60, "output": "Hi, a!"}] * long
+        path.write_text(json.dumps(extra + RECORDS), encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["dialogue", "instruction"])
+def test_a_record_whose_prompt_fills_the_context_is_named_and_changes_no_weight(data, capsys, kind):
+    for name, long in (("without", False), ("with", True)):
+        path = data / f"{name}{'.txt' if kind == 'dialogue' else '.json'}"
+        write_with_long_prompt(kind, path, long)
+        run(task_settings(kind, name, f"--data.path={path}", f"--data.val_path={path}"))
+    assert_same_run(data, "without", "with")
+    out = capsys.readouterr().out
+    assert "fills the context" in out.partition("with.")[2] and "0 skipped" in out.partition("with.")[0]
+
+
+@pytest.mark.parametrize("kind, path", [("dialogue", "long.txt"), ("instruction", "long.json")])
+@pytest.mark.parametrize("split", ["path", "val_path"])
+def test_no_example_left_in_a_split_is_an_error_before_the_first_step(data, capsys, monkeypatch, kind, path, split):
+    if kind == "dialogue":
+        (data / path).write_text(f"{'hello ' * 20}\nfine\n", encoding="utf-8")
+    else:
+        (data / path).write_text(json.dumps([{"instruction": "Greet a." * 60, "output": "Hi!"}] * 3), encoding="utf-8")
+    settings = {"path": {"dialogue": "chat.txt", "instruction": "records.json"}[kind], "val_path": "chat.txt"}
+    settings["val_path"] = settings["path"]
+    settings[split] = path
+    message = error_of(capsys, monkeypatch, f"--task={kind}", "--output.folder=checkpoints", "--training.device=cpu",
+                       f"--model.block_size={CONTEXT[kind]}", *(f"--data.{key}={value}" for key, value in
+                                                                settings.items()))
+    assert "fill" in message and "the context" in message and "--model.block_size" in message
+    assert not Path("checkpoints/run").exists()
+
+
+# ---- Bad input -------------------------------------------------------------------------------------------------------
+
+
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256))
+
+
+@pytest.mark.parametrize("task, name, content, words", [
+    ("instruction", "a.json", {"instruction": "Hi.", "output": "Ho."}, "a.json"),
+    ("instruction", "a.json", [], "contains no instruction: it is empty"),
+    ("instruction", "a.json", [{"instruction": "Hi."}], "item 1: its output is missing or empty"),
+    ("instruction", "a.json", [{"instruction": " ", "output": "Ho."}], "item 1: its instruction is missing or empty"),
+    ("instruction", "a.json", [{"instruction": ["Hi."], "output": "Ho."}], "item 1: its instruction is not a string"),
+    ("instruction", "a.json", [{"instruction": "Hi.", "input": 3, "output": "Ho."}], "item 1: its input is not a str"),
+    ("instruction", "a.json", ["Hi."], "item 1: the record is not an object"),
+    ("instruction", "a.json", [{"instruction": "Hi.", "output": "Ho."}], "at least two different instructions"),
+    ("instruction", "a.json", b'[{"instruction": "Hi.", "output"', "a.json"),
+    ("instruction", "a.jsonl", b'{"instruction": "Hi."\n', "line 1"),
+    ("instruction", "a.txt", b"Hi.\n", "a.txt"), ("instruction", "a.json", b"", "a.json"),
+    ("instruction", "a.json", PNG, "a.json"), ("instruction", "none.json", None, "none.json"),
+    ("dialogue", "a.txt", b"hello\n", "line 1: a single message"),
+    ("dialogue", "a.txt", b"hello\n\nhi\n", "line 1: a single message"),
+    ("dialogue", "a.txt", b"hello\nhi\n", "a.txt"),  # nothing is left for validation
+    ("dialogue", "a.csv", b"label,text\n1,good\n", "a.csv is a table: dialogues are read from .txt, .jsonl and .json"),
+    ("dialogue", "a.txt", b"", "a.txt"), ("dialogue", "a.txt", PNG, "a.txt"), ("dialogue", "a.png", PNG, "a.png"),
+    ("dialogue", "a.jsonl", [{"messages": "hello"}], "line 1: messages is not a list"),
+    ("classification", "a.csv", b"label,text\n1,good\n1,fine\n", "all reviews have the label 1"),
+    ("classification", "a.csv", b"label,text\n1,good\n2,bad\n", "too few reviews"),
+    ("classification", "a.csv", b"stars,text\n1,good\n2,bad\n", "no column label"),
+    ("classification", "a.csv", b"", "a.csv"), ("classification", "a.csv", PNG, "a.csv"),
+    ("classification", "a.png", PNG, "a.png"), ("classification", "a.txt", b"good\n", "a.txt"),
+    ("poem", "a.json", [{"title": "a"}], "a.json"), ("poem", "a.txt", b"moon\n", "a.txt"),
+    ("sentiment", "a.csv", b"label,text\n1,good\n", "--task cannot be sentiment"),
+])  # fmt: skip
+def test_bad_input_is_one_line_and_starts_no_run(data, capsys, monkeypatch, task, name, content, words):
+    if isinstance(content, list | dict):
+        lines = [content] if name.endswith(".json") else content
+        content = "\n".join(map(json.dumps, lines)).encode()
+    if content is not None:
+        (data / name).write_bytes(content)
+    message = error_of(capsys, monkeypatch, f"--task={task}", f"--data.path={name}", "--output.folder=checkpoints",
+                       "--training.device=cpu")
+    assert words in message
+    assert not Path("checkpoints/run").exists()
+
+
+@pytest.mark.parametrize("kind", ["language", "instruction", "classification", "poem"])
+def test_chat_names_the_command_that_trains_the_right_kind_of_checkpoint(data, kind):
+    make_base(kind, f"a_{kind}_model")
+    with pytest.raises(UserError, match=f"for the task {kind}: .*python train.py config/chat_small.yaml"):
+        chat("hello a", checkpoint=f"checkpoints/a_{kind}_model")
+
+
+@pytest.mark.parametrize("kind", ["dialogue", "poem", "instruction"])
+def test_default_settings_of_sampling_suit_a_short_context(data, kind):
+    run(task_settings(kind, "short", "--output.sample_tokens=200", "--sampling.max_tokens=500",
+                      "--training.max_iters=1"))
+    assert len(losses(Path("checkpoints/short"))) == 2

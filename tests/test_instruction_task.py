@@ -1,0 +1,91 @@
+"""The instruction task: partial accumulation windows, overfitting word for word, and how the model is asked."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_models import small_model
+from small_tasks import data as data  # a fixture
+from small_tasks import task_settings
+
+import terminal_demo
+from data.examples import ExampleBatches
+from data.instructions import Instruction, instruction_examples, instruction_tokenizer, prompt_ids, prompt_text
+from data.report import DataReport
+from models.config import ReplyConfig
+from models.generate import generate
+from tasks.instruction import Response
+from training.checkpoint import load_checkpoint
+from training.loop import Progress, Trainer, fit
+from training.run import train as run
+from training.step import TrainStep
+from utils.errors import UserError
+
+COLORS = ["red", "green", "blue", "black", "white"]
+THINGS = ["sky", "sea", "leaf", "fox"]
+
+
+def test_a_partial_accumulation_window_is_a_step_of_its_own_with_the_whole_gradient():
+    texts = ["One.", "Two, two.", "Three, three, three.", "4", "Five five five five."]
+    records = [Instruction(f"Say {i}.", "", text, f"item {i}") for i, text in enumerate(texts)]
+    tokenizer = instruction_tokenizer(records, "char")
+    examples, _ = instruction_examples(records, tokenizer, 256, DataReport("a.json"))
+    batches = ExampleBatches(examples, batch_size=1, accumulation=4, seed=0)
+    models = [small_model("DevModel", vocab_size=tokenizer.vocab_size, block_size=256) for _ in range(2)]
+    train_step = TrainStep(models[0], [torch.optim.SGD(models[0].parameters(), lr=torch.tensor(0.1))], 1e9,
+                           torch.float32, torch.amp.GradScaler("cpu", enabled=False))
+    fit(Trainer(train_step, batches, lambda step: 1.0, lambda *_: False, max_iters=2, eval_interval=9, seed=0),
+        Progress())
+
+    four, fifth = [[instruction_of(x, tokenizer) for x, _ in batches(step)] for step in (0, 1)]
+    assert len(four) == 4 and len(fifth) == 1 and sorted(four + fifth) == [0, 1, 2, 3, 4]
+    expected = models[1].train()
+    for step in (four, fifth):  # by hand: the mean loss over all targets of a step, and one update
+        losses = [response_losses(expected, records[i], tokenizer) for i in step]
+        torch.cat(losses).mean().backward()
+        with torch.no_grad():
+            for weight in expected.parameters():
+                weight -= 0.1 * weight.grad
+                weight.grad = None
+    torch.testing.assert_close(models[0].state_dict(), expected.state_dict(), atol=1e-6, rtol=1e-5)
+
+
+def instruction_of(x, tokenizer):
+    """The number in the instruction of the only example in x (1, T)."""
+    return int(tokenizer.decode(x[0].tolist()).partition("Say ")[2][0])
+
+
+def response_losses(model, record, tokenizer):
+    """The loss of each token of a response and of the end-of-text token behind it."""
+    prompt = tokenizer.encode(prompt_text(record.instruction))
+    ids = torch.tensor([*prompt, *tokenizer.encode(record.output), tokenizer.end_of_text])
+    logits = model(ids[None, :-1])[0][0]
+    return F.cross_entropy(logits[len(prompt) - 1 :], ids[len(prompt) :], reduction="none")
+
+
+def test_a_model_that_overfits_20_instructions_repeats_their_outputs_word_for_word_and_stops(data):
+    records = [{"instruction": f"Describe the {color} {thing}.", "output": f"{thing} of {color}, {i} miles away"}
+               for i, (color, thing) in enumerate((color, thing) for color in COLORS for thing in THINGS)]
+    (data / "records.json").write_text(json.dumps(records), encoding="utf-8")
+    run(task_settings("instruction", "overfit", "--data.val_path=records.json", "--data.tokenizer=bpe",
+                      "--data.vocab_size=600", "--model.block_size=96", "--model.n_embd=64",
+                      "--training.batch_size=20", "--training.max_iters=120", "--training.eval_interval=120",
+                      "--sampling.temperature=0"))
+    model, tokenizer, task, reply = load_checkpoint("checkpoints/overfit")
+    for record in records:
+        ids = generate(model, prompt_ids(record["instruction"], None, tokenizer), 40, reply, tokenizer.special_ids)
+        assert tokenizer.decode(ids) == record["output"]  # which ends before 40 tokens, at the end-of-text token
+        assert "".join(Response(model, tokenizer, task, print).answer(record["instruction"], reply)) == record["output"]
+
+
+def test_a_typed_instruction_is_put_into_the_prompt_of_training(data, run_main, capsys):
+    run(task_settings("instruction", "short", "--sampling.temperature=0"))
+    model, tokenizer, task, _ = load_checkpoint("checkpoints/short")
+    ids = tokenizer.encode(prompt_text("Greet a."))
+    expected = tokenizer.decode(generate(model, ids, 4, ReplyConfig(temperature=0), tokenizer.special_ids))
+    capsys.readouterr()
+    options = ["checkpoints/short", "--device=cpu", "--max_tokens=4"]
+    assert run_main(terminal_demo.main, *options, "--prompt", "Greet a.") == expected + "\n"
+    with pytest.raises(UserError, match=r"the instruction has \d+ tokens, and the context 320: use a shorter one"):
+        list(Response(model, tokenizer, task, print).answer("Greet a." * 40, ReplyConfig()))
