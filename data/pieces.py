@@ -17,8 +17,6 @@ class Piece(NamedTuple):
     """Whether the document ends with it, and another may follow."""
     position: int
     """Bytes of the corpus that have been read so far."""
-    message: bool = False
-    """Whether it is one message of a conversation, rather than part of a continuous text."""
 
 
 def split_into_pieces(blocks):
@@ -70,13 +68,6 @@ def row_pieces(rows, size):
     for split, document in zip(splits(size), documents, strict=False):
         for text, position, last in split_into_pieces([document]):
             yield Piece(text, split, last, position)
-
-
-def message_pieces(conversations, size):
-    """Yield a piece per message of conversations (list of messages, position), read from `size` bytes."""
-    for split, (messages, position) in zip(splits(size), conversations, strict=False):
-        for number, message in enumerate(messages, 1):
-            yield Piece(message, split, number == len(messages), position, message=True)
 
 
 def splits(size):

@@ -10,20 +10,17 @@ a blank line and the poem, as in https://github.com/sheepzh/poetry. all_poems.js
 import json
 import random
 import re
-from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data.pieces import message_pieces
-from data.readers import read_text, stamp
+from data.readers import read_text
 from data.tables import read_json
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
 
 REQUESTS = 6 * ["title"] + 3 * ["title and author"] + ["general"]  # of ten
 GENERAL_REQUESTS = ("写一首诗", "请写一首诗", "作一首诗", "来一首诗")
-LINES = ("para", "paragraphs")  # keys of the lines of a poem
 
 
 # ---- Cleaning --------------------------------------------------------------------------------------------------------
@@ -78,11 +75,6 @@ def clean(folder):
 # ---- Training --------------------------------------------------------------------------------------------------------
 
 
-def holds_poems(items):
-    """Whether a list from a .json file holds poems, rather than documents."""
-    return any(isinstance(item, dict) and any(isinstance(item.get(key), list) for key in LINES) for item in items)
-
-
 def read_poems(files, encoding, report):
     """The poems in .json files, each with `title`, `author` and `para`. Invalid ones are counted in a DataReport.
 
@@ -134,38 +126,6 @@ def requests(poems, seed):
             elif kind == "title and author" and poem["author"]:
                 request = f"{poem['author']}《{poem['title']}》"
             yield request, "\n".join(poem["para"])
-
-
-class Poems:
-    """The poems of a .json file as a corpus: each is a conversation of two messages, a request and the poem."""
-
-    def __init__(self, path, encoding=None):
-        self.path, self.folder, self.name, self.encoding = path, path.parent, path.resolve().stem, encoding
-        self.size = path.stat().st_size
-
-    def identity(self):
-        """A fingerprint that changes whenever the text may have changed."""
-        unchanged = {"poems": stamp(self.path)}
-        return unchanged if self.encoding is None else unchanged | {"encoding": self.encoding}
-
-    def title(self):
-        return "poems"
-
-    @cached_property
-    def poems(self):
-        from data.report import DataReport  # only here, because it needs torch
-
-        report = DataReport(self.path, "poems")
-        poems = read_poems([self.path], self.encoding, report)
-        report.kept = len(poems)
-        if report.skipped:
-            report.print()
-        return poems
-
-    def pieces(self):
-        """Yield every `Piece`, the same ones on each call. Raises UserError if there is no poem."""
-        conversations = enumerate(requests(self.poems, seed=0), 1)
-        return message_pieces(((talk, self.size * i // len(self.poems)) for i, talk in conversations), self.size)
 
 
 @command

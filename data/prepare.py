@@ -216,16 +216,11 @@ def encode_batches(batches, tokenizer):
 def encode_batch(tokenizer, batch):
     """The token ids of a list of pieces: an array, (N), for each split.
 
-    A message is enclosed in its two markers. A document is followed by the token for its end, if the tokenizer has one.
-    Raises UserError if there are messages and the tokenizer has no markers.
+    A document is followed by the token for its end, if the tokenizer has one.
     """
-    start, end = tokenizer.message_start, tokenizer.message_end
-    if None in (start, end) and any(piece.message for piece in batch):
-        raise UserError("the tokenizer has no tokens for the start and the end of a message: use one that has, such as "
-                        "--data.tokenizer bpe")
     ids = {split: [] for split in SPLITS}
     for piece, tokens in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
-        ids[piece.split].append([start, *tokens, end] if piece.message else tokens)
+        ids[piece.split].append(tokens)
         if piece.ends and tokenizer.end_of_text is not None:
             ids[piece.split].append([tokenizer.end_of_text])
     dtype = DTYPES[token_dtype(tokenizer.vocab_size)]

@@ -176,6 +176,8 @@ def read_json(path, encoding):
 def json_table(path, encoding, options):
     """Items are objects, or a text each, which is the value of the first column."""
     items, size = read_json(path, encoding), path.stat().st_size
+    if options.column is None and any(map(is_poem, items[:FIRST])):
+        raise UserError(f"{path} contains poems, not texts: train on them with --task poem")
 
     def rows(columns):
         for number, item in enumerate(items, 1):
@@ -184,6 +186,11 @@ def json_table(path, encoding, options):
 
     names = [list(item) for item in items[:FIRST] if isinstance(item, dict)]
     return Table(path, names or [["item"]], rows, has_other_columns=not names)
+
+
+def is_poem(item):
+    """Whether an item has the lines of a poem, and no text."""
+    return isinstance(item, dict) and "text" not in item and isinstance(item.get("para", item.get("paragraphs")), list)
 
 
 # ---- CSV -------------------------------------------------------------------------------------------------------------

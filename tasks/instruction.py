@@ -63,7 +63,7 @@ class Instruct(ExampleTask):
     def samples(self, model, config):
         """Yield lines that show what the model has learned so far: responses to held-out instructions."""
         for record, answer in islice(self.answer_records(model, self.splits["val"], config), N_SAMPLES):
-            yield f"{record.instruction} {record.input}-> {answer}"
+            yield f"{record.instruction} {record.input} -> {answer}"
 
     def answer_records(self, model, records, config):
         """Yield each record with a response, except those whose prompts fill the context."""

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 import data.poems
 from data.corpora import open_corpus
+from data.dialogues import poem_dialogues
 from data.poems import GENERAL_REQUESTS, clean, parse_poem, read_poems, requests
-from data.prepare import open_tokens
+from data.readers import DEFAULTS
 from data.report import DataReport
 from utils.errors import UserError
 
@@ -170,7 +171,7 @@ def read(*files):
     return read_poems(files, None, report), report
 
 
-def test_invalid_poems_in_a_file_are_skipped_and_counted(tmp_path, capsys):
+def test_invalid_poems_in_a_file_are_skipped_and_counted(tmp_path):
     found = [POEM, {}, POEM | {"para": []}, POEM | {"para": ["", " "]}, POEM | {"title": " "},
              POEM | {"author": None}, POEM | {"para": "text"}, POEM | {"para": [1]}, "poem", None,
              POEM | {"author": ""}, POEM | {"date": "1926"}]
@@ -181,8 +182,6 @@ def test_invalid_poems_in_a_file_are_skipped_and_counted(tmp_path, capsys):
         "no title, author, para": (1, "poem 2"), "no title or no text": (3, "poem 3"), "no author": (1, "poem 6"),
         "values that are not text": (2, "poem 7"), "not an object": (2, "poem 9"),
     }
-    list(open_corpus(tmp_path / "all.json").pieces())
-    assert "all.json: 3 poems kept, 9 skipped\n" in capsys.readouterr().out
 
 
 def test_several_files_of_poems_are_joined_and_places_name_the_file(tmp_path):
@@ -198,7 +197,6 @@ def test_paragraphs_are_lines_too(tmp_path):
     poem = {"author": POEM["author"], "paragraphs": POEM["para"], "title": POEM["title"], "id": "7"}
     (tmp_path / "all.json").write_text(json.dumps([poem]))
     assert read(tmp_path / "all.json")[0] == [POEM]
-    assert open_corpus(tmp_path / "all.json").title() == "poems"
 
 
 @pytest.mark.parametrize("content, quoted", [
@@ -214,18 +212,24 @@ def test_a_file_without_poems_is_one_line(tmp_path, content, quoted):
     assert "\n" not in str(error.value)
 
 
-def test_objects_that_are_almost_poems_are_reported_with_what_they_lack(tmp_path):
-    (tmp_path / "all.json").write_text('[{"author": "a", "rhythmic": "t", "paragraphs": ["x"]}]')
-    with pytest.raises(UserError, match="poem 1: no title"):
-        list(open_corpus(tmp_path / "all.json").pieces())
-    (tmp_path / "all.json").write_text('[{"author": "a", "title": "t", "content": "x"}]')
-    with pytest.raises(UserError, match="author, title, content"):
-        list(open_corpus(tmp_path / "all.json").pieces())
+@pytest.mark.parametrize("item, refused", [
+    (POEM, True), (POEM | {"title": None}, True), ({"paragraphs": ["x"]}, True), (POEM | {"text": "x"}, False),
+    ({"para": "x"}, False),
+])  # fmt: skip
+def test_a_language_model_is_not_trained_on_poems(tmp_path, item, refused):
+    (tmp_path / "all.json").write_text(json.dumps([item]))
+    (tmp_path / "b.txt").write_text("text")
+    for paths in (tmp_path / "all.json", [tmp_path / "b.txt", tmp_path / "all.json"]):
+        if refused:
+            with pytest.raises(UserError, match="all.json contains poems, .*--task poem"):
+                list(open_corpus(paths).pieces())
+        else:
+            assert "x" in [piece.text for piece in open_corpus(paths).pieces()]
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="none.json"):
-        open_corpus(tmp_path / "none.json")
+        poem_dialogues(tmp_path / "none.json", DEFAULTS, DataReport("none.json", "poems"))
 
 
 @pytest.mark.skipif(not SONG.is_file(), reason=f"the poems are not in {SONG}")
@@ -248,24 +252,6 @@ def kinds_of(requests_and_poems):
     return kinds
 
 
-def prepared(tmp_path, poems, **options):
-    """The `Prepared` of a file of poems."""
-    (tmp_path / "all.json").write_text(json.dumps(poems))
-    return open_tokens(tmp_path / "all.json", **{"tokenizer": "bpe", "vocab_size": 400} | options)
-
-
-def conversations(text, ids):
-    """Yield (request, poem) of each document among the ids, which must be two messages."""
-    special = text.tokenizer
-    start, end, over = special.message_start, special.message_end, special.end_of_text
-    *documents, rest = "".join(map(chr, ids)).split(chr(over))
-    assert not rest
-    for document in documents:
-        request, poem = document.removeprefix(chr(start)).removesuffix(chr(end)).split(chr(end) + chr(start))
-        assert document == f"{chr(start)}{request}{chr(end)}{chr(start)}{poem}{chr(end)}"
-        yield tuple(special.decode(list(map(ord, message))) for message in (request, poem))
-
-
 def test_of_ten_requests_six_are_titles_three_name_the_author_and_one_is_general():
     found = list(requests(POEMS, seed=1))
     assert sorted(text for _, text in found) == sorted("\n".join(poem["para"]) for poem in POEMS)  # stanzas kept
@@ -284,40 +270,3 @@ def test_order_and_requests_depend_on_the_seed():
 def test_a_poem_without_an_author_is_requested_by_its_title():
     found = [request for request, _ in requests([poem | {"author": ""} for poem in POEMS], seed=1)]
     assert sum(request.startswith("诗") and len(request) == 4 for request in found) == 90
-
-
-def test_a_tenth_of_the_poems_in_a_file_is_for_validation(tmp_path):
-    text = prepared(tmp_path, POEMS)
-    train, val = (list(conversations(text, ids)) for ids in (text.train, text.val))
-    assert (len(train), len(val)) == (90, 10)
-    kinds = kinds_of(train + val)
-    assert sum(kinds.values()) == 100 and kinds["title"] == 60 and kinds["author"] == 30
-    assert text.title == "poems"
-
-
-def test_prepared_tokens_are_reused_until_the_poems_change(tmp_path, monkeypatch):
-    text = prepared(tmp_path, POEMS)
-    monkeypatch.setattr(data.poems, "read_poems", None)  # so that reading them again would fail
-    again = open_tokens(tmp_path / "all.json", tokenizer="bpe", vocab_size=400)
-    assert again.folder == text.folder and again.train.tolist() == text.train.tolist()
-    monkeypatch.undo()
-    assert prepared(tmp_path, POEMS[:50]).folder != text.folder
-
-
-def test_a_poem_cannot_end_its_own_message(tmp_path):
-    poem = {"title": "<|im_end|>", "para": ["<|im_end|>", "<|endoftext|>"], "author": "<|im_start|>"}
-    text = prepared(tmp_path, [poem, *POEMS])
-    answers = [answer for ids in (text.train, text.val) for _, answer in conversations(text, ids)]
-    assert "<|im_end|>\n<|endoftext|>" in answers
-
-
-def test_a_tokenizer_without_message_markers_is_refused(tmp_path):
-    with pytest.raises(UserError, match="start and the end of a message"):
-        prepared(tmp_path, POEMS, tokenizer="char")
-
-
-def test_poems_beside_other_files_are_refused(tmp_path):
-    (tmp_path / "b.txt").write_text("text")
-    (tmp_path / "all.json").write_text(json.dumps(POEMS))
-    with pytest.raises(UserError, match="all.json holds poems"):
-        open_tokens([tmp_path / "b.txt", tmp_path / "all.json"])

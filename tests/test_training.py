@@ -363,12 +363,12 @@ def test_estimate_tells_the_loss_of_both_halves_checkpoints(folder, monkeypatch)
 
 
 def test_estimate_counts_characters_and_compares_bpe_tokens_with_the_baselines_only(folder, monkeypatch, run_main):
-    poems = [{"title": f"诗{i}", "para": ["床前明月光，", "疑是地上霜。"], "author": "李白"} for i in range(40)]
-    (folder / "data" / "all_poems.json").write_text(json.dumps(poems), encoding="utf-8")
-    run(tiny_settings("--data.path=data/all_poems.json", "--data.tokenizer=bpe", "--data.vocab_size=300"))
-    text = open_tokens("data/all_poems.json", tokenizer=load_model("checkpoints/tiny/best.pt")[1])
+    texts = [f"诗{i}：床前明月光，疑是地上霜。" for i in range(40)]
+    (folder / "data" / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+    run(tiny_settings("--data.path=data/texts.json", "--data.tokenizer=bpe", "--data.vocab_size=300"))
+    text = open_tokens("data/texts.json", tokenizer=load_model("checkpoints/tiny/best.pt")[1])
     monkeypatch.setitem(estimate.REFERENCES, text.title, [(1.0, "another model")])
-    out = run_main(estimate.main, "checkpoints/tiny/best.pt", "--data", "data/all_poems.json", "--device", "cpu")
+    out = run_main(estimate.main, "checkpoints/tiny/best.pt", "--data", "data/texts.json", "--device", "cpu")
     out = out.split("split val")[1]  # what training printed came before
     loss, bits = (float(re.search(rf"{what} +([\d.]+)", out)[1]) for what in ("loss", "character"))
     characters = len(re.sub(r"<\|\w+\|>", "", text.tokenizer.decode(text.val[1:])))

@@ -115,6 +115,6 @@ def drawable(text):
     import matplotlib
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    fonts = [get_font(findfont(FontProperties([family]))) for family in matplotlib.rcParams["font.family"]]
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in matplotlib.rcParams["font.family"]]
     return "".join(character if any(font.get_char_index(ord(character)) for font in fonts)
                    else character.encode("unicode_escape").decode() for character in text)

@@ -16,7 +16,7 @@ class DataSettings:
     """The text, and how it is tokenized."""
 
     path: str | list[str] = str(PROJECT / "data" / "input.txt")
-    """A text file; a table (.jsonl, .csv, .tsv, .parquet); a .json list of texts or poems; several of these, as
+    """A text file; a table (.jsonl, .csv, .tsv, .parquet); a .json list of texts; several of these, as
     "[a.txt, b.txt]"; a folder of them; hf:NAME or hf:NAME:CONFIG, a dataset of Hugging Face; or a folder with train.bin
     and val.bin. Tiny Shakespeare is downloaded if the default does not exist."""
     val_path: str | list[str] | None = None
