@@ -10,6 +10,7 @@ import torch
 from utils.errors import UserError
 
 IGNORED = -100  # a target that is not predicted
+MULTIPLE = 8  # of the length of batches: PyTorch keeps compiled code and buffers for each length that it has seen
 POOL = 32  # training steps whose examples are sorted by length together
 
 
@@ -46,6 +47,7 @@ class Examples:
         self.tokens, self.targets = np.asarray(tokens, np.int32), np.asarray(targets, np.int32)  # (tokens in total)
         self.lengths = np.asarray(lengths, np.int64)  # (N)
         self.ends = self.lengths.cumsum()
+        self.longest = max(lengths, default=0)
 
     def __len__(self):
         return len(self.lengths)
@@ -63,7 +65,7 @@ class Examples:
 
     def batch(self, indices):
         """The examples at `indices`, as `padded`."""
-        return padded([self[i] for i in indices])
+        return padded([self[i] for i in indices], self.longest)
 
     def batches(self, batch_size):
         """A list of batches that contain each example once, sorted by length, for evaluation."""
@@ -71,12 +73,15 @@ class Examples:
         return [self.batch(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
 
 
-def padded(examples):
+def padded(examples, longest):
     """Return x and y, int64, (B, T) each, of a list of `Example`, padded on the right.
 
-    Attention is causal, so no prediction depends on the padding; its targets are IGNORED.
+    T is a multiple of MULTIPLE, unless that exceeds `longest`, the length of the longest example of all. Attention is
+    causal, so no prediction depends on the padding; its targets are IGNORED.
     """
-    shape = len(examples), max(len(example.tokens) for example in examples)
+    needed = max(len(example.tokens) for example in examples)
+    rounded = -(-needed // MULTIPLE) * MULTIPLE
+    shape = len(examples), max(needed, min(rounded, longest))
     x, y = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
     for row, (tokens, targets) in enumerate(examples):
         x[row, : len(tokens)], y[row, : len(tokens)] = tokens, targets
@@ -120,4 +125,5 @@ class ExampleBatches:
         if self.augment:
             random = np.random.default_rng((self.seed, 1, step))
             examples = [self.augment(example, random) for example in examples]
-        return [padded(examples[i : i + self.batch_size]) for i in range(0, len(examples), self.batch_size)]
+        return [padded(examples[i : i + self.batch_size], self.examples.longest)
+                for i in range(0, len(examples), self.batch_size)]

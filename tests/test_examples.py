@@ -50,7 +50,13 @@ def test_a_batch_is_padded_on_the_right_and_padding_has_no_target():
     assert x.dtype == y.dtype and x.dtype.is_floating_point is False and x.element_size() == 8
     assert x.tolist() == [[7, 8, 0], [1, 2, 3], [5, 0, 0]]
     assert y.tolist() == [[8, 9, IGNORED], [IGNORED, 3, 4], [6, IGNORED, IGNORED]]
-    assert examples.batch([1])[0].shape == (1, 1)  # padded to the longest of the batch only
+
+
+@pytest.mark.parametrize("lengths, batch, width", [
+    ([3, 1, 2], [1], 3), ([20, 1, 9], [1], 8), ([20, 1, 9], [1, 2], 16), ([20, 1, 9], [0], 20), ([24, 8], [1], 8)])
+def test_the_length_of_a_batch_is_a_multiple_of_eight_or_the_longest_example(lengths, batch, width):
+    examples = Examples([Example([1] * n, [2] * n) for n in lengths])
+    assert examples.batch(batch)[0].shape == (len(batch), width)
 
 
 def test_evaluation_takes_each_example_once_sorted_by_length():
