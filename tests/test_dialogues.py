@@ -333,7 +333,7 @@ def test_each_reply_supervises_one_end_marker_alone_and_in_a_padded_batch():
     for i, length in enumerate(examples.lengths):
         alone = examples.batch([i])
         assert (alone[1] == LETTERS.message_end).sum() == 1
-        assert x[i, :length].tolist() == alone[0][0].tolist() and y[i, :length].tolist() == alone[1][0].tolist()
+        assert torch.equal(x[i, :length], alone[0][0, :length]) and torch.equal(y[i, :length], alone[1][0, :length])
         assert (y[i, length:] == IGNORED).all()
 
 
