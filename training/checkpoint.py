@@ -138,8 +138,8 @@ def load_with_adapters(model, entry, path):
         raise UserError(f"{path} has only the weights that LoRA trained, and there is no {base} that they belong to: "
                         "put it there, or train with --lora.merge true")
     start = read_start(base)
-    of_task = ("vocab_size", "n_labels", "auxiliary_lm")  # what a task may change
-    architecture = {name: value for name, value in vars(model.config).items() if name not in of_task}
+    free = ("vocab_size", "n_labels", "auxiliary_lm", "dropout")  # what may differ from --init
+    architecture = {name: value for name, value in vars(model.config).items() if name not in free}
     enough_tokens = start["config"]["vocab_size"] <= model.config.vocab_size
     if enough_tokens and architecture.items() <= start["config"].items():
         load_start(model, start)
