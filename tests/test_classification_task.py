@@ -31,8 +31,9 @@ def classifier():
     return model, tokenizer
 
 
-def entry(mask_padding):
-    return {"kind": "classification", "labels": ["a", "b", "c"], "mask_padding": mask_padding}
+def entry(mask_padding=True, both_directions=False, labels=("a", "b", "c")):
+    return {"kind": "classification", "labels": list(labels), "mask_padding": mask_padding,
+            "both_directions": both_directions}
 
 
 def reviews(*texts):
@@ -42,11 +43,12 @@ def reviews(*texts):
 # ---- Padding ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mask_padding", [True, False])
-def test_a_review_alone_gets_the_probabilities_that_it_gets_beside_longer_ones(classifier, mask_padding):
+@pytest.mark.parametrize("task", [entry(), entry(both_directions=True), entry(mask_padding=False)],
+                         ids=["mask", "both directions", "fixed length"])  # fmt: skip
+def test_a_review_alone_gets_the_probabilities_that_it_gets_beside_longer_ones(classifier, task):
     texts = ["abc", "", "fed cab", LONG, "h"]
-    together = torch.from_numpy(classify(*classifier, entry(mask_padding), reviews(*texts)))
-    alone = [torch.from_numpy(classify(*classifier, entry(mask_padding), reviews(text))[0]) for text in texts]
+    together = torch.from_numpy(classify(*classifier, task, reviews(*texts)))
+    alone = [torch.from_numpy(classify(*classifier, task, reviews(text))[0]) for text in texts]
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-6, rtol=1e-5)
     assert together.std(0).min() > 1e-3  # the texts make a difference
 
@@ -55,7 +57,16 @@ def test_with_a_mask_the_class_is_read_at_the_last_token(classifier):
     model, tokenizer = classifier
     ids = torch.tensor([[tokenizer.start_id, *tokenizer.encode("fed cab")]])
     expected = model(ids)[0][0, -1].softmax(0).double()
-    found = torch.from_numpy(classify(*classifier, entry(True), reviews("fed cab", LONG))[0])
+    found = torch.from_numpy(classify(*classifier, entry(), reviews("fed cab", LONG))[0])
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_both_directions_give_the_mean_of_their_probabilities(classifier):
+    model, tokenizer = classifier
+    ids = tokenizer.encode("fed cab")
+    both = [[tokenizer.start_id, *ids], [tokenizer.message_start, *reversed(ids)]]
+    expected = model(torch.tensor(both))[0][:, -1].softmax(1).mean(0).double()
+    found = torch.from_numpy(classify(*classifier, entry(both_directions=True), reviews("fed cab"))[0])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
@@ -63,8 +74,8 @@ def test_without_a_mask_every_text_has_the_length_of_the_context(classifier):
     model, tokenizer = classifier
     shapes = []
     hook = model.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
-    found = torch.from_numpy(classify(*classifier, entry(False), reviews("fed cab"))[0])
-    classify(*classifier, entry(False), reviews("abc", LONG))
+    found = torch.from_numpy(classify(*classifier, entry(mask_padding=False), reviews("fed cab"))[0])
+    classify(*classifier, entry(mask_padding=False), reviews("abc", LONG))
     hook.remove()
     assert shapes == [(1, 64), (9, 64)]  # 500 characters are 8 chunks
     ids = [tokenizer.start_id, *tokenizer.encode("fed cab")]
@@ -73,8 +84,8 @@ def test_without_a_mask_every_text_has_the_length_of_the_context(classifier):
 
 
 def test_a_long_review_gets_the_mean_of_the_probabilities_of_its_parts(classifier):
-    found = classify(*classifier, entry(True), reviews(LONG))[0]
-    parts = classify(*classifier, entry(True), reviews(*(LONG[i : i + 63] for i in range(0, 500, 63))))
+    found = classify(*classifier, entry(), reviews(LONG))[0]
+    parts = classify(*classifier, entry(), reviews(*(LONG[i : i + 63] for i in range(0, 500, 63))))
     torch.testing.assert_close(torch.from_numpy(found), torch.from_numpy(parts.mean(0)), atol=1e-6, rtol=1e-5)
 
 
@@ -126,11 +137,11 @@ def test_the_accuracy_of_a_run_is_that_of_its_validation_reviews(data):
 
 def test_a_checkpoint_with_invalid_labels_is_refused(data, classifier, capsys, monkeypatch):
     for labels in (["a"], "abc", [1, 2, 3], None):
-        save_checkpoint(data / "bad.pt", *classifier, task=entry(True) | {"labels": labels})
+        save_checkpoint(data / "bad.pt", *classifier, task=entry() | {"labels": labels})
         message = error_of(capsys, monkeypatch, "--init=bad.pt", "--task=classification", "--data.path=reviews.csv",
                            "--output.folder=checkpoints")
         assert "bad.pt is for a task that this version does not know" in message
-    for task in (entry(True) | {"labels": ["a", "b"]}, {"kind": "language"}):
+    for task in (entry(labels="ab"), {"kind": "language"}):
         save_checkpoint(data / "bad.pt", *classifier, task=task)
         with pytest.raises(UserError, match="bad.pt is damaged: its model has 3 classes"):
             load_checkpoint(data / "bad.pt")
@@ -147,7 +158,7 @@ def test_the_benchmark_compares_n_grams_and_checkpoints_on_the_test_reviews(data
     tokenizer = CharTokenizer.of_text(REVIEWS).with_special_tokens()
     model = small_model("DevModel", vocab_size=tokenizer.vocab_size, block_size=64, n_labels=2)
     model.head.load_state_dict({"weight": torch.zeros(2, 32), "bias": torch.tensor([0.0, 1.0])})  # always the label 2
-    save_checkpoint(data / "always_2.pt", model, tokenizer, task=entry(True) | {"labels": ["1", "2"]})
+    save_checkpoint(data / "always_2.pt", model, tokenizer, task=entry(labels="12"))
     out = run_main(benchmark.main, "reviews.csv", "--checkpoints", *["always_2.pt"] * 3)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
     assert rows[0] == ["split seed", "test reviews", "most frequent label", "n-grams", "C", "checkpoint"]

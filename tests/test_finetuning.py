@@ -82,6 +82,25 @@ def test_a_classifier_starts_from_a_classifier_with_its_head_and_the_order_of_it
         run(task_settings("classification", "other", init))
 
 
+@pytest.mark.parametrize("before, after", [(0, 0.2), (0.2, 0), (0.2, 0.2)])
+def test_a_classifier_starts_from_one_with_or_without_an_auxiliary_language_model(data, monkeypatch, before, after):
+    init = make_base("classification", "base", f"--data.auxiliary_lm={before}", "--data.tokenizer=char")
+    interrupt(task_settings("classification", "more", init, f"--data.auxiliary_lm={after}"), monkeypatch, after=1)
+    old, new = read("base", "best.pt")["weights"], read("more")["weights"]
+    assert ("token_head.weight" in new) == (after > 0)
+    if after and not before:
+        assert new.pop("token_head.weight").count_nonzero() == 0  # as in a new classifier
+    assert all(torch.equal(new[name], old[name]) for name in new)
+
+
+def test_the_second_head_of_a_classifier_is_that_of_the_language_model_it_starts_from(data, monkeypatch):
+    init = make_base("language")
+    interrupt(task_settings("classification", "reviews", init, "--data.auxiliary_lm=0.2"), monkeypatch, after=1)
+    before, after = read("base", "best.pt")["weights"]["head.weight"], read("reviews")["weights"]
+    assert torch.equal(after["token_head.weight"][: len(before)], before)
+    assert after["head.weight"].count_nonzero() == 0
+
+
 @pytest.mark.parametrize("kind", ["language", "dialogue", "instruction"])
 def test_a_classifier_does_not_become_a_model_that_generates(data, capsys, monkeypatch, kind):
     init = make_base("classification")
@@ -125,8 +144,8 @@ def test_merged_weights_are_those_of_the_base_plus_the_scaled_product_of_the_ada
 def test_a_checkpoint_of_what_lora_trained_computes_the_same_with_its_base(data, kind, half):
     init = make_base(kind)
     for name, merge in (("merged", "true"), ("apart", "false")):
-        run(task_settings(kind, name, init, *LORA, f"--lora.merge={merge}"))
-    run(task_settings(kind, "small", init, *LORA, "--lora.merge=false", f"--output.half={half}"))
+        run(task_settings(kind, name, init, *LORA, f"--lora.merge={merge}", "--model.dropout=0.1"))
+    run(task_settings(kind, "small", init, *LORA, "--lora.merge=false", f"--output.half={half}", "--model.dropout=0.1"))
     saved = read("small", "best.pt")
     assert saved["weights"] == {} and saved["lora"]["weights"].keys() == read("small")["adapters"].keys()
     ids = torch.randint(20, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -141,11 +160,14 @@ def test_a_checkpoint_of_what_lora_trained_needs_its_base(data, capsys, monkeypa
     init = make_base("dialogue")
     make_base("dialogue", "other", "--training.seed=1")
     make_base("dialogue", "wider", "--model.n_embd=32")
+    (data / "other.txt").write_text(DIALOGUES + "\n\nxyz\nvwz\n", encoding="utf-8")
+    make_base("dialogue", "more_tokens", "--data.path=other.txt")
+    make_base("classification", "classifier", f"--model.block_size={CONTEXT['dialogue']}")
     run(task_settings("dialogue", "tuned", init, *LORA, "--lora.merge=false"))
     message = error_of(capsys, monkeypatch, "--init=checkpoints/tuned", "--run=next", "--task=dialogue",
                        "--data.path=chat.txt")
     assert "checkpoints/tuned/best.pt has only the weights that LoRA trained: start from a complete model" in message
-    for name in ("other", "wider"):
+    for name in ("other", "wider", "more_tokens", "classifier"):
         Path("checkpoints/base").rename("checkpoints/kept")
         Path(f"checkpoints/{name}").rename("checkpoints/base")
         with pytest.raises(UserError, match="checkpoints/base/best.pt is not the model that they belong to"):
@@ -183,6 +205,20 @@ def test_a_wrong_setting_of_lora_or_freezing_is_one_line(data, capsys, monkeypat
 ], ids=["from scratch", "init", "lora", "lora apart", "frozen"])  # fmt: skip
 @pytest.mark.parametrize("kind", ["instruction", "classification"])
 def test_an_interrupted_run_resumes_exactly(data, monkeypatch, kind, more):
+    check_resume(data, monkeypatch, kind, more)
+
+
+@pytest.mark.parametrize("kind, more", [
+    ("classification", ["--data.both_directions=true", "--data.auxiliary_lm=0.2"]),
+    ("classification", ["--data.bpe_dropout=0.3", "--data.tokenizer=bpe", "--data.vocab_size=300"]),
+    ("dialogue", ["--data.bpe_dropout=0.3", "--data.tokenizer=bpe", "--data.vocab_size=300"]),
+])  # fmt: skip
+def test_examples_that_vary_at_random_are_the_same_after_an_interruption(data, monkeypatch, kind, more):
+    check_resume(data, monkeypatch, kind, more)
+
+
+def check_resume(data, monkeypatch, kind, more):
+    """Check that a run with these settings is the same with and without an interruption."""
     if "--init" in more:
         more = [make_base(kind, "base", "--model.dropout=0.1"), *more[1:]]
     else:
@@ -247,6 +283,8 @@ def test_a_resumed_run_keeps_its_task_and_what_it_trains(data, capsys, monkeypat
     (("\n1,", "\n3,"), [], "has the label 3, but the model knows only 1, 2"),
     (("clean", "nice"), [], "was trained on another text, reviews.csv"),
     (("", ""), ["--data.mask_padding=false"], "has mask_padding True, not False"),
+    (("", ""), ["--data.both_directions=true"], "has both_directions False, not True"),
+    (("", ""), ["--data.auxiliary_lm=0.5"], "has auxiliary_lm False, not True"),
     (("", ""), ["--data.split_seed=1"], "was trained on another text, reviews.csv"),
 ])  # fmt: skip
 def test_a_resumed_classifier_keeps_its_labels_and_reviews(data, capsys, monkeypatch, replaced, change, words):

@@ -138,10 +138,11 @@ def load_with_adapters(model, entry, path):
         raise UserError(f"{path} has only the weights that LoRA trained, and there is no {base} that they belong to: "
                         "put it there, or train with --lora.merge true")
     start = read_start(base)
-    of_task = ("vocab_size", "n_labels", "auxiliary_lm")  # what a task may change
-    architecture = {name: value for name, value in vars(model.config).items() if name not in of_task}
-    if architecture.items() <= start["config"].items():
-        load_start(model, start["weights"])
+    free = ("vocab_size", "n_labels", "auxiliary_lm", "dropout")  # what may differ from --init
+    architecture = {name: value for name, value in vars(model.config).items() if name not in free}
+    enough_tokens = start["config"]["vocab_size"] <= model.config.vocab_size
+    if enough_tokens and architecture.items() <= start["config"].items():
+        load_start(model, start)
     if fingerprint(model) != entry["fingerprint"]:
         raise UserError(f"{path} has only the weights that LoRA trained, and {base} is not the model that they belong "
                         "to: put that model there")
@@ -165,20 +166,22 @@ def read_start(path):
     return checkpoint
 
 
-def load_start(model, weights):
-    """Load the weights of a checkpoint, by name, into a model of the same architecture.
+def load_start(model, start):
+    """Load the weights of a checkpoint, a result of `read_start`, into a model of the same architecture.
 
     If the model has more tokens, a new one starts as the mean of all others (Hewitt, 2021). A classifier keeps its own
     head, unless the checkpoint is one with as many labels; its second head starts as that of a language model.
     """
-    weights = dict(weights)
-    if model.config.auxiliary_lm:
-        weights.setdefault("token_head.weight", weights["head.weight"])
-    for name, own in file_weights(model).items():
-        if name.startswith("head.") and model.config.n_labels is not None:
-            if name not in weights or weights[name].shape != own.shape:
-                weights[name] = own
+    weights, n_labels = dict(start["weights"]), start["config"]["n_labels"]
+    if model.config.n_labels != n_labels:
+        head = {name: weights.pop(name) for name in ("head.weight", "head.bias") if name in weights}
+        if n_labels is None:
+            weights["token_head.weight"] = head["head.weight"]
+    own_weights = file_weights(model)
+    for name, own in own_weights.items():
+        if name not in weights:  # a new head
+            weights[name] = own
         elif len(own) > len(weights[name]):
             mean = weights[name].mean(dim=0, keepdim=True)  # (1, C), or (1) for a bias
             weights[name] = torch.cat([weights[name], *[mean] * (len(own) - len(weights[name]))])
-    load_file_weights(model, weights)
+    load_file_weights(model, {name: weights[name] for name in own_weights})

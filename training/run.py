@@ -172,7 +172,7 @@ def build_model(settings, config, saved, start):
     if saved:
         load_file_weights(model, saved["weights"])
     elif start:
-        load_start(model, start["weights"])
+        load_start(model, start)
     if lora.rank is not None:
         add_lora(model, lora.rank, lora.alpha, lora.targets)
         if saved:
