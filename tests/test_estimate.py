@@ -210,7 +210,7 @@ def test_a_file_of_one_label_can_be_scored(models, tmp_path, run_main):
     ("instruction", "", "pass its records as --data"), ("classification", "", "pass its reviews as --data"),
     ("dialogue", "--data reviews.csv", "is a table"), ("dialogue", "--data instruction.json", "contains no dialogue"),
     ("dialogue", "--data none.txt", "none.txt"), ("dialogue", "--data language.pt", "language.pt"),
-    ("dialogue", "--data one.txt", "one.txt has no example in the split val: .*--split all"),
+    ("dialogue", "--data one.txt", "one.txt has no example in the split val: use other data, or --split all"),
     ("poem", "--data instruction.json", "contains no poem"), ("poem", "--data dialogue.txt", "JSON"),
     ("instruction", "--data dialogue.txt", "not a file of instructions"),
     ("instruction", "--data reviews.csv", "pass a .json or .jsonl file"),
