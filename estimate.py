@@ -105,8 +105,9 @@ def fast_dtype(model):
     return autocast(device, pick_dtype(device))
 
 
-def print_title(model, args, task):
-    print(one_line(f"{args.checkpoint}: {type(model).__name__}, {count_parameters(model.config):,} parameters{task}"))
+def print_model(loaded, path):
+    model, n_params = loaded.model, count_parameters(loaded.model.config)
+    print(one_line(f"{path}: {type(model).__name__}, {n_params:,} parameters, for the task {loaded.task['kind']}"))
 
 
 # ---- Language models -------------------------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ def evaluate_language_model(loaded, args, options):
                         "are needed. Use a longer text")
     with fast_dtype(model):
         loss = estimate_loss(model, ConsecutiveWindows(tokens, model.block_size, args.batch_size))
-    print_title(model, args, "")
+    print_model(loaded, args.checkpoint)
     print(one_line(f"{path} ({text.title}), split {args.split}: {len(tokens):,} tokens"))
     print_loss(loss)
     print(f"bits per character  {bits_per_character(loss, tokens[1:], tokenizer):.4f}")
@@ -187,12 +188,11 @@ def evaluate_on_examples(loaded, args, options):
     task = TASKS[entry["kind"]](Settings(data=data), options, tokenizer, entry)
     records = task.records if args.split == "all" else task.splits[args.split]
     examples = task.make_examples(records, model.block_size)
-    print_title(model, args, f", for the task {entry['kind']}")
+    print_model(loaded, args.checkpoint)
     task.report.print()
     print_examples(f"split {args.split}", examples)
     if not len(examples):
-        raise UserError(f"{args.data} has no example in the split {args.split}: {task.report.first_skipped()}. Use "
-                        "other data, or --split all")
+        raise UserError(f"{args.data} has no example in the split {args.split}: use other data, or --split all")
     if entry["kind"] == "classification":
         evaluate_classifier(loaded, args, records)
         return
@@ -214,7 +214,8 @@ def evaluate_classifier(loaded, args, reviews):
     seconds = time.perf_counter() - start
     ids = label_ids(reviews, labels)
     result = scores(labels, ids, probabilities)
-    loss = -np.log(probabilities[np.arange(len(ids)), ids]).mean()
+    with np.errstate(divide="ignore"):  # a probability of 0 is an infinite loss
+        loss = -np.log(probabilities[np.arange(len(ids)), ids]).mean()
     print(f"\n{format_scores(result)}")
     print(f"loss {loss:.4f} nats per review; {len(reviews):,} reviews in {seconds:.1f} s")
     if args.out:

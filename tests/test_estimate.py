@@ -210,7 +210,7 @@ def test_a_file_of_one_label_can_be_scored(models, tmp_path, run_main):
     ("instruction", "", "pass its records as --data"), ("classification", "", "pass its reviews as --data"),
     ("dialogue", "--data reviews.csv", "is a table"), ("dialogue", "--data instruction.json", "contains no dialogue"),
     ("dialogue", "--data none.txt", "none.txt"), ("dialogue", "--data language.pt", "language.pt"),
-    ("dialogue", "--data one.txt", "one.txt has no example in the split val: .*--split all"),
+    ("dialogue", "--data one.txt", "one.txt has no example in the split val: use other data, or --split all"),
     ("poem", "--data instruction.json", "contains no poem"), ("poem", "--data dialogue.txt", "JSON"),
     ("instruction", "--data dialogue.txt", "not a file of instructions"),
     ("instruction", "--data reviews.csv", "pass a .json or .jsonl file"),
@@ -228,3 +228,12 @@ def test_what_does_not_fit_the_task_is_one_line(models, capsys, monkeypatch, run
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert re.search(message, error)
+
+
+@pytest.mark.parametrize("kind", ["dialogue", "instruction", "classification"])
+def test_a_tokenizer_without_the_special_tokens_of_its_task_is_one_line(models, tmp_path, capsys, run_main, kind):
+    model, tokenizer, entry, _ = loaded(models, kind)
+    save_checkpoint(tmp_path / "plain.pt", model, CharTokenizer(tokenizer.vocab), task=entry)
+    with pytest.raises(SystemExit):
+        run_main(estimate.main, tmp_path / "plain.pt", "--data", "none", *CPU)
+    assert re.fullmatch("error: .* has a tokenizer without the special tokens.*\n", capsys.readouterr().err)

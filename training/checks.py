@@ -61,6 +61,10 @@ def check_model(checkpoint, path):
     if not 0 < tokenizer.vocab_size <= config.vocab_size:
         raise UserError(f"{path} has a tokenizer of {tokenizer.vocab_size} tokens, but a model with vocab_size "
                         f"{config.vocab_size}: save the model with the tokenizer it was trained with")
+    if "task" in checkpoint and checkpoint["task"] != {"kind": "language"}:
+        if tokenizer.with_special_tokens().vocab_size > tokenizer.vocab_size:
+            raise UserError(f"{path} has a tokenizer without the special tokens of its task: save the model with the "
+                            "tokenizer it was trained with")
     return config, tokenizer
 
 
