@@ -48,14 +48,17 @@ class BPEDropout:
             origin = origin[place]
 
     def next_tokens(self, example, block_size, random):
-        """Split the tokens of an Example whose targets are the next tokens; what exceeds the context is cut off."""
+        """Split the tokens of an Example whose targets are the next tokens; what exceeds the context is cut off. If no
+        target is left, the example stays as it is."""
         ids, targets = [*example.tokens, example.targets[-1]], np.asarray(example.targets)
         supervised = np.append(False, targets != IGNORED)
         if not supervised[-1]:  # then the last token is unknown, and not needed
             ids, supervised = ids[:-1], supervised[:-1]
         ids, origin = self.split(ids, random)
-        targets = np.where(supervised[origin], ids, IGNORED)
-        return Example(ids[:-1][:block_size], targets[1:][:block_size])
+        targets = np.where(supervised[origin], ids, IGNORED)[1:][:block_size]
+        if (targets == IGNORED).all():
+            return example
+        return Example(ids[:-1][:block_size], targets)
 
     def labelled(self, example, block_size, random):
         """Split the tokens of an Example whose target is a label at its last token."""

@@ -60,8 +60,17 @@ def test_the_parts_of_a_supervised_token_are_supervised(tail):
     assert TOKENIZER.decode(targets[supervised]) == " on the mat"
     assert TOKENIZER.decode([*tokens, *targets[-1:][supervised[-1:]]]).startswith("the cat sat on the mat")
     assert (targets[:-1][supervised[:-1]] == tokens[1:][supervised[:-1]]).all()
-    short, _ = BPEDropout(TOKENIZER, 0.9).next_tokens(example, 5, rng())
-    assert short.tolist() == tokens[:5].tolist()
+    n = np.flatnonzero(supervised)[0] + 1  # a context up to the first target
+    short = BPEDropout(TOKENIZER, 0.9).next_tokens(example, n, rng())
+    assert short.tokens.tolist() == tokens[:n].tolist() and short.targets.tolist() == targets[:n].tolist()
+
+
+def test_an_example_whose_split_prompt_would_fill_the_context_stays_whole():
+    prompt, reply = TOKENIZER.encode("the cat sat on the mat"), TOKENIZER.encode(", the rat")
+    example = Example([*prompt, *reply[:-1]], [IGNORED] * (len(prompt) - 1) + reply)
+    found = [BPEDropout(TOKENIZER, 0.9).next_tokens(example, len(prompt) + 1, rng(seed)) for seed in range(20)]
+    assert all((np.asarray(targets) != IGNORED).any() for _, targets in found)
+    assert any(each is example for each in found)
 
 
 def test_a_label_stays_at_the_last_token():
