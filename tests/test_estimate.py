@@ -50,7 +50,8 @@ def models(tmp_path_factory):
         tokenizer = CharTokenizer.of_text(characters).with_special_tokens()
         n_labels, entry = None, {"kind": kind}
         if kind == "classification":
-            n_labels, entry = 2, entry | {"labels": ["好评", "差评"], "mask_padding": True}
+            n_labels, entry = 2, entry | {"labels": ["好评", "差评"], "mask_padding": True,
+                                        "both_directions": False}
         block_size = 256 if kind == "instruction" else 28
         model = small_model("GPT2", vocab_size=tokenizer.vocab_size, block_size=block_size, n_labels=n_labels)
         save_checkpoint(folder / f"{kind}.pt", model, tokenizer, task=entry, sampling={"max_tokens": 8, "top_k": 5})
@@ -215,7 +216,8 @@ def test_a_file_of_one_label_can_be_scored(models, tmp_path, run_main):
     ("instruction", "--data dialogue.txt", "not a file of instructions"),
     ("instruction", "--data reviews.csv", "pass a .json or .jsonl file"),
     ("instruction", "--data poem.json", "contains no instruction"),
-    ("classification", "--data dialogue.txt", "not a table"), ("classification", "--data poem.json", "no column label"),
+    ("classification", "--data dialogue.txt", "not a table"),
+    ("classification", "--data poem.json", "poem.json contains poems"),
     ("classification", "--data other.csv --split all", "line 2 has the label other"),
     ("language", "--data dialogue.txt", "not in the vocabulary"),
 ])  # fmt: skip
