@@ -246,9 +246,11 @@ def test_every_yaml_trains_in_small(path, folder, capsys):
     write_data(folder / "data")
     given = parse_settings([str(path)])
     sizes = TINY | {"n_hidden": 16, "block_size": CONTEXT[given.task]}
-    bpe = [] if given.data.tokenizer == "char" else ["--data.tokenizer=bpe", "--data.vocab_size=300"]
+    char = given.data.tokenizer == "char" and given.init is None  # else that of the checkpoint
+    bpe = [] if char else ["--data.tokenizer=bpe", "--data.vocab_size=300"]
     settings = parse_settings([str(path), *(f"--model.{name}={value}" for name, value in sizes.items()), *bpe, *HERE,
-                               f"--data.path=data/{FILES[given.task]}", "--training.batch_size=2",
+                               f"--data.path=data/{FILES[given.task]}", "--data.val_path=none", "--init=none",
+                               "--training.batch_size=2",
                                "--training.accumulation=1", "--training.max_iters=2", "--training.eval_interval=1",
                                "--training.epochs=none", "--training.device=cpu", "--training.dtype=float32",
                                "--output.sample_tokens=5"])
