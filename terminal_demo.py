@@ -37,6 +37,7 @@ SETTINGS = {  # the fields of ReplyConfig: type and description
     "repetition_penalty": (float, "above 1 makes tokens that are in the context less likely"),
     "seed": (int, "fixed seed: reproducible output, with the same number of threads"),
     "max_tokens": (int, "maximum number of tokens to generate for a prompt"),
+    "candidates": (int, "for dialogue: sample this many replies, and print the one that depends most on the messages"),
 }
 
 
@@ -149,7 +150,7 @@ class Demo:
         finally:
             seconds = time.perf_counter() - start
             print(flush=True)
-            if self.session.streams:
+            if self.session.streams and config.candidates == 1:
                 print_speed(min(n_pieces, config.max_tokens), seconds)  # one more if the last character is incomplete
 
     def run_command(self, line):

@@ -136,8 +136,12 @@ class ReplyConfig(SamplingConfig):
 
     max_tokens: int = 500
     """Maximum number of tokens to generate for a prompt."""
+    candidates: int = 1
+    """For dialogue: sample this many replies, and use the one that depends most on the messages."""
 
     def __post_init__(self):
         super().__post_init__()
+        if self.candidates < 1:
+            raise UserError(f"candidates cannot be {self.candidates}: give a number >= 1")
         if self.max_tokens < 1:
             raise UserError(f"max_tokens cannot be {self.max_tokens}: give a number >= 1")

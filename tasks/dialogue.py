@@ -3,6 +3,7 @@
 import dataclasses
 from itertools import islice
 
+import torch
 from tqdm import tqdm
 
 from data.dialogues import (
@@ -14,6 +15,7 @@ from data.dialogues import (
     read_dialogues,
     split_dialogues,
 )
+from data.examples import Examples, next_token_example
 from data.metrics import measure_replies
 from data.tokenizer import without_unknown
 from models.generate import generate
@@ -43,8 +45,12 @@ class Conversation:
         if dropped:
             self.tell(f"forgot the oldest {dropped} messages: with a reply of {config.max_tokens} tokens, the "
                       f"conversation would exceed the context of {self.model.block_size}")
+        if config.candidates == 1:
+            pieces = reply_pieces(self.model, self.tokenizer, prompt_ids(messages, self.tokenizer), config)
+        else:  # they are complete before one is chosen
+            pieces = [self.tokenizer.decode(reply_ids(self.model, self.tokenizer, messages, config))]
         reply = []
-        for piece in reply_pieces(self.model, self.tokenizer, prompt_ids(messages, self.tokenizer), config):
+        for piece in pieces:
             reply.append(piece)
             yield piece
         self.history[:] = [*messages, "".join(reply)]
@@ -114,8 +120,9 @@ class Dialogue(ExampleTask):
                             "data")
         questions, references = zip(*pairs, strict=True)
         replies, n_ended = [], 0
-        for seed, question in enumerate(tqdm(questions, "replies", leave=False, delay=2)):
-            ids = reply_ids(model, self.tokenizer, [question], dataclasses.replace(config, seed=seed))
+        for i, question in enumerate(tqdm(questions, "replies", leave=False, delay=2)):
+            seeded = dataclasses.replace(config, seed=i * config.candidates)
+            ids = reply_ids(model, self.tokenizer, [question], seeded)
             replies.append(self.tokenizer.decode(ids))
             n_ended += len(ids) < config.max_tokens
         settings = ", ".join(f"{name} {value}" for name, value in vars(config).items() if value is not None)
@@ -132,10 +139,33 @@ def limit_reply(config, model):
 
 
 def reply_ids(model, tokenizer, messages, config):
-    """The token ids of a reply to a history that ends with a user message, by ReplyConfig, without its end marker."""
-    ids = prompt_ids(messages, tokenizer)
-    return list(generate(model, ids, config.max_tokens, config, tokenizer.special_ids, tokenizer.vocab_size,
-                         tokenizer.special_ids))
+    """The token ids of a reply to a history that ends with a user message, by ReplyConfig, without its end marker.
+
+    Of several candidates, it is the one with the largest mean of log p(token | history) - log p(token | empty message),
+    its mutual information with the history (Li et al., 2016, https://arxiv.org/abs/1510.03055): a dull or repetitive
+    reply is as likely after any other message.
+    """
+    prompt, special = prompt_ids(messages, tokenizer), tokenizer.special_ids
+    candidates = []
+    for i in range(config.candidates):
+        sampling = config if config.seed is None else dataclasses.replace(config, seed=config.seed + i)
+        ids = generate(model, prompt, config.max_tokens, sampling, special, tokenizer.vocab_size, special)
+        candidates.append(list(ids))
+
+    def mutual_information(ids):
+        reply = ids if len(ids) == config.max_tokens else [*ids, tokenizer.message_end]
+        empty = prompt_ids([""], tokenizer)
+        return mean_log_probability(model, prompt, reply) - mean_log_probability(model, empty, reply)
+
+    return candidates[0] if len(candidates) == 1 else max(candidates, key=mutual_information)
+
+
+@torch.inference_mode()
+def mean_log_probability(model, prompt, reply):
+    """Mean log-probability of the tokens of a reply, a list of ids, after those of a prompt."""
+    x, y = Examples([next_token_example([(prompt, False), (reply, True)], model.block_size)]).batch([0])
+    device = model.head.weight.device
+    return -model(x.to(device), y.to(device))[1].item()
 
 
 def format_measures(questions, replies, references, n_ended):

@@ -1,13 +1,19 @@
-"""Replies while training: what cannot be answered is left out, and never ends a run."""
+"""Replies: samples while training, which never end a run, and the choice among several candidates."""
 
+import dataclasses
 import json
+from statistics import mean
 
 import pytest
+import torch
 from small_models import small_model
 
+from data.dialogues import prompt_ids
 from data.readers import DEFAULTS
 from data.tokenizer import CharTokenizer
 from models.config import ReplyConfig
+from models.generate import generate
+from tasks.dialogue import Conversation
 from tasks.kinds import TASKS
 from training.settings import DataSettings, Settings
 
@@ -34,3 +40,36 @@ def test_samples_leave_out_what_fills_the_context_and_what_the_tokenizer_lacks(t
     samples = list(task.samples(model, ReplyConfig(max_tokens=500 if kind == "dialogue" else 5)))
     shown = ["hello", "hi", "bye"] if kind == "dialogue" else ["hello", "hi", "bye中"]
     assert [sample.split()[0] for sample in samples] == shown
+
+
+# ---- Candidates ------------------------------------------------------------------------------------------------------
+
+
+def log_probabilities(model, prompt, reply):
+    """The log-probability of each token of a reply, from a sequence that ends before it."""
+    for i, token in enumerate(reply):
+        logits = model(torch.tensor([[*prompt, *reply[:i]]]))[0][0, -1]
+        yield logits.log_softmax(-1)[token].item()
+
+
+@pytest.mark.parametrize("history", [[], ["ab", "cd"]])
+def test_of_several_candidates_the_one_that_depends_most_on_the_history_is_the_reply(history):
+    tokenizer = CharTokenizer("abcdefgh").with_special_tokens()
+    model = small_model("GPT2", vocab_size=tokenizer.vocab_size, block_size=32)
+    config, chosen = ReplyConfig(temperature=1.0, max_tokens=6, candidates=4), []
+    empty = [tokenizer.message_start, tokenizer.message_end, tokenizer.message_start]
+    for seed, message in enumerate(["a", "bad", "face", "cage", "hedge"]):
+        prompt, candidates = prompt_ids([*history, message], tokenizer), {}
+        for i in range(4):
+            sampling = dataclasses.replace(config, seed=seed + i)
+            ids = list(generate(model, prompt, 6, sampling, tokenizer.special_ids, tokenizer.vocab_size))
+            reply = ids if len(ids) == 6 else [*ids, tokenizer.message_end]
+            score = mean(log_probabilities(model, prompt, reply)) - mean(log_probabilities(model, empty, reply))
+            candidates.setdefault(tokenizer.decode(ids), (score, i))
+        best = max(candidates, key=candidates.get)
+        conversation = Conversation(model, tokenizer, {}, print)
+        conversation.history = [*history]
+        assert list(conversation.answer(message, dataclasses.replace(config, seed=seed))) == [best]  # one piece
+        assert conversation.history == [*history, message, best]
+        chosen.append(candidates[best][1])
+    assert len(set(chosen)) > 1

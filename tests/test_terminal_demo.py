@@ -245,8 +245,8 @@ def test_off_resets_a_setting(demo, name):
 def test_help_lists_every_command_and_the_current_values(demo, folder):
     lines = demo("--top_p", 0.75, stdin=["/temperature 0.6", "/help"]).err.splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["/temperature", "/top_k", "/top_p", "/repetition_penalty", "/seed",
-                                                   "/max_tokens", "/load", "exit"]
-    values = ["0.6", "off", "0.75", "1.0", "off", "500", str(folder / "model.pt")]
+                                                   "/max_tokens", "/candidates", "/load", "exit"]
+    values = ["0.6", "off", "0.75", "1.0", "off", "500", "1", str(folder / "model.pt")]
     assert [line.rsplit(": ", 1)[1] for line in lines[:-1]] == values
 
 
