@@ -24,7 +24,7 @@ from utils.errors import UserError
 from utils.printable import one_line
 
 N_SAMPLES = 3  # held-out messages that are answered after each evaluation
-N_MEASURED, N_SHOWN = 200, 10  # messages that are answered to measure the replies, and replies of them to print
+N_MEASURED, N_SHOWN = 200, 10  # messages that are answered to measure the replies, and of their replies to print
 
 
 class Conversation:
@@ -109,12 +109,12 @@ class Dialogue(ExampleTask):
                 yield message, reply
 
     def evaluate(self, model, dialogues, config):
-        """Print measures of the replies to the first messages of at most 200 dialogues, and some of the replies.
+        """Print measures of the replies to the first messages of at most 200 dialogues, and ten of the replies.
 
         They are sampled by ReplyConfig, with fixed seeds. Raises UserError if there is no reply.
         """
         config = limit_reply(config, model)
-        pairs = list(islice(self.questions(dialogues, model, config), N_MEASURED))
+        pairs = evenly_spaced(list(self.questions(dialogues, model, config)), N_MEASURED)
         if not pairs:
             raise UserError("no first message fits the context, or has a character that the tokenizer knows: use other "
                             "data")
@@ -128,9 +128,19 @@ class Dialogue(ExampleTask):
         settings = ", ".join(f"{name} {value}" for name, value in vars(config).items() if value is not None)
         print(f"\nreplies to the first messages of {len(questions)} {self.noun} ({settings}):")
         print(format_measures(questions, replies, references, n_ended))
-        print("\nthe first of them:")
-        for question, reply in zip(questions[:N_SHOWN], replies, strict=False):
+        print("\nevenly spaced among them:")
+        for question, reply in evenly_spaced(list(zip(questions, replies, strict=True)), N_SHOWN):
             print(f"  {one_line(question)} -> {one_line(reply)}")
+
+
+def evenly_spaced(items, n):
+    """At most n items of a list, from its start to its end: neighbors in a file are often alike.
+
+    >>> evenly_spaced([0, 1, 2, 3, 4, 5], 4)
+    [0, 1, 3, 4]
+    """
+    n = min(n, len(items))
+    return [items[i * len(items) // n] for i in range(n)]
 
 
 def limit_reply(config, model):

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import doctest
 import json
 import math
 import re
@@ -13,6 +14,7 @@ from small_runs import TINY
 from small_text import TEXT
 
 import estimate
+import tasks.dialogue
 from data import instructions
 from data.dialogues import prompt_ids, split_dialogues
 from data.metrics import distinct
@@ -124,7 +126,8 @@ def test_replies_to_held_out_messages_are_sampled_with_fixed_seeds_and_measured(
         ids = generate(model, prompt_ids([question], tokenizer), 8, config, tokenizer.special_ids)
         replies.append(tokenizer.decode(ids))
     shown = re.findall(r"^  (.+\?) -> (.*)$", out, re.MULTILINE)
-    assert shown == [(dialogue[0], reply) for dialogue, reply in zip(DIALOGUES, replies, strict=True)][:10]
+    pairs = [(dialogue[0], reply) for dialogue, reply in zip(DIALOGUES, replies, strict=True)]
+    assert shown == [pairs[i * 12 // 10] for i in range(10)]
     references = [reply for _, reply, *_ in DIALOGUES]
     for n in (1, 2):
         row = re.search(rf"distinct-{n} \(characters\) +([\d.]+) +([\d.]+)", out)
@@ -139,6 +142,18 @@ def test_messages_that_leave_no_room_or_have_unknown_characters_are_left_out_or_
     (tmp_path / "chat.txt").write_text("how 中are?\nfine\n\nhow are you, " + "a" * 9 + "\nfine\n\n中\nfine\n")
     out = run_main(estimate.main, models / "dialogue.pt", "--data", tmp_path / "chat.txt", "--split", "all", *CPU)
     assert "the first messages of 1 dialogues" in out and "\n  how are? -> " in out
+
+
+def test_the_examples_in_the_docstrings():
+    assert doctest.testmod(tasks.dialogue).failed == 0
+
+
+def test_at_most_200_dialogues_spread_over_the_file_are_answered(models, tmp_path, run_main):
+    text = "\n\n".join(f"{'abcdefghij'[i // 60]}\nfine" for i in range(600))
+    (tmp_path / "chat.txt").write_text(text, encoding="utf-8")
+    out = run_main(estimate.main, models / "dialogue.pt", "--data", tmp_path / "chat.txt", "--split", "all", *CPU)
+    assert "the first messages of 200 dialogues" in out
+    assert re.findall("^  (.) -> ", out, re.MULTILINE) == [*"abcdefghij"]
 
 
 def test_poems_are_evaluated_by_their_titles(models, run_main):
