@@ -39,8 +39,6 @@ SETTINGS = {  # the fields of ReplyConfig: type and description
     "max_tokens": (int, "maximum number of tokens to generate for a prompt"),
     "candidates": (int, "for dialogue: sample this many replies, and print the one that depends most on the messages"),
 }
-
-
 CHAT_MODEL = PROJECT / "checkpoints" / "chat_small"
 
 
@@ -50,7 +48,7 @@ def chat(message, history=None, checkpoint=CHAT_MODEL, device="auto", **sampling
     Calls do not depend on each other, unless `history` is given: a list of the messages so far, to which message and
     reply are appended. `sampling` changes fields of ReplyConfig, such as `temperature=0`. Raises UserError.
     """
-    model, tokenizer, task, reply = cached_checkpoint(str(checkpoint), pick_device(device))
+    model, tokenizer, task, reply = load_once(str(checkpoint), pick_device(device))
     if task["kind"] != "dialogue":
         raise UserError(f"{checkpoint} is for the task {task['kind']}: train a dialogue model with "
                         "python train.py config/chat_small.yaml")
@@ -61,11 +59,13 @@ def chat(message, history=None, checkpoint=CHAT_MODEL, device="auto", **sampling
     return "".join(conversation.answer(message, dataclasses.replace(reply, **sampling)))
 
 
-@lru_cache(maxsize=1)
-def cached_checkpoint(path, device):
+def load(path, device):
     """`load_checkpoint`, with the weights in the dtype for inference."""
     loaded = load_checkpoint(path, device)
     return loaded._replace(model=loaded.model.to(inference_dtype(device)))
+
+
+load_once = lru_cache(maxsize=1)(load)
 
 
 def print_message(text):
@@ -123,11 +123,9 @@ class Demo:
 
     def load(self, path):
         """Load another checkpoint, and forget the conversation. Raises UserError and then keeps the current model."""
-        loaded = load_checkpoint(path, self.device)
-        self.config = dataclasses.replace(loaded.reply, **self.changes)
-        self.model, self.tokenizer, self.path = loaded.model.to(inference_dtype(self.device)), loaded.tokenizer, path
-        kind = TASKS[loaded.task["kind"]]
-        self.session = kind.answers(self.model, self.tokenizer, loaded.task, print_message)
+        self.model, self.tokenizer, task, reply = load(path, self.device)
+        self.config, self.path = dataclasses.replace(reply, **self.changes), path
+        self.session = TASKS[task["kind"]].answers(self.model, self.tokenizer, task, print_message)
 
     def print_model(self):
         n_params = count_parameters(self.model.config)

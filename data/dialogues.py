@@ -28,9 +28,9 @@ from tqdm import trange
 from data.corpora import list_files
 from data.examples import Examples, next_token_example
 from data.poems import read_poems, requests
-from data.readers import inspect, print_encoding
-from data.tables import BLANK, clean_text, jsonl_objects, lines, read_json
-from data.tokenizer import MAX_BYTES, train_tokenizer, without_unknown
+from data.readers import encoding_of
+from data.tables import BLANK, JSON_FILES, clean_text, json_records, lines
+from data.tokenizer import without_unknown
 from utils.errors import UserError
 from utils.printable import one_line
 
@@ -81,15 +81,8 @@ def records_in(path, encoding):
     suffix = path.suffix.lower()
     if suffix in TABLES:
         raise UserError(f"{path} is a table: dialogues are read from .txt, .jsonl and .json files")
-    if suffix == ".json":
-        for number, record in enumerate(read_json(path, encoding), 1):
-            yield f"item {number}", record
-        return
-    encoding, _ = inspect(path, encoding)
-    print_encoding(path, encoding)
-    if suffix == ".jsonl":
-        for place, record, _ in jsonl_objects(path, encoding):
-            yield place, record
+    if suffix in JSON_FILES:
+        yield from json_records(path, encoding)
     else:
         yield from text_records(path, encoding)
 
@@ -97,7 +90,7 @@ def records_in(path, encoding):
 def text_records(path, encoding):
     """Yield (place, record) of the dialogues in a text file. White space around messages is stripped."""
     texts, start = [], 1
-    with open(path, encoding=encoding) as file:
+    with open(path, encoding=encoding_of(path, encoding)) as file:
         for number, line in enumerate(chain(lines(file, path), [""]), 1):
             text = line.strip(BLANK).strip()
             if text:
@@ -188,13 +181,6 @@ def split_dialogues(dialogues):
         split = val if number % 10 == 1 else train  # both exist from two on
         split.append(dialogue)
     return train, val
-
-
-def dialogue_tokenizer(dialogues, kind, vocab_size=20_000, max_bytes=MAX_BYTES):
-    """A tokenizer of the texts of dialogues, with special tokens; the arguments are those of `train_tokenizer`. Raises
-    UserError."""
-    texts = (text for dialogue in dialogues for text in dialogue)
-    return train_tokenizer(texts, kind, vocab_size, max_bytes).with_special_tokens()
 
 
 # ---- Tokens ----------------------------------------------------------------------------------------------------------

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.examples import Examples, next_token_example
-from data.readers import inspect, print_encoding
-from data.tables import clean_text, jsonl_objects, read_json
-from data.tokenizer import MAX_BYTES, train_tokenizer, without_unknown
+from data.tables import JSON_FILES, clean_text, json_records
+from data.tokenizer import without_unknown
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -37,8 +36,10 @@ def read_instructions(path, options, report):
     A record without a valid instruction or output is skipped and counted in the DataReport. Raises UserError if no
     record is left.
     """
+    if path.suffix.lower() not in JSON_FILES:
+        raise UserError(f"{path} is not a file of instructions: pass a .json or .jsonl file")
     records = []
-    for place, item in read_items(path, options.encoding):
+    for place, item in json_records(path, options.encoding):
         try:
             records.append(as_instruction(item, place))
         except UserError as reason:
@@ -46,20 +47,6 @@ def read_instructions(path, options, report):
     if not records:
         raise UserError(f"{path} contains no instruction: {report.first_skipped() or 'it is empty'}")
     return records
-
-
-def read_items(path, encoding):
-    """Yield (place, item) of each item of a list, or of each line."""
-    if path.suffix.lower() == ".json":
-        for number, item in enumerate(read_json(path, encoding), 1):
-            yield f"item {number}", item
-    elif path.suffix.lower() == ".jsonl":
-        encoding, _ = inspect(path, encoding)
-        print_encoding(path, encoding)
-        for place, item, _ in jsonl_objects(path, encoding):
-            yield place, item
-    else:
-        raise UserError(f"{path} is not a file of instructions: pass a .json or .jsonl file")
 
 
 def as_instruction(item, place):
@@ -176,8 +163,8 @@ def group_of(record):
     return record.instruction.strip(), record.input.strip()
 
 
-def instruction_tokenizer(records, kind, vocab_size=20_000, max_bytes=MAX_BYTES):
-    """A tokenizer of the prompts and outputs of records; the arguments are those of `train_tokenizer`. Raises
-    UserError."""
-    texts = (text for record in records for text in (prompt_text(record.instruction, record.input), record.output))
-    return train_tokenizer(texts, kind, vocab_size, max_bytes).with_special_tokens()
+def instruction_texts(records):
+    """Yield the prompt and the output of each record: all text of a model that is trained on them."""
+    for record in records:
+        yield prompt_text(record.instruction, record.input)
+        yield record.output

@@ -121,6 +121,13 @@ def print_encoding(path, encoding):
         print_once(f"{path} is read as {encoding} (--data.encoding overrides): {start}")
 
 
+def encoding_of(path, given):
+    """The encoding of a text file, detected unless it is given, and printed if it is not UTF-8. Raises UserError."""
+    encoding, _ = inspect(path, given)
+    print_encoding(path, encoding)
+    return encoding
+
+
 def known_codec(name):
     """The codec that Python has for the name of a text encoding. Raises UserError."""
     try:

@@ -19,7 +19,7 @@ from data.examples import IGNORED, Example, Examples
 from data.readers import ReadOptions
 from data.report import DataReport
 from data.tables import clean_text, list_columns, open_table, text_column
-from data.tokenizer import MAX_BYTES, train_tokenizer, without_unknown
+from data.tokenizer import without_unknown
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
 from utils.printable import one_line
@@ -213,11 +213,6 @@ def chunks(ids, longest):
     n_chunks = max(1, math.ceil(len(ids) / longest))
     size = max(1, math.ceil(len(ids) / n_chunks))
     return [ids[i : i + size] for i in range(0, max(1, len(ids)), size)]
-
-
-def review_tokenizer(reviews, kind, vocab_size=20_000, max_bytes=MAX_BYTES):
-    """A tokenizer of the texts of reviews; the arguments are those of `train_tokenizer`. Raises UserError."""
-    return train_tokenizer((review.text for review in reviews), kind, vocab_size, max_bytes).with_special_tokens()
 
 
 # ---- Scores ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from itertools import chain, islice, product
 from typing import NamedTuple
 
-from data.readers import LIMIT, inspect, print_encoding, print_once, text_blocks
+from data.readers import LIMIT, encoding_of, print_once, text_blocks
 from utils.errors import UserError
 from utils.printable import one_line
 
@@ -20,6 +20,7 @@ FIRST = 100  # rows from which columns and delimiter are inferred
 DELIMITERS = ",;\t|"
 BLANK = " \t\r\n\x1a"  # DOS programs end a file with Ctrl-Z
 JSON_BYTES = 1 << 28  # a .json file is parsed in memory
+JSON_FILES = (".json", ".jsonl")
 EXPANSION = 1000  # times that a Parquet file may grow when it is decompressed
 
 
@@ -46,8 +47,7 @@ def open_table(path, options):
         raise UserError(f"{path} is not a table: pass a file whose name ends in {', '.join(TABLES)}")
     encoding = None
     if suffix != ".parquet":
-        encoding, _ = inspect(path, options.encoding)
-        print_encoding(path, encoding)
+        encoding = encoding_of(path, options.encoding)
     return TABLES[suffix](path, encoding, options)
 
 
@@ -165,12 +165,20 @@ def read_json(path, encoding):
     """The list in a .json file."""
     if path.stat().st_size > JSON_BYTES:
         raise UserError(f"{path} is larger than {JSON_BYTES:,} bytes, the limit for .json: save it as .jsonl")
-    encoding, _ = inspect(path, encoding)
-    print_encoding(path, encoding)
-    items = parse_json("".join(text for text, _ in text_blocks(path, encoding)), path)
+    items = parse_json("".join(text for text, _ in text_blocks(path, encoding_of(path, encoding))), path)
     if not isinstance(items, list):
         raise UserError(f"{path} is {type(items).__name__}, not a list: a .json file is a list of texts or of records")
     return items
+
+
+def json_records(path, encoding):
+    """Yield (place, record) of the items of a .json list, whatever they are, or of the objects of a .jsonl file."""
+    if path.suffix.lower() == ".json":
+        for number, record in enumerate(read_json(path, encoding), 1):
+            yield f"item {number}", record
+    else:
+        for place, record, _ in jsonl_objects(path, encoding_of(path, encoding)):
+            yield place, record
 
 
 def json_table(path, encoding, options):

@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 
-from data.bpe_dropout import BPEDropout
 from data.corpora import list_files
 from data.examples import Example, padded
 from data.reviews import (
@@ -14,25 +13,22 @@ from data.reviews import (
     labels_of,
     read_reviews,
     review_examples,
-    review_tokenizer,
     scores,
     split_reviews,
 )
 from data.tables import TABLES
 from tasks.examples import ExampleTask
+from tasks.task import Answers
 from utils.printable import escape_controls, one_line
 
 BATCH = 32  # examples that are classified at once
 
 
-class Classifier:
+class Classifier(Answers):
     """A model that labels texts."""
 
     hint = "Type a text: the model prints its label, and the probability of each label."
-    continues_text = streams = has_history = False
-
-    def __init__(self, model, tokenizer, entry, tell):
-        self.model, self.tokenizer, self.entry = model, tokenizer, entry
+    streams = False
 
     def answer(self, text, config):
         """Yield the label of a text and the probabilities of all labels, the most likely one first."""
@@ -69,8 +65,8 @@ class Classification(ExampleTask):
         print(f"split of the reviews: {sizes} (python estimate.py --split test)")
         return splits
 
-    def build_tokenizer(self, kind):
-        return review_tokenizer(self.splits["train"], kind, self.data.vocab_size, self.data.max_bytes)
+    def tokenizer_texts(self):
+        return (review.text for review in self.splits["train"])
 
     def prepare(self, block_size):
         """As in ExampleTask; prints the labels first."""
@@ -82,8 +78,9 @@ class Classification(ExampleTask):
                                self.report)[0]
 
     def augment(self):
-        data = self.data
-        dropout = BPEDropout(self.tokenizer, data.bpe_dropout) if data.bpe_dropout else None
+        data, dropout = self.data, self.make_dropout()
+        if not dropout and not data.both_directions and not data.auxiliary_lm:
+            return None
 
         def augment(example, random):
             if dropout:

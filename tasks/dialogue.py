@@ -1,14 +1,13 @@
 """Dialogue: the model replies to messages. And poems, which are replies to their title."""
 
 import dataclasses
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from tqdm import tqdm
 
 from data.dialogues import (
     dialogue_examples,
-    dialogue_tokenizer,
     fit_history,
     poem_dialogues,
     prompt_ids,
@@ -20,6 +19,7 @@ from data.metrics import measure_replies
 from data.tokenizer import without_unknown
 from models.generate import generate
 from tasks.examples import ExampleTask, reply_pieces
+from tasks.task import Answers
 from utils.errors import UserError
 from utils.printable import one_line
 
@@ -27,15 +27,15 @@ N_SAMPLES = 3  # held-out messages that are answered after each evaluation
 N_MEASURED, N_SHOWN = 200, 10  # messages that are answered to measure the replies, and of their replies to print
 
 
-class Conversation:
+class Conversation(Answers):
     """A conversation with a dialogue model: `history` has the messages so far, from the user and the model in turns."""
 
     hint = "Type a message. flush forgets the conversation so far."
-    continues_text = False
-    streams = has_history = True
+    has_history = True
 
     def __init__(self, model, tokenizer, entry, tell):
-        self.model, self.tokenizer, self.tell, self.history = model, tokenizer, tell, []
+        super().__init__(model, tokenizer, entry, tell)
+        self.history = []
 
     def answer(self, message, config):
         """Yield the pieces of a reply, by ReplyConfig. The history then has both, unless the reply was not read to its
@@ -83,9 +83,8 @@ class Dialogue(ExampleTask):
         train, val = split_dialogues(dialogues)
         return {"train": train, "val": val}
 
-    def build_tokenizer(self, kind):
-        dialogues = self.splits["train"] + self.splits["val"]
-        return dialogue_tokenizer(dialogues, kind, self.data.vocab_size, self.data.max_bytes)
+    def tokenizer_texts(self):
+        return chain.from_iterable(self.splits["train"] + self.splits["val"])
 
     def make_examples(self, dialogues, block_size):
         return dialogue_examples(dialogues, self.tokenizer, block_size, self.report)
@@ -155,7 +154,8 @@ def reply_ids(model, tokenizer, messages, config):
     its mutual information with the history (Li et al., 2016, https://arxiv.org/abs/1510.03055): a dull or repetitive
     reply is as likely after any other message.
     """
-    prompt, special = prompt_ids(messages, tokenizer), tokenizer.special_ids
+    prompt, empty = prompt_ids(messages, tokenizer), prompt_ids([""], tokenizer)
+    special = tokenizer.special_ids
     candidates = []
     for i in range(config.candidates):
         sampling = config if config.seed is None else dataclasses.replace(config, seed=config.seed + i)
@@ -164,7 +164,6 @@ def reply_ids(model, tokenizer, messages, config):
 
     def mutual_information(ids):
         reply = ids if len(ids) == config.max_tokens else [*ids, tokenizer.message_end]
-        empty = prompt_ids([""], tokenizer)
         return mean_log_probability(model, prompt, reply) - mean_log_probability(model, empty, reply)
 
     return candidates[0] if len(candidates) == 1 else max(candidates, key=mutual_information)

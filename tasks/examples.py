@@ -3,24 +3,23 @@
 import hashlib
 from functools import cached_property
 
-from data.bpe_dropout import BPEDropout
 from data.examples import ExampleBatches
 from data.report import DataReport, highlight, print_examples
-from data.tokenizer import load_tokenizer
+from data.tokenizer import load_tokenizer, train_tokenizer
 from models.generate import generate_text
+from tasks.task import Task
 from utils.errors import UserError
 
 
-class ExampleTask:
+class ExampleTask(Task):
     """A task whose data are records, such as dialogues.
 
     A subclass reads them (`read(path)`), splits them (`split(records)` returns a dictionary of lists, with at least
-    `train` and `val`), and turns them into `Examples` (`make_examples(records, block_size)`).
+    `train` and `val`), turns them into `Examples` (`make_examples(records, block_size)`), and has the texts that a
+    tokenizer is trained on (`tokenizer_texts()`).
     """
 
     noun = "records"
-    info = {}
-    head = {}  # fields of ModelConfig
 
     def __init__(self, settings, options, tokenizer, entry=None):
         """Read the data of Settings; `options` are its ReadOptions. `tokenizer` is an object, `char`, `bpe` or what
@@ -29,7 +28,7 @@ class ExampleTask:
         self.report = DataReport(self.data.path, self.noun)
         self.records = self.read(self.data.path)
         if tokenizer in ("char", "bpe"):
-            tokenizer = self.build_tokenizer(tokenizer)
+            tokenizer = train_tokenizer(self.tokenizer_texts(), tokenizer, self.data.vocab_size, self.data.max_bytes)
         elif isinstance(tokenizer, str):
             tokenizer = load_tokenizer(tokenizer)
         self.tokenizer = tokenizer.with_special_tokens()
@@ -65,9 +64,9 @@ class ExampleTask:
 
     def augment(self):
         """A function that varies an example of a training batch, as for `ExampleBatches`, or None."""
-        if not self.data.bpe_dropout:
+        dropout = self.make_dropout()
+        if not dropout:
             return None
-        dropout = BPEDropout(self.tokenizer, self.data.bpe_dropout)
         return lambda example, random: dropout.next_tokens(example, self.block_size, random)
 
     def val_batches(self, batch_size):
@@ -76,15 +75,6 @@ class ExampleTask:
     def digest(self):
         """A fingerprint of the validation data, by which a resumed run recognizes its data."""
         return hashlib.sha256(self.val.tokens.tobytes() + self.val.targets.tobytes()).hexdigest()
-
-    def measure(self, model):
-        """Metrics besides the loss."""
-        return {}
-
-    @staticmethod
-    def is_valid(entry):
-        """Whether the entry of a checkpoint, read from a file, is one of this task."""
-        return entry.keys() == {"kind"}
 
 
 def reply_pieces(model, tokenizer, ids, config):

@@ -7,28 +7,25 @@ from tqdm import tqdm
 from data.corpora import list_files
 from data.instructions import (
     instruction_examples,
-    instruction_tokenizer,
+    instruction_texts,
     prompt_ids,
     read_instructions,
     split_instructions,
     write_answers,
 )
+from data.tables import JSON_FILES
 from tasks.examples import ExampleTask, reply_pieces
+from tasks.task import Answers
 from utils.errors import UserError
 from utils.printable import one_line
 
 N_SAMPLES = 3  # held-out instructions that are answered after each evaluation
 
 
-class Response:
+class Response(Answers):
     """A model that follows instructions, each on its own."""
 
     hint = "Type an instruction."
-    continues_text = has_history = False
-    streams = True
-
-    def __init__(self, model, tokenizer, entry, tell):
-        self.model, self.tokenizer = model, tokenizer
 
     def answer(self, instruction, config, input=None):
         """Yield the pieces of a response, by ReplyConfig. Raises UserError if the prompt fills the context."""
@@ -46,16 +43,15 @@ class Instruct(ExampleTask):
 
     def read(self, path):
         """Read the records. Raises UserError."""
-        files = list_files(path, (".json", ".jsonl"))
+        files = list_files(path, JSON_FILES)
         return [record for file in files for record in read_instructions(file, self.options, self.report)]
 
     def split(self, records):
         train, val = split_instructions(records)
         return {"train": train, "val": val}
 
-    def build_tokenizer(self, kind):
-        records = self.splits["train"] + self.splits["val"]
-        return instruction_tokenizer(records, kind, self.data.vocab_size, self.data.max_bytes)
+    def tokenizer_texts(self):
+        return instruction_texts(self.splits["train"] + self.splits["val"])
 
     def make_examples(self, records, block_size):
         return instruction_examples(records, self.tokenizer, block_size, self.report)[0]

@@ -4,23 +4,18 @@ import hashlib
 
 import numpy as np
 
-from data.bpe_dropout import BPEDropout
 from data.prepare import open_tokens
 from data.windows import ConsecutiveWindows, WindowBatches, check_length, make_windows, reverse_some
 from models.generate import generate_text
+from tasks.task import Answers, Task
 from utils.printable import one_line
 
 
-class Completion:
+class Completion(Answers):
     """A conversation with a language model: it continues each prompt."""
 
     hint = "Type a prompt: the model continues it. An empty line generates text without a prompt until Ctrl-C."
-    continues_text = streams = True
-    has_history = False
-
-    def __init__(self, model, tokenizer, entry, tell):
-        """`entry` is the task in the checkpoint; `tell` prints a line to the user. All kinds of answers take these."""
-        self.model, self.tokenizer = model, tokenizer
+    continues_text = True
 
     def answer(self, prompt, config):
         """Yield the pieces of a continuation, by ReplyConfig."""
@@ -28,7 +23,7 @@ class Completion:
         return generate_text(self.model, self.tokenizer, ids, config.max_tokens, config)
 
 
-class Language:
+class Language(Task):
     """Training on windows of continuous text."""
 
     answers = Completion
@@ -41,9 +36,6 @@ class Language:
         self.tokenizer = text.tokenizer
         print(one_line(f"text: {data.path} ({text.title}), {len(text.train):,} tokens for training and "
                        f"{len(text.val):,} for validation, {self.tokenizer.vocab_size:,} in the vocabulary"))
-
-    info = {}  # no field of the checkpoint besides the kind
-    head = {}  # fields of ModelConfig
 
     def prepare(self, block_size):
         """Prepare examples for this context length. Raises UserError if there is none."""
@@ -58,15 +50,14 @@ class Language:
 
     def augment(self):
         """A function that varies a micro-batch, as for `WindowBatches`, or None."""
-        data = self.data
-        dropout = BPEDropout(self.tokenizer, data.bpe_dropout) if data.bpe_dropout else None
-        if not dropout and not data.both_directions:
+        dropout, both_directions = self.make_dropout(), self.data.both_directions
+        if not dropout and not both_directions:
             return None
 
         def augment(x, y, random):
             if dropout:
                 x, y = dropout.windows(x, y, random)
-            return reverse_some(x, y, random) if data.both_directions else (x, y)
+            return reverse_some(x, y, random) if both_directions else (x, y)
 
         return augment
 
@@ -76,15 +67,6 @@ class Language:
     def digest(self):
         """A fingerprint of the validation data, by which a resumed run recognizes its text."""
         return hashlib.sha256(np.ascontiguousarray(self.text.val)).hexdigest()
-
-    def measure(self, model):
-        """Metrics besides the loss."""
-        return {}
-
-    @staticmethod
-    def is_valid(entry):
-        """Whether the entry of a checkpoint, read from a file, is one of this task."""
-        return entry.keys() == {"kind"}
 
     def samples(self, model, config):
         """Yield lines that show what the model has learned so far."""

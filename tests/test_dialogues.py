@@ -3,6 +3,7 @@
 import doctest
 import json
 import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from data.bpe import SPECIAL_TOKENS
 from data.dialogues import (
     dialogue_examples,
     dialogue_parts,
-    dialogue_tokenizer,
     fit_history,
     parse_messages,
     poem_dialogues,
@@ -28,7 +28,7 @@ from data.examples import IGNORED, next_token_example
 from data.poems import GENERAL_REQUESTS
 from data.readers import ReadOptions
 from data.report import DataReport
-from data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer
+from data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, train_tokenizer
 from utils.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -40,6 +40,11 @@ needs_gpt2 = pytest.mark.skipif(not GPT2.is_dir(), reason=f"GPT-2's files are no
 LETTERS = CharTokenizer("ABCDEFGHIJ", special=True)
 SYMBOLS = {LETTERS.message_start: "<", LETTERS.message_end: ">", IGNORED: "."}  # one character per token
 BPE = BPETokenizer.train(["The cat saw the dog.\n\nThe dog saw the cat.\n"] * 5, 300)
+
+
+def dialogue_tokenizer(dialogues, kind, **options):
+    """As the dialogue task creates it."""
+    return train_tokenizer(chain.from_iterable(dialogues), kind, **options).with_special_tokens()
 
 
 def read(path, **options):

@@ -11,8 +11,9 @@ from small_tasks import task_settings
 
 import terminal_demo
 from data.examples import ExampleBatches
-from data.instructions import Instruction, instruction_examples, instruction_tokenizer, prompt_ids, prompt_text
+from data.instructions import Instruction, instruction_examples, instruction_texts, prompt_ids, prompt_text
 from data.report import DataReport
+from data.tokenizer import train_tokenizer
 from models.config import ReplyConfig
 from models.generate import generate
 from tasks.instruction import Response
@@ -29,7 +30,7 @@ THINGS = ["sky", "sea", "leaf", "fox"]
 def test_a_partial_accumulation_window_is_a_step_of_its_own_with_the_whole_gradient():
     texts = ["One.", "Two, two.", "Three, three, three.", "4", "Five five five five."]
     records = [Instruction(f"Say {i}.", "", text, f"item {i}") for i, text in enumerate(texts)]
-    tokenizer = instruction_tokenizer(records, "char")
+    tokenizer = train_tokenizer(instruction_texts(records), "char").with_special_tokens()
     examples, _ = instruction_examples(records, tokenizer, 256, DataReport("a.json"))
     batches = ExampleBatches(examples, batch_size=1, accumulation=4, seed=0)
     models = [small_model("DevModel", vocab_size=tokenizer.vocab_size, block_size=256) for _ in range(2)]
