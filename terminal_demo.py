@@ -20,7 +20,6 @@ import time
 from functools import lru_cache, partial
 
 from data.tokenizer import quote_all, without_unknown
-from models.config import ReplyConfig
 from tasks.dialogue import Conversation
 from tasks.kinds import TASKS
 from training.checkpoint import SHIPPED, load_checkpoint
@@ -30,6 +29,7 @@ from utils.files import PROJECT
 from utils.parameters import count_parameters
 from utils.printable import escape_controls, one_line
 
+CAN_BE_OFF = ("top_k", "top_p", "seed")
 SETTINGS = {  # the fields of ReplyConfig: type and description
     "temperature": (float, "below 1 makes likely tokens likelier, 0 always takes the most likely one"),
     "top_k": (int, "sample only from this many of the most likely tokens"),
@@ -56,7 +56,8 @@ def chat(message, history=None, checkpoint=CHAT_MODEL, device="auto", **sampling
     if history is not None:
         conversation.history = history
     message, _ = without_unknown(message, tokenizer)
-    return "".join(conversation.answer(message, dataclasses.replace(reply, **sampling)))
+    config = conversation.with_max_tokens(dataclasses.replace(reply, **sampling))
+    return "".join(conversation.answer(message, config))
 
 
 def load(path, device):
@@ -79,7 +80,7 @@ def print_text(text):
 
 def parse_value(name, text):
     """The value of a setting, from its text. Raises UserError."""
-    kind, optional = SETTINGS[name][0], getattr(ReplyConfig, name) is None
+    kind, optional = SETTINGS[name][0], name in CAN_BE_OFF
     if text == "off" and optional:
         return None
     try:

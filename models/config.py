@@ -134,8 +134,8 @@ class SamplingConfig:
 class ReplyConfig(SamplingConfig):
     """How a reply is sampled, and its length. Raises UserError for values outside their range."""
 
-    max_tokens: int = 500
-    """Maximum number of tokens to generate for a prompt."""
+    max_tokens: int | None = None
+    """Maximum number of tokens to generate for a prompt; None: 100 for dialogue, 500 for the other tasks."""
     candidates: int = 1
     """For dialogue: sample this many replies, and use the one that depends most on the messages."""
 
@@ -143,5 +143,5 @@ class ReplyConfig(SamplingConfig):
         super().__post_init__()
         if self.candidates < 1:
             raise UserError(f"candidates cannot be {self.candidates}: give a number >= 1")
-        if self.max_tokens < 1:
+        if self.max_tokens is not None and self.max_tokens < 1:
             raise UserError(f"max_tokens cannot be {self.max_tokens}: give a number >= 1")

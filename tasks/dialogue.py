@@ -32,6 +32,7 @@ class Conversation(Answers):
 
     hint = "Type a message. flush forgets the conversation so far."
     has_history = True
+    max_tokens = 100
 
     def __init__(self, model, tokenizer, entry, tell):
         super().__init__(model, tokenizer, entry, tell)
@@ -191,6 +192,7 @@ class PoemReply(Conversation):
 
     hint = "Type the title of a poem, 写一首诗, or 李白《静夜思》."
     has_history = False
+    max_tokens = Answers.max_tokens
 
     def answer(self, title, config):
         self.flush()

@@ -1,5 +1,7 @@
 """What all tasks share: the training side, and how a trained model answers."""
 
+import dataclasses
+
 from data.bpe_dropout import BPEDropout
 
 
@@ -8,10 +10,16 @@ class Answers:
 
     continues_text = has_history = False
     streams = True  # pieces of text, rather than a whole answer
+    max_tokens = 500  # for a ReplyConfig without this field
 
     def __init__(self, model, tokenizer, entry, tell):
         """`entry` is the task in the checkpoint; `tell` prints a line to the user."""
         self.model, self.tokenizer, self.entry, self.tell = model, tokenizer, entry, tell
+
+    @classmethod
+    def with_max_tokens(cls, config):
+        """A ReplyConfig with the `max_tokens` of the task, unless it has its own."""
+        return config if config.max_tokens else dataclasses.replace(config, max_tokens=cls.max_tokens)
 
 
 class Task:

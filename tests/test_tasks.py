@@ -52,6 +52,36 @@ def metrics(folder):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
+DEFAULTS = {"language": 500, "dialogue": 100, "poem": 500, "instruction": 500}
+
+
+@pytest.mark.parametrize("recorded", [{}, {"max_tokens": None}, {"max_tokens": 7}])
+@pytest.mark.parametrize("task", DEFAULTS)
+def test_the_default_length_of_an_answer_depends_on_the_task(tmp_path, run_main, task, recorded):
+    tokenizer = CharTokenizer("abc").with_special_tokens()
+    model = small_model("DevModel", vocab_size=tokenizer.vocab_size, block_size=700)
+    with torch.no_grad():
+        model.head.bias[list(tokenizer.special_ids)] = -1e4  # answers do not end by themselves
+    save_checkpoint(tmp_path / "model.pt", model, tokenizer, task={"kind": task}, sampling=recorded)
+    length = recorded.get("max_tokens") or DEFAULTS[task]
+    assert load_checkpoint(tmp_path / "model.pt").reply == ReplyConfig(max_tokens=length)
+    arguments = tmp_path / "model.pt", "--device=cpu", "--prompt=ab", "--temperature=0"
+    assert len(run_main(terminal_demo.main, *arguments).removesuffix("\n")) == length
+    if task == "dialogue":
+        assert len(chat("ab", checkpoint=tmp_path / "model.pt", max_tokens=None, temperature=0)) == 100
+
+
+def test_a_run_records_the_default_length_of_its_task(chat_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.record.plot_losses", lambda *_: None)
+    for task, path, length in (("dialogue", "chat.txt", 100), ("poem", "poems.json", 500)):
+        settings = task_settings(chat_folder, task, task, path, f"--output.folder={tmp_path}",
+                                 "--sampling.max_tokens=none", "--training.max_iters=1")
+        run(settings)
+        saved = torch.load(tmp_path / task / "best.pt", weights_only=True)
+        assert saved["sampling"]["max_tokens"] == length
+        assert f"max_tokens: {length}\n" in (tmp_path / task / "settings.yaml").read_text(encoding="utf-8")
+
+
 # ---- Dialogue --------------------------------------------------------------------------------------------------------
 
 

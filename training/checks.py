@@ -28,7 +28,7 @@ def check_task(checkpoint, path):
         raise UserError(f"{path} is damaged: its model has {n_classes} classes, and its task {len(labels)} labels: use "
                         "another checkpoint")
     try:
-        return task, ReplyConfig(**checkpoint.get("sampling", {}))
+        return task, TASKS[kind].answers.with_max_tokens(ReplyConfig(**checkpoint.get("sampling", {})))
     except (TypeError, UserError) as error:
         raise UserError(f"{path} has invalid sampling settings ({error}): use another checkpoint") from None
 

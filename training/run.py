@@ -41,6 +41,7 @@ def train_in(folder, settings):
     saved = open_run(folder, settings)
     start = None if saved else open_start(settings)
     task = open_task(settings, saved or start)
+    settings.sampling = task.answers.with_max_tokens(settings.sampling)
     sizes = saved if settings.init else None  # those of --init, which may be gone by now
     config = model_config(settings.model, task.tokenizer.vocab_size, task.head, start or sizes)
     task.prepare(config.block_size)
