@@ -33,6 +33,7 @@ from training.plots import plot_confusion
 from training.precision import autocast, pick_device, pick_dtype
 from training.settings import DataSettings, Settings
 from utils.errors import Parser, UserError, command
+from utils.files import check_writable
 from utils.parameters import count_parameters
 from utils.printable import one_line
 
@@ -79,6 +80,8 @@ def main():
     device = pick_device(args.device)
     loaded = load_checkpoint(args.checkpoint, device)
     check_options(args, loaded.task["kind"])
+    for path in outputs(args):
+        check_writable(path)
     options = ReadOptions(**{field.name: getattr(args, field.name) for field in fields(ReadOptions)})
     if loaded.task["kind"] == "language":
         evaluate_language_model(loaded, args, options)
@@ -97,6 +100,13 @@ def check_options(args, kind):
                         "use --split val, or --split all for a file of test data")
     if args.data is None and kind != "language":
         raise UserError(f"{args.checkpoint} is for the task {kind}: pass its {TASKS[kind].noun} as --data")
+
+
+def outputs(args):
+    """The files that the command line asks for."""
+    if args.answers:
+        return [args.answers]
+    return [args.out / "errors.csv", args.out / "confusion.png"] if args.out else []
 
 
 def fast_dtype(model):

@@ -247,6 +247,26 @@ def test_what_does_not_fit_the_task_is_one_line(models, capsys, monkeypatch, run
     assert re.search(message, error)
 
 
+@pytest.mark.parametrize("kind, option, target", [
+    ("instruction", "--answers", "file/answers.json"), ("instruction", "--answers", "folder"),
+    ("instruction", "--answers", "/"),
+    ("instruction", "--answers", f"{'long' * 99}.json"), ("classification", "--out", "file"),
+    ("classification", "--out", "file/folder"), ("classification", "--out", "results"),
+])  # fmt: skip
+def test_a_path_that_cannot_be_written_is_noticed_before_the_data_are_read(models, tmp_path, capsys, run_main, kind,
+                                                                          option, target):
+    (tmp_path / "file").write_text("kept", encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "results" / "confusion.png").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        run_main(estimate.main, models / f"{kind}.pt", "--data", "none", option, tmp_path / target, *CPU)
+    out, error = capsys.readouterr()
+    assert stop.value.code == 2 and out == ""
+    assert re.fullmatch(rf"error: cannot write {re.escape(str(tmp_path / target))}.*: .*\n", error)
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "file").read_text(encoding="utf-8") == "kept"
+
+
 @pytest.mark.parametrize("kind", ["dialogue", "instruction", "classification"])
 def test_a_tokenizer_without_the_special_tokens_of_its_task_is_one_line(models, tmp_path, capsys, run_main, kind):
     model, tokenizer, entry, _ = loaded(models, kind)

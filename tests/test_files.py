@@ -37,6 +37,15 @@ def test_a_file_gets_its_name_once_it_is_complete(tmp_path):
     assert path.read_bytes() == b"second" and list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", [".", "..", "/", "folder"])
+def test_a_folder_is_not_replaced_by_a_file(tmp_path, monkeypatch, name):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="cannot write .*: Is a directory"), replacing(Path(name)):
+        raise AssertionError("the content must not be computed")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "folder"]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug"), ValueError("another")])
 def test_another_exception_passes_through_and_leaves_the_previous_file(tmp_path, error):
     path = tmp_path / "file"

@@ -37,8 +37,7 @@ def replacing(path):
 
     Raises UserError if it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # two processes may write the same path
-    output = None
+    partial, output = partial_path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path)
@@ -57,6 +56,25 @@ def replacing(path):
     finally:
         with contextlib.suppress(OSError):  # already renamed, or never created
             partial.unlink()
+
+
+def check_writable(path):
+    """Raise UserError if `replacing` could not write the file `path`, before the work on its content. Its folder is
+    created."""
+    partial = partial_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def partial_path(path):
+    """A new name beside the file `path`: two processes may write the same path. Raises UserError if it is a folder."""
+    if path.is_dir():
+        raise cannot_write(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def remove_abandoned(path):
