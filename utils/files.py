@@ -72,7 +72,7 @@ def check_writable(path):
 
 def partial_path(path):
     """A new name beside the file `path`: two processes may write the same path. Raises UserError if it is a folder."""
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, without an exception for a name that is too long
         raise cannot_write(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
 
