@@ -19,10 +19,11 @@ import sys
 import time
 from functools import lru_cache, partial
 
+from data.readers import stamp
 from data.tokenizer import quote_all, without_unknown
 from tasks.dialogue import Conversation
 from tasks.kinds import TASKS
-from training.checkpoint import SHIPPED, load_checkpoint
+from training.checkpoint import SHIPPED, checkpoint_file, load_checkpoint
 from training.precision import inference_dtype, pick_device
 from utils.errors import Parser, UserError, command
 from utils.files import PROJECT
@@ -48,7 +49,7 @@ def chat(message, history=None, checkpoint=CHAT_MODEL, device="auto", **sampling
     Calls do not depend on each other, unless `history` is given: a list of the messages so far, to which message and
     reply are appended. `sampling` changes fields of ReplyConfig, such as `temperature=0`. Raises UserError.
     """
-    model, tokenizer, task, reply = load_once(str(checkpoint), pick_device(device))
+    model, tokenizer, task, reply = load_once(checkpoint, pick_device(device))
     if task["kind"] != "dialogue":
         raise UserError(f"{checkpoint} is for the task {task['kind']}: train a dialogue model with "
                         "python train.py config/chat_small.yaml")
@@ -66,7 +67,15 @@ def load(path, device):
     return loaded._replace(model=loaded.model.to(inference_dtype(device)))
 
 
-load_once = lru_cache(maxsize=1)(load)
+def load_once(path, device):
+    """`load`, unless the last call was for the same file and it has not changed since."""
+    file = checkpoint_file(path)
+    return load_version(file, stamp(file) if os.path.isfile(file) else None, device)
+
+
+@lru_cache(maxsize=1)
+def load_version(file, version, device):
+    return load(file, device)
 
 
 def print_message(text):

@@ -71,6 +71,20 @@ def test_the_default_length_of_an_answer_depends_on_the_task(tmp_path, run_main,
         assert len(chat("ab", checkpoint=tmp_path / "model.pt", max_tokens=None, temperature=0)) == 100
 
 
+def test_chat_loads_a_checkpoint_once_unless_its_file_changes(tmp_path, monkeypatch):
+    loaded, load = [], terminal_demo.load
+    monkeypatch.setattr(terminal_demo, "load", lambda *arguments: loaded.append(arguments) or load(*arguments))
+    tokenizer, path = CharTokenizer("abc").with_special_tokens(), tmp_path / "run" / "best.pt"
+    for i, character in enumerate("ab", 1):
+        model = small_model("DevModel", vocab_size=tokenizer.vocab_size)
+        with torch.no_grad():
+            model.head.bias[tokenizer.encode(character)] = 1e4
+        save_checkpoint(path, model, tokenizer, task={"kind": "dialogue"})
+        for checkpoint in (path, path.parent, str(path)):
+            assert chat("c", checkpoint=checkpoint, max_tokens=3) == 3 * character
+        assert len(loaded) == i
+
+
 def test_a_run_records_the_default_length_of_its_task(chat_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("training.record.plot_losses", lambda *_: None)
     for task, path, length in (("dialogue", "chat.txt", 100), ("poem", "poems.json", 500)):
