@@ -174,10 +174,50 @@ def test_a_checkpoint_of_what_lora_trained_needs_its_base(data, capsys, monkeypa
         with pytest.raises(UserError, match="checkpoints/base/best.pt is not the model that they belong to"):
             chat("hello a", checkpoint="checkpoints/tuned")
         Path("checkpoints/base").rename(f"checkpoints/{name}")
-        with pytest.raises(UserError, match="there is no checkpoints/base/?.* that they belong to"):
+        with pytest.raises(UserError, match="there is no .*checkpoints/base/?.* that they belong to"):
             chat("hello a", checkpoint="checkpoints/tuned")
         Path("checkpoints/kept").rename("checkpoints/base")
     chat("hello a", checkpoint="checkpoints/tuned", max_tokens=2)
+
+
+@pytest.mark.parametrize("init", ["checkpoints/base", "checkpoints/base/best.pt", "{here}/checkpoints/base"])
+def test_what_lora_trained_finds_its_base_from_any_folder_and_after_a_move(data, monkeypatch, init):
+    make_base("dialogue")
+    run(task_settings("dialogue", "tuned", f"--init={init.format(here=data)}", *LORA, "--lora.merge=false"))
+    ids = torch.randint(20, (3, 12), generator=torch.Generator().manual_seed(0))
+    expected = logits("checkpoints/tuned", ids)
+
+    (data / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert torch.equal(logits("../checkpoints/tuned", ids), expected)
+    (data / "checkpoints").rename("moved")
+    assert torch.equal(logits("moved/tuned/best.pt", ids), expected)
+    monkeypatch.chdir("moved/tuned")
+    assert torch.equal(logits("best.pt", ids), expected)
+    assert torch.equal(logits(".", ids), expected)
+
+    Path("../base").rename("../renamed")
+    with pytest.raises(UserError, match="there is no .*base.* that they belong to"):
+        load_model("best.pt")
+    Path("../renamed").rename("../base")
+    (data / "checkpoints").mkdir()
+    Path("../base").rename(data / "checkpoints" / "base")  # only the fine-tuned model has moved
+    assert torch.equal(logits("best.pt", ids), expected)
+
+
+def test_the_base_in_a_checkpoint_of_what_lora_trained_is_validated(data):
+    init = make_base("dialogue")
+    run(task_settings("dialogue", "tuned", init, *LORA, "--lora.merge=false"))
+    ids = torch.randint(20, (3, 12), generator=torch.Generator().manual_seed(0))
+    expected, saved = logits("checkpoints/tuned", ids), read("tuned", "best.pt")
+    saved["lora"]["base"] = "checkpoints/base"  # as in older files, from the working directory
+    torch.save(saved, "old.pt")
+    assert torch.equal(logits("old.pt", ids), expected)
+    for base in ([], [5], 5, None, "", "a\0b", ["a\0b"], ["a" * 5000]):
+        saved["lora"]["base"] = base
+        torch.save(saved, "damaged.pt")
+        with pytest.raises(UserError, match="damaged.pt"):
+            load_model("damaged.pt")
 
 
 @pytest.mark.parametrize("more, words", [

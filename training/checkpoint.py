@@ -64,9 +64,20 @@ def save_best(path, model, tokenizer, settings, **more):
         save_checkpoint(path, model, tokenizer, half, merged_weights(model), **more)
         return
     trained = lora_weights(model)
-    entry = {"rank": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets), "base": settings.init,
-             "fingerprint": fingerprint(model), "weights": halved(trained) if half else trained}
+    entry = {"rank": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets),
+             "base": places_of_base(settings.init, path), "fingerprint": fingerprint(model),
+             "weights": halved(trained) if half else trained}
     save_checkpoint(path, model, tokenizer, weights={}, lora=entry, **more)
+
+
+def places_of_base(init, path):
+    """Where the checkpoint file `path` finds the model `init` that its adapters belong to: relative to its own folder,
+    for when both have moved together, and absolute."""
+    base, folder = os.path.realpath(init), os.path.realpath(os.path.dirname(path))
+    try:
+        return [os.path.relpath(base, folder).replace(os.sep, "/"), base]
+    except ValueError:  # another drive of Windows
+        return [base]
 
 
 def read_checkpoint(path):
@@ -133,8 +144,8 @@ def load_with_adapters(model, entry, path):
     """Load the weights of a checkpoint that has only those which LoRA trained, read from `path`, into a model: those of
     its base, and the adapters merged into them. Raises UserError."""
     check_lora_entry(entry, path)
-    base = checkpoint_file(entry["base"])
-    if not base.is_file():
+    base = find_base(entry["base"], path)
+    if not os.path.isfile(base):
         raise UserError(f"{path} has only the weights that LoRA trained, and there is no {base} that they belong to: "
                         "put it there, or train with --lora.merge true")
     start = read_start(base)
@@ -152,6 +163,15 @@ def load_with_adapters(model, entry, path):
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     merge_lora(model)
+
+
+def find_base(places, path):
+    """The file of the base model that the file `path` names: the first of these places where there is one."""
+    if isinstance(places, str):  # of older files: from the working directory
+        return checkpoint_file(places)
+    folder = os.path.realpath(os.path.dirname(path))
+    files = [checkpoint_file(os.path.normpath(os.path.join(folder, place))) for place in places]
+    return next(filter(os.path.isfile, files), files[0])
 
 
 def read_start(path):

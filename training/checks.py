@@ -14,7 +14,7 @@ from utils.fields import has_type
 from utils.parameters import count_parameters, weight_shapes
 
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LORA = {"rank": int, "alpha": float, "targets": list, "base": str, "fingerprint": str, "weights": dict}
+LORA = {"rank": int, "alpha": float, "targets": list, "base": str | list, "fingerprint": str, "weights": dict}
 
 
 def check_task(checkpoint, path):
@@ -74,8 +74,8 @@ def check_lora_entry(entry, path):
         raise UserError(f"{path} is damaged: its LoRA entry must have the keys {', '.join(LORA)}")
     for name, kind in LORA.items():
         valid = has_type(entry[name], kind)
-        if name == "targets":
-            valid = valid and all(isinstance(target, str) for target in entry[name])
+        if valid and isinstance(entry[name], list):
+            valid = len(entry[name]) > 0 and all(isinstance(text, str) for text in entry[name])
         if not valid:
             raise UserError(f"{path} is damaged: its LoRA entry has an invalid {name}")
     for name, weight in entry["weights"].items():
