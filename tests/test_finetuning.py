@@ -1,6 +1,8 @@
 """Fine-tuning through train.py, for all tasks: starting from a checkpoint, LoRA, frozen blocks, resuming, bad input."""
 
+import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from small_runs import ROOT, assert_same_run, interrupt, losses
 from small_tasks import CONTEXT, DIALOGUES, FILES, RECORDS, REVIEWS, error_of, task_settings
 from small_tasks import data as data  # a fixture
@@ -256,6 +259,44 @@ def test_an_interrupted_run_resumes_exactly(data, monkeypatch, kind, more):
 ])  # fmt: skip
 def test_examples_that_vary_at_random_are_the_same_after_an_interruption(data, monkeypatch, kind, more):
     check_resume(data, monkeypatch, kind, more)
+
+
+@pytest.mark.parametrize("more, in_yaml", [([], None), (LORA, None), (["--lora.merge=false", *LORA], "checkpoints/no")],
+                         ids=["init", "lora", "lora apart, with another init in the YAML file"])
+def test_a_run_resumes_with_its_yaml_file_and_without_its_init(data, monkeypatch, more, in_yaml):
+    init = make_base("dialogue")
+    settings = dataclasses.asdict(task_settings("dialogue", "parts", init, *more)) | {"init": in_yaml}
+    settings["output"]["folder"] = str(data / "checkpoints")
+    settings["data"]["path"] = str(data / "chat.txt")
+    del settings["run"], settings["resume"]
+    Path("parts.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    run(parse_settings(["parts.yaml", "--run=whole", init]))
+    interrupt(parse_settings(["parts.yaml", init]), monkeypatch, after=2)
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    run(parse_settings(["../parts.yaml", "--resume", "--training.max_iters=4"]))
+    assert_same_run(data, "whole", "parts")
+    parse_settings(["../parts.yaml", "--resume", "--init=../checkpoints/base/best.pt"])  # no error: it is the same
+    ids = torch.arange(12)[None]
+    monkeypatch.chdir(data)
+    assert torch.equal(logits("checkpoints/parts", ids), logits("checkpoints/whole", ids))
+
+
+@pytest.mark.parametrize("yaml_file", [True, False])
+@pytest.mark.parametrize("init, resumed, words", [
+    (["--init=checkpoints/base"], "--init=checkpoints/other", "from {0}/checkpoints/base, not checkpoints/other"),
+    (["--init=checkpoints/base"], "--init=none", "started from {0}/checkpoints/base, not new weights"),
+    ([], "--init=checkpoints/base", "started from new weights, not checkpoints/base"),
+])  # fmt: skip
+def test_a_run_does_not_resume_from_another_checkpoint(data, capsys, monkeypatch, init, resumed, words, yaml_file):
+    make_base("dialogue")
+    interrupt(task_settings("dialogue", "tuned", *init), monkeypatch, after=1)
+    before, arguments = files_of("tuned"), ["--output.folder=checkpoints", "--run=tuned", "--resume", resumed]
+    if yaml_file:
+        arguments.insert(0, shutil.copy("checkpoints/tuned/settings.yaml", "tuned.yaml"))
+    message = error_of(capsys, monkeypatch, *arguments)
+    assert words.format(data) in message and "leave out --init" in message
+    assert files_of("tuned") == before
 
 
 def check_resume(data, monkeypatch, kind, more):

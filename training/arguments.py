@@ -53,9 +53,14 @@ def parse_settings(arguments):
         path, *arguments = arguments
         given = read_settings(path)
     options = parse_options(arguments)
-    if options.get("resume") and path is None:
-        given = settings_of_run(options)
     top, sections = {"run": Path(path).stem if path else "run"}, {}
+    if convert("resume", options.get("resume", "false")):
+        before = settings_of_run(top | given | options)
+        check_init(options, before)
+        if path is None:
+            given = before
+        elif "init" in before:
+            given["init"] = before["init"]
     for name, value in (given | options).items():
         section, _, short = name.rpartition(".")
         fields = sections.setdefault(section, {}) if section else top
@@ -69,11 +74,27 @@ def parse_settings(arguments):
     return Settings(**top)
 
 
-def settings_of_run(options):
-    """The settings.yaml of the run that is resumed, flat; empty if there is none."""
-    folder = convert("output.folder", options.get("output.folder", all_settings()["output.folder"].default))
-    path = Path(folder) / options.get("run", "run") / "settings.yaml"
+def settings_of_run(given):
+    """The settings.yaml of the run that is resumed with the settings `given`, flat; empty if there is none."""
+    folder = convert("output.folder", given.get("output.folder", all_settings()["output.folder"].default))
+    path = Path(folder) / given["run"] / "settings.yaml"
     return read_settings(path) if path.is_file() else {}
+
+
+def check_init(options, before):
+    """Raise UserError if the options name another checkpoint to start from than the settings of the run that is
+    resumed."""
+    if "init" not in options or "init" not in before:
+        return
+    new, old = (convert("init", settings["init"]) for settings in (options, before))
+    if start_folder(new) != start_folder(old):
+        new, old = ("new weights" if init is None else init for init in (new, old))
+        raise UserError(f"the run started from {old}, not {new}: leave out --init, or start a new run with --run NAME")
+
+
+def start_folder(init):
+    """The path of a checkpoint to start from, without the best.pt that a folder stands for; None for none."""
+    return None if init is None else os.path.realpath(init).removesuffix(f"{os.sep}best.pt")
 
 
 # ---- Command line ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,8 @@ class Record:
     def write_settings(self):
         settings = dataclasses.asdict(self.settings)
         del settings["resume"]  # settings.yaml starts a new run
+        if self.settings.init is not None:
+            settings["init"] = os.path.abspath(self.settings.init)  # the run may be resumed in another folder
         for section, name in (("data", "path"), ("output", "folder")):
             if settings[section][name] == getattr(getattr(Settings(), section), name):
                 settings[section][name] = ""  # blank is the default, also when the project has been moved
