@@ -49,11 +49,10 @@ def read_dialogues(path, options, report):
     Skipped and changed records are counted in a DataReport. Raises UserError if a file is malformed, or no dialogue is
     left.
     """
-    files, dialogues = list_files(path, (".txt", ".jsonl", ".json")), []
-    for file in files:
+    dialogues = []
+    for file in list_files(path, (".txt", ".jsonl", ".json")):
         for place, record in records_in(file, options.encoding):
-            if len(files) > 1:
-                place = f"{file}, {place}"
+            place = report.place_in(file, place)
             try:
                 dialogue, changes = to_dialogue(parse_messages(record))
             except UserError as reason:

@@ -24,7 +24,7 @@ class Instruction(NamedTuple):
     """Empty if there is none."""
     output: str
     place: str
-    """Where it is in its file, such as `line 12`."""
+    """Where it is, such as `line 12` or `more.json, item 12`."""
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------------
@@ -40,6 +40,7 @@ def read_instructions(path, options, report):
         raise UserError(f"{path} is not a file of instructions: pass a .json or .jsonl file")
     records = []
     for place, item in json_records(path, options.encoding):
+        place = report.place_in(path, place)
         try:
             records.append(as_instruction(item, place))
         except UserError as reason:

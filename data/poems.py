@@ -83,7 +83,7 @@ def read_poems(files, encoding, report):
     poems = []
     for file in files:
         for number, item in enumerate(read_json(file, encoding), 1):
-            place = f"poem {number}" if len(files) == 1 else f"{file}, poem {number}"
+            place = report.place_in(file, f"poem {number}")
             try:
                 poems.append(as_poem(item))
             except UserError as reason:

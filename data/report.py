@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from utils.printable import escape_controls, one_line
 class DataReport:
     """Counts the records that were kept, skipped and changed, each with the reason and the first place.
 
-    A place is where a record is in its file, such as `line 12`.
+    A place is where a record is, such as `line 12` or `chat.txt, line 12`.
     """
 
     def __init__(self, path, noun="records"):
@@ -30,6 +31,11 @@ class DataReport:
         """Note that a record is used, but not as it is in the file: `what` is a phrase such as "cut to the context"."""
         count, first = self.changed.get(what, (0, place))
         self.changed[what] = count + 1, first
+
+    def place_in(self, file, place):
+        """A place in a file, with the name of the file unless the report is on it alone."""
+        alone = not isinstance(self.path, list) and Path(self.path) == Path(file)
+        return place if alone else f"{file}, {place}"
 
     def print(self):
         n_skipped = sum(count for count, _ in self.skipped.values())

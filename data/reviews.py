@@ -33,7 +33,7 @@ class Review(NamedTuple):
     label: str
     text: str
     place: str
-    """Where it is in its file, such as `line 12`."""
+    """Where it is, such as `line 12` or `more.csv, line 12`."""
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------------
@@ -52,6 +52,7 @@ def read_reviews(path, options, label_column, report):
     column = text_column(others, options.column, table.where, TEXT_COLUMNS)
     reviews = []
     for place, (text, label), _ in table.rows([column, label_column]):
+        place = report.place_in(path, place)
         try:
             review = as_review(label, text, place)
         except UserError as reason:

@@ -269,7 +269,7 @@ def test_a_file_without_dialogues_is_one_line(tmp_path, name, content, quoted):
 def test_a_poem_is_a_request_and_its_lines(tmp_path):
     poems = [{"title": f"诗{i}", "para": [f"第{i}首", "", "月亮"], "author": ""} for i in range(20)]
     (tmp_path / "a.json").write_text(json.dumps([{"title": "t"}, *poems]))
-    report = DataReport("a.json", "poems")
+    report = DataReport(tmp_path / "a.json", "poems")
     dialogues = poem_dialogues(str(tmp_path / "a.json"), ReadOptions(), report)
     assert report.skipped == {"no author, para": (1, "poem 1")}
     assert sorted(poem for _, poem in dialogues) == sorted(f"第{i}首\n\n月亮" for i in range(20))

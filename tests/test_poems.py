@@ -167,7 +167,7 @@ def test_without_a_poem_nothing_is_written(folder, command, capsys, tmp_path, ch
 
 def read(*files):
     """(poems, report) of .json files."""
-    report = DataReport("data", "poems")
+    report = DataReport(files[0] if len(files) == 1 else [*files], "poems")
     return read_poems(files, None, report), report
 
 

@@ -10,6 +10,8 @@ from data.examples import IGNORED, Example, Examples
 from data.readers import ReadOptions
 from data.report import DataReport, highlight, print_examples
 from data.tokenizer import CharTokenizer
+from tasks.kinds import TASKS
+from training.settings import DataSettings, Settings
 
 LETTERS = CharTokenizer("ABCDEFGH\x1b", special=True)
 
@@ -41,6 +43,45 @@ data: {path}: 4 dialogues kept, 4 skipped
     train: 5 examples, 30 tokens, 14 of them supervised (47%); length 5 (10%), 5 (median), 8 (90%), 8 (longest)
     val: no example
 """
+
+
+GOOD_AND_BAD = {  # a file of records, of which the second is skipped, and the place of that one
+    "dialogue": ("a.jsonl", ['{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+                             '{"messages": []}'], "line 2"),
+    "poem": ("a.json", ['[{"title": "a", "author": "b", "para": ["c"]},', "5]"], "poem 2"),
+    "instruction": ("a.json", ['[{"instruction": "a", "output": "b"},', "5]"], "item 2"),
+    "classification": ("a.csv", ["label,text", "1,good", "2,bad", ",ugly"], "line 4"),
+}
+
+
+@pytest.mark.parametrize("task", GOOD_AND_BAD)
+def test_a_place_names_its_file_unless_there_is_only_one(tmp_path, task):
+    name, lines, place = GOOD_AND_BAD[task]
+    first, second = tmp_path / "1" / name, tmp_path / "2" / name
+    for path in (first, second):
+        path.parent.mkdir()
+        path.write_text("\n".join(lines), encoding="utf-8")
+
+    def places(path):
+        opened = TASKS[task](Settings(data=DataSettings(path=path)), ReadOptions(), LETTERS)
+        return [first for _, first in opened.report.skipped.values()], opened.records
+
+    assert places(str(second))[0] == [place]
+    for several in ([str(second), str(first)], [str(second), str(tmp_path / "1")]):
+        assert places(several)[0] == [f"{second}, {place}"]
+    found, records = places(str(tmp_path))
+    assert found == [f"{first}, {place}"]
+    if task in ("instruction", "classification"):  # their errors quote the place, too
+        assert {record.place.rpartition(", ")[0] for record in records} == {str(first), str(second)}
+
+
+def test_a_place_in_a_separate_validation_file_names_it(tmp_path):
+    (tmp_path / "a.txt").write_text("hello\nhi\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("alone\n\nhello\nhi\n", encoding="utf-8")
+    data = DataSettings(path=str(tmp_path / "a.txt"), val_path=str(tmp_path / "b.txt"))
+    task = TASKS["dialogue"](Settings(data=data), ReadOptions(), "char")
+    assert len(task.splits["val"]) == 1
+    assert task.report.skipped == {"a single message": (1, f"{tmp_path / 'b.txt'}, line 1")}
 
 
 def test_reports_are_one_line_per_reason_without_control_characters(capsys):
