@@ -109,13 +109,13 @@ def instruction_parts(record, tokenizer):
 
 
 def instruction_examples(records, tokenizer, block_size, report):
-    """The Examples of the Instructions that fit the context, and a list of these Instructions, in the same order.
+    """The Examples of the Instructions that fit the context.
 
     An answer that exceeds the context is cut off there and has no end-of-text token; a record whose prompt fills the
     context is skipped. Both are counted in the DataReport, and so are characters that the vocabulary lacks, which are
     removed. Raises UserError if the tokenizer has no end-of-text token.
     """
-    examples, kept = [], []
+    examples = []
     for record in records:
         parts = instruction_parts(record, tokenizer)
         (prompt, _), (answer, _) = parts
@@ -132,8 +132,7 @@ def instruction_examples(records, tokenizer, block_size, report):
         if tokenizer.unknown(prompt_text(record.instruction, record.input) + record.output):
             report.change("removed characters that the tokenizer lacks", record.place)
         examples.append(next_token_example(parts, block_size))
-        kept.append(record)
-    return Examples(examples), kept
+    return Examples(examples)
 
 
 # ---- Split -----------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ class Instruct(ExampleTask):
         return instruction_texts(self.splits["train"] + self.splits["val"])
 
     def make_examples(self, records, block_size):
-        return instruction_examples(records, self.tokenizer, block_size, self.report)[0]
+        return instruction_examples(records, self.tokenizer, block_size, self.report)
 
     def samples(self, model, config):
         """Yield lines that show what the model has learned so far: responses to held-out instructions."""

@@ -31,7 +31,7 @@ def test_a_partial_accumulation_window_is_a_step_of_its_own_with_the_whole_gradi
     texts = ["One.", "Two, two.", "Three, three, three.", "4", "Five five five five."]
     records = [Instruction(f"Say {i}.", "", text, f"item {i}") for i, text in enumerate(texts)]
     tokenizer = train_tokenizer(instruction_texts(records), "char").with_special_tokens()
-    examples, _ = instruction_examples(records, tokenizer, 256, DataReport("a.json"))
+    examples = instruction_examples(records, tokenizer, 256, DataReport("a.json"))
     batches = ExampleBatches(examples, batch_size=1, accumulation=4, seed=0)
     models = [small_model("DevModel", vocab_size=tokenizer.vocab_size, block_size=256) for _ in range(2)]
     train_step = TrainStep(models[0], [torch.optim.SGD(models[0].parameters(), lr=torch.tensor(0.1))], 1e9,

@@ -142,8 +142,8 @@ def test_a_tokenizer_without_an_end_of_text_token_is_refused():
 def test_only_the_answer_and_one_end_token_are_supervised(bpe):
     records = [record(output="Hi."), record("b", "c", "A longer answer. " * 3)]
     report = DataReport("a.json")
-    examples, kept = instruction_examples(records, bpe, 512, report)
-    assert kept == records and (report.kept, report.skipped, report.changed) == (2, {}, {})
+    examples = instruction_examples(records, bpe, 512, report)
+    assert len(examples) == 2 and (report.kept, report.skipped, report.changed) == (2, {}, {})
     for i, found in enumerate(records):
         tokens, targets = examples[i]
         n_prompt = len(bpe.encode(prompt_text(found.instruction, found.input)))
@@ -159,10 +159,11 @@ def test_the_context_cuts_answers_and_skips_prompts_that_fill_it(bpe):
     for extra, n_supervised, has_end in [(n_answer, n_answer + 1, True), (n_answer - 1, n_answer, False),
                                          (0, 1, False), (-1, 0, False)]:
         report = DataReport("a.json")
-        examples, kept = instruction_examples([found], bpe, n_prompt + extra, report)
-        assert examples.n_supervised == n_supervised and len(kept) == len(examples) == (n_supervised > 0)
+        examples = instruction_examples([found], bpe, n_prompt + extra, report)
+        kept = n_supervised > 0
+        assert examples.n_supervised == n_supervised and len(examples) == report.kept == kept
         assert (bpe.end_of_text in examples.targets) == has_end
-        assert len(report.skipped) == (not kept) and len(report.changed) == (bool(kept) and not has_end)
+        assert len(report.skipped) == (not kept) and len(report.changed) == (kept and not has_end)
         if not kept:
             assert report.first_skipped() == f"item 1: its prompt fills the context of {n_prompt - 1} tokens"
 
@@ -170,9 +171,9 @@ def test_the_context_cuts_answers_and_skips_prompts_that_fill_it(bpe):
 def test_skipping_a_record_leaves_the_others_as_they_are_without_it(bpe):
     records = [record(), record("x" * 500, place="item 2"), record("b", "c", "d", "item 3")]
     report = DataReport("a.json")
-    examples, kept = instruction_examples(records, bpe, 200, report)
-    without, _ = instruction_examples([records[0], records[2]], bpe, 200, DataReport("a.json"))
-    assert kept == [records[0], records[2]] and report.kept == 2 and "item 2" in report.first_skipped()
+    examples = instruction_examples(records, bpe, 200, report)
+    without = instruction_examples([records[0], records[2]], bpe, 200, DataReport("a.json"))
+    assert report.kept == 2 and "item 2" in report.first_skipped()
     assert (examples.tokens.tolist(), examples.targets.tolist()) == (without.tokens.tolist(), without.targets.tolist())
 
 
@@ -181,8 +182,8 @@ def test_characters_that_the_vocabulary_lacks_are_removed_and_counted():
     tokenizer.end_of_text = tokenizer.vocab_size
     records = [record("Say é it.", "", "H界i."), record(place="item 2"), record("Say it.", "", "世界", "item 3")]
     report = DataReport("a.json")
-    examples, kept = instruction_examples(records, tokenizer, 512, report)
-    assert kept == records[:2]
+    examples = instruction_examples(records, tokenizer, 512, report)
+    assert len(examples) == 2
     assert examples[0].targets[-4:].tolist() == [*tokenizer.encode("Hi."), tokenizer.end_of_text]
     assert tokenizer.decode(examples[0].tokens) == prompt_text("Say  it.") + "Hi."
     assert report.changed == {"removed characters that the tokenizer lacks": (1, "item 1")}
