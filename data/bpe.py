@@ -70,12 +70,12 @@ class BPETokenizer:
             setattr(self, name, id_of.get(token))
 
     @classmethod
-    def train(cls, texts, vocab_size=20_000, max_bytes=MAX_BYTES):
+    def train(cls, texts, vocab_size=20_000, max_bytes=MAX_BYTES, where="the text"):
         """Learn a vocabulary from an iterable of texts; it is smaller if the texts have no more pairs to merge.
 
         The vocabulary starts with the special tokens and the 256 bytes; a pair that occurs at least twice can become a
         merge. If the texts have more than `max_bytes` in UTF-8, a uniform sample of that size is used. Raises
-        UserError.
+        UserError, which names `where`.
 
         Memory does not grow with the texts but with `max_bytes`: 15 to 45 times as much for English, and 100 times as
         much (2 GB by default) for text without spaces between words, such as Chinese.
@@ -88,7 +88,7 @@ class BPETokenizer:
             raise UserError(f"max_bytes must be > 0, got {max_bytes}")
         chunks = sample(texts, max_bytes)
         if not chunks:
-            raise UserError("there is no text to train a tokenizer on, or max_bytes is too small: increase them")
+            raise UserError(f"{where} is empty, or max_bytes is too small: use another text, or increase it")
         library = byte_level(models.BPE())
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, initial_alphabet=[*BYTE_OF],
                                       special_tokens=[*SPECIAL_TOKENS.values()],

@@ -48,7 +48,7 @@ def open_tokens(path, options=DEFAULTS, tokenizer="char", vocab_size=20_000, max
     if val_path is not None:
         corpus = SplitCorpus(corpus, open_corpus(val_path, options))
     if tokenizer in ("char", "bpe"):
-        tokenizer = build_tokenizer(corpus, tokenizer, vocab_size, max_bytes)
+        tokenizer = build_tokenizer(corpus, tokenizer, vocab_size, max_bytes, path)
     return prepare(corpus, tokenizer)
 
 
@@ -72,12 +72,12 @@ class SplitCorpus:
             yield piece._replace(split="val", position=self.train.size + piece.position)
 
 
-def build_tokenizer(corpus, kind, vocab_size, max_bytes):
-    """The `char` or `bpe` tokenizer of a corpus, kept for later runs. Raises UserError."""
+def build_tokenizer(corpus, kind, vocab_size, max_bytes, where="the text"):
+    """The `char` or `bpe` tokenizer of a corpus, kept for later runs. Raises UserError, which names `where`."""
 
     def build(path):
         texts = (piece.text for piece in pieces_with_progress(corpus, "reading the text"))
-        train_tokenizer(texts, kind, vocab_size, max_bytes).save(path)
+        train_tokenizer(texts, kind, vocab_size, max_bytes, where).save(path)
 
     description = {"kind": kind}
     if kind == "bpe":

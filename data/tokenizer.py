@@ -56,13 +56,13 @@ class CharTokenizer:
             raise UserError(f"{where} has a lone surrogate in its vocabulary: use another one")
 
     @classmethod
-    def of_text(cls, text):
+    def of_text(cls, text, where="the text"):
         """The tokenizer of all characters of a text (a string or an iterable of characters), in code point order.
-        Raises UserError if there are none."""
+        Raises UserError, which names `where`, if there are none."""
         vocab = sorted(set(text))
         if not vocab:
-            raise UserError("there is no text: use another file")
-        return cls("".join(vocab), "the text")
+            raise UserError(f"{where} is empty: use another text")
+        return cls("".join(vocab), where)
 
     def with_special_tokens(self):
         """A tokenizer with the same ids that also has all of SPECIAL_TOKENS."""
@@ -137,12 +137,12 @@ def quote_all(characters, limit=10):
     return quoted if len(characters) <= limit else f"{quoted} and {len(characters) - limit:,} more"
 
 
-def train_tokenizer(texts, kind, vocab_size=20_000, max_bytes=MAX_BYTES):
+def train_tokenizer(texts, kind, vocab_size=20_000, max_bytes=MAX_BYTES, where="the text"):
     """The tokenizer of an iterable of texts: `char`, their characters, or `bpe`, as BPETokenizer.train. Raises
-    UserError."""
+    UserError, which names `where`."""
     if kind == "char":
-        return CharTokenizer.of_text(chain.from_iterable(texts))
-    return BPETokenizer.train(texts, vocab_size, max_bytes)
+        return CharTokenizer.of_text(chain.from_iterable(texts), where)
+    return BPETokenizer.train(texts, vocab_size, max_bytes, where)
 
 
 # ---- Loading ---------------------------------------------------------------------------------------------------------
@@ -245,7 +245,8 @@ def main():
         from data.readers import ReadOptions
 
         corpus = open_corpus(args.files, ReadOptions(column=args.column))
-        tokenizer = BPETokenizer.train((piece.text for piece in corpus.pieces()), args.vocab_size, args.max_bytes)
+        texts = (piece.text for piece in corpus.pieces())
+        tokenizer = BPETokenizer.train(texts, args.vocab_size, args.max_bytes, ", ".join(args.files))
         tokenizer.save(args.out)
         print(f"{args.out}: {tokenizer.vocab_size:,} tokens")
     else:

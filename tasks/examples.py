@@ -28,7 +28,8 @@ class ExampleTask(Task):
         self.report = DataReport(self.data.path, self.noun)
         self.records = self.read(self.data.path)
         if tokenizer in ("char", "bpe"):
-            tokenizer = train_tokenizer(self.tokenizer_texts(), tokenizer, self.data.vocab_size, self.data.max_bytes)
+            tokenizer = train_tokenizer(self.tokenizer_texts(), tokenizer, self.data.vocab_size, self.data.max_bytes,
+                                        self.data.path)
         elif isinstance(tokenizer, str):
             tokenizer = load_tokenizer(tokenizer)
         self.tokenizer = tokenizer.with_special_tokens()

@@ -40,7 +40,7 @@ class Language(Task):
     def prepare(self, block_size):
         """Prepare examples for this context length. Raises UserError if there is none."""
         self.block_size = block_size
-        check_length(self.text.val, block_size, "the validation split")
+        check_length(self.text.val, block_size, f"the validation split of {self.data.path}")
 
     def train_batches(self, training):
         """A function from a step to its micro-batches, by TrainingSettings. Raises UserError."""

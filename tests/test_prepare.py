@@ -109,6 +109,13 @@ def test_empty_text_has_no_tokens(text):
     assert len(prepared.train) == len(prepared.val) == 0
 
 
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_an_empty_text_is_named_if_a_tokenizer_is_trained_on_it(text, kind):
+    text.write_text("")
+    with pytest.raises(UserError, match=f"{text.name} is empty"):
+        open_tokens(text, tokenizer=kind)
+
+
 def test_text_of_one_letter_a_line_is_not_mistaken_for_wider_ids(text):
     text.write_text("a\nb\n" * 100)  # every second id is 0
     prepared = open_tokens(text)

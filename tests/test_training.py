@@ -323,6 +323,8 @@ def test_a_model_whose_gradient_cannot_be_compiled_is_trained_as_it_is(capsys, m
     (["--model.num_heads=7"], "num_heads"),
     (["--data.path=none.txt"], "none.txt"),
     (["--data.path="], "data.path is empty"),
+    (["--data.path=data/empty.txt"], "data/empty.txt is empty"),
+    (["--data.path=data/short.txt"], "the validation split of data/short.txt is too short"),
     ([f"--data.path={'x' * 300}"], "File name too long"),
     (["--sampling.top_p=1e-300"], "top_p"),
     (["--resume"], "leave out --resume"),
@@ -330,6 +332,8 @@ def test_a_model_whose_gradient_cannot_be_compiled_is_trained_as_it_is(capsys, m
     (["none.yaml"], "none.yaml"),
 ])
 def test_bad_settings_are_named_in_one_line(folder, capsys, monkeypatch, arguments, message):
+    (folder / "data" / "empty.txt").touch()
+    (folder / "data" / "short.txt").write_text("ab")
     sizes = [f"--model.{name}={value}" for name, value in TINY.items()]
     tiny = [] if arguments[0].endswith("yaml") else [*HERE, *sizes]
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments[:1], *tiny, *arguments])
