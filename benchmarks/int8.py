@@ -40,7 +40,8 @@ def table(model, device, n_tokens, turns):
     for each in models.values():
         ours(each, 5)  # the first tokens of a process are slow
     speed = in_turns({name: partial(ours, each, n_tokens) for name, each in models.items()}, n_tokens, turns)
-    yield f"Generation, {device_name(device)}: {type(model).__name__}, {n_tokens} tokens; {int8_summary(model.config)}\n"
+    yield f"Generation, {device_name(device)}: {type(model).__name__}, {n_tokens} tokens"
+    yield f"{int8_summary(model.config)}\n"
     yield "| weights | tokens/s | int8 is faster by |"
     yield "|---|---|---|"
     for name, tokens_per_second in speed.items():
