@@ -2,6 +2,7 @@
 
     python estimate.py                                      the checkpoint that ships, on tiny Shakespeare
     python estimate.py checkpoints/my_run/best.pt --data my.txt --split all
+    python estimate.py --quantize int8                      with int8 weights, and what that changes
     python estimate.py checkpoints/chat_small --data chat.txt         replies to held-out messages
     python estimate.py checkpoints/instruct --data test.json --split all --answers answers.json
     python estimate.py checkpoints/sentiment --data reviews.csv --split test --out errors
@@ -25,6 +26,7 @@ from data.report import print_examples
 from data.reviews import format_scores, label_ids, scores, write_errors
 from data.tokenizer import CharTokenizer
 from data.windows import ConsecutiveWindows
+from models.quantize import int8_summary, quantize_int8
 from tasks.classification import classify
 from tasks.kinds import TASKS
 from training.checkpoint import SHIPPED, load_checkpoint
@@ -71,6 +73,8 @@ def main():
     parser.add_argument("--answers", type=Path, metavar="FILE", help="write the answers to instructions to this .json")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write misclassified reviews (errors.csv) and the "
                                                                    "confusion matrix (confusion.png) to this folder")
+    parser.add_argument("--quantize", choices=("int8",), help="evaluate the model before and after its weights are "
+                                                              "quantized")
     parser.add_argument("--batch_size", type=int, default=32, help="batch size, in sequences (%(default)s)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="(%(default)s)")
     args = parser.parse_args()
@@ -111,13 +115,29 @@ def outputs(args):
 
 def fast_dtype(model):
     """Context in which the matrix products of a model are computed in the fastest safe dtype."""
-    device = model.head.weight.device.type
+    device = model.device.type
     return autocast(device, pick_dtype(device))
 
 
-def print_model(loaded, path):
+def print_model(loaded, args):
     model, n_params = loaded.model, count_parameters(loaded.model.config)
-    print(one_line(f"{path}: {type(model).__name__}, {n_params:,} parameters, for the task {loaded.task['kind']}"))
+    print(one_line(f"{args.checkpoint}: {type(model).__name__}, {n_params:,} parameters, for the task "
+                   f"{loaded.task['kind']}"))
+    if args.quantize == "int8":
+        print(int8_summary(model.config))
+
+
+def losses(model, batches, quantize):
+    """The mean loss of a model over batches (x, y), in nats per target, and None.
+
+    To `quantize` to "int8", which changes the model: its loss after that and, instead of None, the one before.
+    """
+    with fast_dtype(model):
+        loss = estimate_loss(model, batches)
+        if quantize is None:
+            return loss, None
+        quantize_int8(model)
+        return estimate_loss(model, batches), loss
 
 
 # ---- Language models -------------------------------------------------------------------------------------------------
@@ -132,20 +152,26 @@ def evaluate_language_model(loaded, args, options):
     if len(tokens) < 2:
         raise UserError(f"{path} is too short: its {args.split} split has {len(tokens)} token(s), and at least 2 "
                         "are needed. Use a longer text")
-    with fast_dtype(model):
-        loss = estimate_loss(model, ConsecutiveWindows(tokens, model.block_size, args.batch_size))
-    print_model(loaded, args.checkpoint)
+    loss, float_loss = losses(model, ConsecutiveWindows(tokens, model.block_size, args.batch_size), args.quantize)
+    print_model(loaded, args)
     print(one_line(f"{path} ({text.title}), split {args.split}: {len(tokens):,} tokens"))
-    print_loss(loss)
+    print_loss(loss, float_loss)
     print(f"bits per character  {bits_per_character(loss, tokens[1:], tokenizer):.4f}")
     if args.split == "val":
         print_comparison(loss, text, model.config.vocab_size)
 
 
-def print_loss(loss):
+def print_loss(loss, float_loss):
+    """Print a loss in nats per token and, unless it is None, the loss of the same model before it was quantized."""
     print()
     print(f"loss                {loss:.4f}   nats per token")
+    if float_loss is not None:
+        print_change(loss, float_loss)
     print(f"perplexity          {perplexity(loss):.3f}")
+
+
+def print_change(loss, float_loss):
+    print(f"not quantized: loss {float_loss:.4f}, change {loss - float_loss:+.4f}")
 
 
 def perplexity(loss):
@@ -198,7 +224,7 @@ def evaluate_on_examples(loaded, args, options):
     task = TASKS[entry["kind"]](Settings(data=data), options, tokenizer, entry)
     records = task.records if args.split == "all" else task.splits[args.split]
     examples = task.make_examples(records, model.block_size)
-    print_model(loaded, args.checkpoint)
+    print_model(loaded, args)
     task.report.print()
     print_examples(f"split {args.split}", examples)
     if not len(examples):
@@ -206,9 +232,7 @@ def evaluate_on_examples(loaded, args, options):
     if entry["kind"] == "classification":
         evaluate_classifier(loaded, args, records)
         return
-    with fast_dtype(model):
-        loss = estimate_loss(model, examples.batches(args.batch_size))
-    print_loss(loss)
+    print_loss(*losses(model, examples.batches(args.batch_size), args.quantize))
     config = replace(reply, seed=0)
     if args.answers:
         task.write_answers(model, records, config, args.answers)
@@ -218,20 +242,35 @@ def evaluate_on_examples(loaded, args, options):
 
 def evaluate_classifier(loaded, args, reviews):
     """Print the scores of a classifier on reviews, and write its errors to --out. Raises UserError."""
-    start, labels = time.perf_counter(), loaded.task["labels"]
-    with fast_dtype(loaded.model):
-        probabilities = classify(loaded.model, loaded.tokenizer, loaded.task, reviews)
-    seconds = time.perf_counter() - start
+    labels = loaded.task["labels"]
     ids = label_ids(reviews, labels)
-    result = scores(labels, ids, probabilities)
-    with np.errstate(divide="ignore"):  # a probability of 0 is an infinite loss
-        loss = -np.log(probabilities[np.arange(len(ids)), ids]).mean()
+    if args.quantize == "int8":
+        float_loss = review_loss(label_probabilities(loaded, reviews), ids)
+        quantize_int8(loaded.model)
+    start = time.perf_counter()
+    probabilities = label_probabilities(loaded, reviews)
+    seconds = time.perf_counter() - start
+    result, loss = scores(labels, ids, probabilities), review_loss(probabilities, ids)
     print(f"\n{format_scores(result)}")
     print(f"loss {loss:.4f} nats per review; {len(reviews):,} reviews in {seconds:.1f} s")
+    if args.quantize == "int8":
+        print_change(loss, float_loss)
     if args.out:
         write_errors(args.out / "errors.csv", reviews, labels, probabilities)
         plot_confusion(result, args.out / "confusion.png")
         print(one_line(f"{args.out}: the misclassified reviews in errors.csv, the confusion matrix in confusion.png"))
+
+
+def label_probabilities(loaded, reviews):
+    """The probabilities (reviews, classes) of a classifier."""
+    with fast_dtype(loaded.model):
+        return classify(loaded.model, loaded.tokenizer, loaded.task, reviews)
+
+
+def review_loss(probabilities, ids):
+    """Mean loss, in nats per review, of probabilities (N, classes) for the classes `ids` (N)."""
+    with np.errstate(divide="ignore"):  # a probability of 0 is an infinite loss
+        return -np.log(probabilities[np.arange(len(ids)), ids]).mean()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from functools import lru_cache, partial
 
 from data.readers import stamp
 from data.tokenizer import quote_all, without_unknown
+from models.quantize import int8_summary, quantize_int8
 from tasks.dialogue import Conversation
 from tasks.kinds import TASKS
 from training.checkpoint import SHIPPED, checkpoint_file, load_checkpoint
@@ -61,9 +62,11 @@ def chat(message, history=None, checkpoint=CHAT_MODEL, device="auto", **sampling
     return "".join(conversation.answer(message, config))
 
 
-def load(path, device):
-    """`load_checkpoint`, with the weights in the dtype for inference."""
+def load(path, device, quantize=None):
+    """`load_checkpoint`, with the weights in the dtype for inference, or in "int8"."""
     loaded = load_checkpoint(path, device)
+    if quantize == "int8":
+        quantize_int8(loaded.model)
     return loaded._replace(model=loaded.model.to(inference_dtype(device)))
 
 
@@ -126,16 +129,18 @@ def print_speed(n_tokens, seconds):
 class Demo:
     """A model and its sampling settings, which commands can change."""
 
-    def __init__(self, path, device, changes):
-        """`changes` are the fields of ReplyConfig that differ from the checkpoint's."""
-        self.device, self.changes = device, changes
+    def __init__(self, path, device, changes, quantize=None):
+        """`changes` are the fields of ReplyConfig that differ from the checkpoint's; `quantize` is None or "int8"."""
+        self.device, self.changes, self.quantize = device, changes, quantize
         self.load(path)
 
     def load(self, path):
         """Load another checkpoint, and forget the conversation. Raises UserError and then keeps the current model."""
-        self.model, self.tokenizer, task, reply = load(path, self.device)
+        self.model, self.tokenizer, task, reply = load(path, self.device, self.quantize)
         self.config, self.path = dataclasses.replace(reply, **self.changes), path
         self.session = TASKS[task["kind"]].answers(self.model, self.tokenizer, task, print_message)
+        if self.quantize == "int8":
+            print_message(int8_summary(self.model.config))
 
     def print_model(self):
         n_params = count_parameters(self.model.config)
@@ -242,10 +247,11 @@ def main():
     for name, (_, description) in SETTINGS.items():
         parser.add_argument(f"--{name}", type=partial(parse_value, name), default=argparse.SUPPRESS,
                             help=f"{description} (that of the checkpoint)")
+    parser.add_argument("--quantize", choices=("int8",), help="quantize the weights: a quarter of the size in float32")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="(%(default)s)")
     args = parser.parse_args()
     changes = {name: value for name, value in vars(args).items() if name in SETTINGS}
-    demo = Demo(args.checkpoint, pick_device(args.device), changes)
+    demo = Demo(args.checkpoint, pick_device(args.device), changes, args.quantize)
     if args.prompt is None:
         demo.run_repl()
     else:

@@ -42,10 +42,9 @@ class KVCache:
     """
 
     def __init__(self, model):
-        config, weight = model.config, model.head.weight
+        config, self.device = model.config, model.device
         self.shape = (1, config.kv_heads, config.block_size, config.head_size)
-        self.dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
-        self.device = weight.device
+        self.dtype = torch.float32 if model.device.type == "cpu" else model.dtype
         self.layers = [self.make_layer() for _ in model.blocks]
 
     def make_layer(self):
@@ -65,7 +64,7 @@ class StaticKVCache(KVCache):
     """A KVCache for CUDA graphs. Several tokens may follow only an empty cache; a single one goes to `position`."""
 
     def __init__(self, model):
-        self.position = torch.zeros(1, dtype=torch.long, device=model.head.weight.device)
+        self.position = torch.zeros(1, dtype=torch.long, device=model.device)
         super().__init__(model)
 
     def make_layer(self):

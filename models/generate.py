@@ -35,7 +35,7 @@ def generate(model, ids, max_new_tokens, sampling, stop_tokens=(), vocab_size=No
     tokens, `vocab_size` is the number of tokens. The repetition penalty does not apply to the tokens in `exempt`.
     Raises UserError if the predictions are not numbers.
     """
-    on_cuda = model.head.weight.device.type == "cuda"
+    on_cuda = model.device.type == "cuda"
     sampler = (GraphSampler if on_cuda else Sampler)(model, sampling, vocab_size, exempt)
     ids, start = list(ids), None
     for _ in range(max_new_tokens):
@@ -58,7 +58,7 @@ class Sampler:
     def __init__(self, model, sampling, vocab_size=None, exempt=()):
         self.model, self.sampling = model, sampling
         self.vocab_size = vocab_size or model.head.out_features
-        self.device = model.head.weight.device
+        self.device = model.device
         self.cache = self.make_cache()
         self.in_context = torch.zeros(self.vocab_size, dtype=torch.bool, device=self.device)
         self.exempt = torch.tensor(sorted(exempt), dtype=torch.long, device=self.device)

@@ -48,6 +48,15 @@ class GPT(nn.Module):
         """All heads, of which the first makes the predictions."""
         return [self.head, self.token_head] if self.config.auxiliary_lm else [self.head]
 
+    @property
+    def device(self):
+        return self.final_norm.weight.device
+
+    @property
+    def dtype(self):
+        """The dtype of activations, and of all weights that are not quantized."""
+        return self.final_norm.weight.dtype
+
     def reset_parameters(self):
         """Embeddings with std 0.02. Zeros at the end of each block and in the head: stable at initialization, as every
         block starts as the identity and every token is equally likely.

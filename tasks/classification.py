@@ -139,7 +139,7 @@ def classify(model, tokenizer, entry, reviews):
     """
     examples, review_of = review_examples(reviews, entry["labels"], tokenizer, model.block_size,
                                           not entry["mask_padding"])
-    device = model.head.weight.device
+    device = model.device
     probabilities = np.zeros((len(examples), len(entry["labels"])))
     order = examples.lengths.argsort(kind="stable")
     for start in range(0, len(order), BATCH):

@@ -174,7 +174,7 @@ def reply_ids(model, tokenizer, messages, config):
 def mean_log_probability(model, prompt, reply):
     """Mean log-probability of the tokens of a reply, a list of ids, after those of a prompt."""
     x, y = Examples([next_token_example([(prompt, False), (reply, True)], model.block_size)]).batch([0])
-    device = model.head.weight.device
+    device = model.device
     return -model(x.to(device), y.to(device))[1].item()
 
 

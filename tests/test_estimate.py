@@ -22,6 +22,7 @@ from data.reviews import as_review, split_reviews
 from data.tokenizer import CharTokenizer
 from models.config import ReplyConfig
 from models.generate import generate
+from models.quantize import int8_summary
 from models.zoo import DevModel
 from tasks.classification import Classifier
 from training.checkpoint import save_checkpoint
@@ -89,6 +90,23 @@ def test_a_model_that_is_certain_and_wrong_has_infinite_perplexity(folder, run_m
     assert float(re.search(r"loss +([\d.]+)", out)[1]) > 5000 and re.search(r"perplexity +inf\n", out)
     assert "No better than the uniform baseline" in out.splitlines()[-1]
     assert r"wrong\x1b[31m.pt: DevModel" in out and "\x1b" not in out
+
+
+# ---- Int8 ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, data", [("language", "abc.txt"), ("dialogue", "dialogue.txt"),
+                                        ("classification", "reviews.csv")])
+def test_the_loss_with_int8_weights_is_printed_beside_the_one_without(models, run_main, kind, data):
+    (models / "abc.txt").write_text("abcdefgh\nhgfedcba\n" * 200, encoding="utf-8")
+    arguments = models / f"{kind}.pt", "--data", models / data, *CPU
+    plain = run_main(estimate.main, *arguments)
+    out = run_main(estimate.main, *arguments, "--quantize", "int8")
+    config = loaded(models, kind).model.config
+    assert int8_summary(config) in out.splitlines() and "int8" not in plain
+    loss, float_loss, change = map(float, re.search(
+        r"^loss +([\d.]+) .*\n *not quantized: loss ([\d.]+), change ([+-][\d.]+)$", out, re.MULTILINE).groups())
+    assert float_loss == value(plain, "loss") and change == pytest.approx(loss - float_loss, abs=1.1e-4) and change
 
 
 # ---- Dialogue --------------------------------------------------------------------------------------------------------
@@ -220,6 +238,7 @@ def test_a_file_of_one_label_can_be_scored(models, tmp_path, run_main):
     ("language", "--answers a.json", "--answers is for the task instruction.* config/instruct.yaml"),
     ("dialogue", "--out folder", "--out is for the task classification.* config/sentiment.yaml"),
     ("instruction", "--split_seed 1", "--split_seed is for the task classification.* config/sentiment.yaml"),
+    ("language", "--quantize int4", "--quantize: invalid choice: 'int4'"),
     ("poem", "--label_column a", "--label_column is for the task classification"),
     ("language", "--split test", "--split test is for the task classification"),
     ("dialogue", "", "task dialogue: pass its dialogues as --data"), ("poem", "", "pass its poems as --data"),

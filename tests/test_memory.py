@@ -406,7 +406,7 @@ def skip_if_callers_keep_arguments_alive(c):
 def test_weights_and_kv_cache_by_hand():
     assert weight_bytes(TINY, "float32") == 4 * N and weight_bytes(TINY, "bfloat16") == 2 * N
     rows, vectors = 5 + 4 + 4 * 8 + 32 + 8 + 5, 2 * 16 + 16 + 5
-    assert weight_bytes(TINY, "int8") == (N - vectors) + 4 * rows + 4 * vectors
+    assert weight_bytes(TINY, "int8") == (N - vectors) + 2 * rows + 2 * vectors
     c = ZOO["EasyGPT"].config
     assert cache_bytes(c, 1000, "bfloat16") == 2 * 24 * 4 * 64 * 1000 * 2  # 4 key and value heads
     assert inference_memory(c, 10, "bfloat16").parts["KV cache"] == cache_bytes(c, 1024, "float32")

@@ -18,8 +18,9 @@ import terminal_demo
 from data.tokenizer import CharTokenizer
 from models.config import SamplingConfig
 from models.generate import generate
+from models.quantize import quantize_int8
 from tasks import language
-from training.checkpoint import save_checkpoint
+from training.checkpoint import load_model, save_checkpoint
 
 SCRIPT = Path(terminal_demo.__file__)
 TOKENIZER = CharTokenizer("\n abcdefghijklmnopqrstuvwxyz")
@@ -222,6 +223,20 @@ def test_control_characters_reach_a_pipe_and_not_a_terminal(demo, monkeypatch, t
     assert stdout.getvalue() == expected + "\n"
 
 
+def test_int8_weights_are_reported_and_used_for_every_model_that_is_loaded(demo, folder):
+    replies = []
+    for name in ("model.pt", "other.pt"):
+        quantized = load_model(folder / name)[0]
+        quantize_int8(quantized)
+        replies.append(greedy(quantized.bfloat16(), "hello", 40))
+    arguments = ["--quantize", "int8", "--temperature", 0, "--max_tokens", 40]
+    out, err = demo(*arguments, stdin=["hello", f"/load {folder / 'other.pt'}", "hello"])
+    assert out == "hello{}\nhello{}\n".format(*replies)
+    sizes = re.findall(r"^int8 weights: ([\d.]+) KiB, 0\.\d+ times the ([\d.]+) KiB of float32$", err, re.MULTILINE)
+    n_weights = sum(weight.numel() for weight in load_model(folder / "model.pt")[0].parameters())
+    assert len(sizes) == 2 and float(sizes[0][1]) == pytest.approx(n_weights * 4 / 1024, abs=0.01)
+
+
 # ---- Commands --------------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +342,10 @@ def error_line(demo, capsys):
 @pytest.mark.parametrize("setting, value", [("temperature", -1), ("top_k", 0), ("top_p", 0), ("max_tokens", -5)])
 def test_invalid_settings_are_quoted(error_line, setting, value):
     assert f"{setting} cannot be {value}" in error_line(f"--{setting}", value)
+
+
+def test_an_unknown_kind_of_quantization_is_quoted(error_line):
+    assert "'int4'" in error_line("--quantize", "int4")
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 0.99])

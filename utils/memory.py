@@ -452,12 +452,12 @@ def advice(c, plan, memory):
 def weight_bytes(c, dtype):
     """Bytes of the weights in float32, bfloat16, float16 or int8.
 
-    int8 takes one byte per element of a matrix and a float32 scale per row; vectors stay in float32.
+    int8 takes one byte per element of a matrix and a bfloat16 scale per row; vectors are in bfloat16.
     """
     if dtype != "int8":
         return BYTES[dtype] * count_parameters(c)
     rows = parameter_table(c)
-    return sum(row.count + 4 * row.count // row.shape[-1] if len(row.shape) == 2 else 4 * row.count for row in rows)
+    return sum(row.count + 2 * row.count // row.shape[-1] if len(row.shape) == 2 else 2 * row.count for row in rows)
 
 
 def cache_bytes(c, tokens, dtype, batch_size=1):
