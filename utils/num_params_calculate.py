@@ -228,8 +228,8 @@ def print_fit(c, plan, memory):
         print(f"  this plan does not fit; in train.py {advice(c, plan, memory)}")
 
 
-def print_time(c, args):
-    flops = flops_per_token(c)
+def print_time(c, plan, args):
+    flops = flops_per_token(c, plan.trainable_blocks, plan.lora_rank, plan.lora_targets)
     print(f"\nTime\n  operations per token, forward and backward: {flops:.4g}")
     speed = args.tokens_per_second or (args.flops * args.gpus / flops if args.flops else None)
     if speed:
@@ -298,7 +298,7 @@ def main():
     print_inference(c, args.device)
     if args.memory:
         print_fit(c, plan, args.memory)
-    print_time(c, args)
+    print_time(c, plan, args)
     if args.plot:
         plot(c, plan, args.memory, args.plot)
         print(f"\nplotted: {one_line(str(args.plot))}")
