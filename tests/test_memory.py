@@ -569,6 +569,22 @@ def test_the_command_plots(tmp_path, monkeypatch, capsys):
     assert path.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name, words", [
+    ("memory.txt", "name that ends in .png"), ("file/memory.png", "choose another folder"), ("a.png", "Is a directory"),
+])  # fmt: skip
+def test_a_plot_that_cannot_be_written_is_noticed_first(tmp_path, monkeypatch, capsys, name, words):
+    (tmp_path / "file").touch()
+    (tmp_path / "a.png").mkdir()
+    out, err, code = calculate(monkeypatch, capsys, "--plot", tmp_path / name)
+    assert (out, code) == ("", 2) and err.count("\n") == 1
+    assert err.startswith(f"error: cannot write {tmp_path / name}: ") and words in err
+
+
+def test_a_plot_creates_its_folder(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "new" / "memory.SVG"
+    assert calculate(monkeypatch, capsys, "--plot", path)[2] == 0 and b"<svg" in path.read_bytes()
+
+
 @pytest.mark.parametrize("arguments, words", [
     (("--model", "UltimatModel"), ("UltimatModel", "did you mean UltimateModel?")),
     (("--model", "gpt-2"), ("did you mean GPT2?",)),
@@ -597,7 +613,6 @@ def test_the_command_plots(tmp_path, monkeypatch, capsys):
     (("--trainable_blocks", "3"), ("trainable_blocks 3", "2 blocks")),
     (("--trainable_blocks", "-1"), ("trainable_blocks cannot be -1",)),
     (("--trainable_blocks", "1", "--lora_rank", "8"), ("lora_rank or trainable_blocks",)),
-    (("--plot", "memory.txt"), ("memory.txt", ".png")),
     (("--wings", "2"), ("--wings",)),
 ])  # fmt: skip
 def test_bad_input_is_one_line(arguments, words, monkeypatch, capsys):
