@@ -10,7 +10,7 @@ import sys
 import time
 import timeit
 import warnings
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,8 +128,7 @@ class TransformerModel(nn.Module):
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
-        self.final_norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, vocab_size)
+        self.final_norm, self.head = nn.LayerNorm(config.n_embd), nn.Linear(config.n_embd, vocab_size)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding.weight, std=0.02)
         nn.init.zeros_(self.head.weight)  # initial predictions are nearly uniform
@@ -171,8 +170,7 @@ def orthogonalize(x):
     return x
 # ---- Training --------------------------------------------------------------------------------------------------------
 def cuda_graph(step):
-    """Record the CUDA kernels that `step()` launches, and return a function that launches all of them at once:
-    launching hundreds of small ones from Python takes longer than running them. What changes must be in tensors."""
+    """Record the CUDA kernels of `step()`; return a function that launches all at once, faster than one by one."""
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         for _ in range(3):  # warmup: libraries allocate workspaces in their first calls, which cannot be recorded
@@ -250,8 +248,10 @@ def train(config):
             path.parent.mkdir(exist_ok=True)
             buffer = io.BytesIO()
             torch.save(checkpoint, buffer)  # not to the disk: torch.save would hide that it is full
-            path.with_suffix(".partial").write_bytes(buffer.getvalue())
-            path.with_suffix(".partial").replace(path)  # atomic: a kill leaves the previous checkpoint intact
+            with ExitStack() as cleanup:
+                cleanup.callback(path.with_suffix(".partial").unlink, missing_ok=True)  # what a full disk leaves
+                path.with_suffix(".partial").write_bytes(buffer.getvalue())
+                path.with_suffix(".partial").replace(path)  # atomic: a kill leaves the previous checkpoint intact
         losses[step] = loss
     with suppress(KeyboardInterrupt):  # Ctrl-C ends the training early
         for step in (bar := trange(max_iters, unit=" tokens", unit_scale=B * T)):

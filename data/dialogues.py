@@ -29,7 +29,7 @@ from data.corpora import list_files
 from data.examples import Examples, next_token_example
 from data.poems import read_poems, requests
 from data.readers import encoding_of
-from data.tables import BLANK, JSON_FILES, clean_text, json_records, lines
+from data.tables import BLANK, JSON_FILES, clean_text, json_kind, json_records, lines
 from data.tokenizer import without_unknown
 from utils.errors import UserError
 from utils.printable import one_line
@@ -109,11 +109,11 @@ def parse_messages(record):
     [('user', 'Hi'), ('assistant', 'Hello')]
     """
     if not isinstance(record, dict):
-        raise UserError("not an object")
+        raise UserError(f"it is {json_kind(record)}, not an object")
     for key, keys in FORMATS.items():
         if key in record:
             if not isinstance(record[key], list):
-                raise UserError(f"{key} is not a list")
+                raise UserError(f"{key} is {json_kind(record[key])}, not a list")
             return [parse_message(message, *keys) for message in record[key]]
     raise UserError("no messages or conversations")
 
@@ -121,12 +121,12 @@ def parse_messages(record):
 def parse_message(message, role_key, text_key):
     """(role, text) of a message in JSON. Raises UserError."""
     if not isinstance(message, dict):
-        raise UserError("a message is not an object")
+        raise UserError(f"a message is {json_kind(message)}, not an object")
     for key in (role_key, text_key):
         if key not in message:
             raise UserError(f"a message has no {key}")
         if not isinstance(message[key], str):
-            raise UserError(f"a message has a {key} that is not text")
+            raise UserError(f"a message has a {key} that is {json_kind(message[key])}, not text")
     role, text = message[role_key], clean_text(message[text_key])
     if role not in ROLES:
         raise UserError(f"a message has a role other than {', '.join(ROLES)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.examples import Examples, next_token_example
-from data.tables import JSON_FILES, clean_text, json_records
+from data.tables import JSON_FILES, clean_text, json_kind, json_records
 from data.tokenizer import without_unknown
 from utils.errors import UserError
 from utils.files import replacing
@@ -53,11 +53,11 @@ def read_instructions(path, options, report):
 def as_instruction(item, place):
     """The Instruction of an item from a file. Raises UserError with the reason if it is none."""
     if not isinstance(item, dict):
-        raise UserError("the record is not an object")
+        raise UserError(f"it is {json_kind(item)}, not an object")
     values = {name: "" if item.get(name) is None else item[name] for name in ("instruction", "input", "output")}
     for name, value in values.items():
         if not isinstance(value, str):
-            raise UserError(f"its {name} is not a string")
+            raise UserError(f"its {name} is {json_kind(value)}, not text")
         if not value.strip():
             if name != "input":
                 raise UserError(f"its {name} is missing or empty")

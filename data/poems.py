@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.readers import read_text
-from data.tables import read_json
+from data.tables import json_kind, read_json
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
 
@@ -96,7 +96,7 @@ def read_poems(files, encoding, report):
 def as_poem(item):
     """A poem of a .json file with its lines as `para`. Raises UserError, which says what is wrong with it."""
     if not isinstance(item, dict):
-        raise UserError("not an object")
+        raise UserError(f"it is {json_kind(item)}, not an object")
     poem = {"title": item.get("title"), "author": item.get("author"), "para": item.get("para", item.get("paragraphs"))}
     missing = [key for key, value in poem.items() if value is None]
     if missing:

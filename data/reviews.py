@@ -18,7 +18,7 @@ from data.duplicates import groups_of
 from data.examples import IGNORED, Example, Examples
 from data.readers import ReadOptions
 from data.report import DataReport
-from data.tables import clean_text, list_columns, open_table, text_column
+from data.tables import clean_text, json_kind, list_columns, open_table, text_column
 from data.tokenizer import without_unknown
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
@@ -80,9 +80,9 @@ def as_review(label, text, place):
     if label is None or not str(label).strip():
         raise UserError("its label is missing")
     if not isinstance(label, str | int | float):
-        raise UserError(f"its label is {type(label).__name__}, not text or a number")
+        raise UserError(f"its label is {json_kind(label)}, not text or a number")
     if not isinstance(text, str | None):
-        raise UserError(f"its text is {type(text).__name__}")
+        raise UserError(f"its text is {json_kind(text)}, not text")
     if text is None or not text.strip():
         text = ""
     text = clean_text(text).replace("\r", "\n")  # as in a CSV file, so that `split` writes what it read

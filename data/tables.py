@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from itertools import chain, islice, product
+from types import NoneType
 from typing import NamedTuple
 
 from data.readers import LIMIT, encoding_of, print_once, text_blocks
@@ -21,6 +22,8 @@ DELIMITERS = ",;\t|"
 BLANK = " \t\r\n\x1a"  # DOS programs end a file with Ctrl-Z
 JSON_BYTES = 1 << 28  # a .json file is parsed in memory
 JSON_FILES = (".json", ".jsonl")
+JSON_KINDS = {NoneType: "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list",
+              dict: "an object"}
 EXPANSION = 1000  # times that a Parquet file may grow when it is decompressed
 
 
@@ -100,9 +103,9 @@ def texts(rows, path, column, names):
             continue
         if not isinstance(value, str):
             if column == "item":
-                raise UserError(f"{path}, {place} is {type(value).__name__}, not text: correct it")
-            raise UserError(f"{path}, {place}: {column} is {type(value).__name__}, not text: pass the column with the "
-                            "text as --data.column")
+                raise UserError(f"{path}, {place} is {json_kind(value)}, not text: correct it")
+            raise UserError(f"{path}, {place}: {column} is {json_kind(value)}, not text: pass the column with the text "
+                            "as --data.column")
         yield clean_text(value), position
     if total and missing == total:
         raise UserError(f"{path}: no row has a text in the column {column}: pass another --data.column, of "
@@ -138,6 +141,15 @@ def parse_json(text, where):
         raise UserError(f"{where} is not valid JSON ({error}): correct it") from None
 
 
+def json_kind(value):
+    """What kind of value this is, in the words of JSON, for error messages.
+
+    >>> json_kind(None), json_kind([1])
+    ('null', 'a list')
+    """
+    return JSON_KINDS.get(type(value), type(value).__name__)  # a Parquet file may have others, such as bytes
+
+
 def jsonl_objects(path, encoding):
     """Yield (place, object, position) of each line."""
     with open(path, encoding=encoding) as file:
@@ -147,7 +159,7 @@ def jsonl_objects(path, encoding):
             place = f"line {number}"
             row = parse_json(line, f"{path}, {place}")
             if not isinstance(row, dict):
-                raise UserError(f'{path}, {place} is {type(row).__name__}, not an object: write it as '
+                raise UserError(f"{path}, {place} is {json_kind(row)}, not an object: write it as "
                                 '{"name": value, ...}')
             yield place, row, file.buffer.tell()
 
@@ -167,7 +179,7 @@ def read_json(path, encoding):
         raise UserError(f"{path} is larger than {JSON_BYTES:,} bytes, the limit for .json: save it as .jsonl")
     items = parse_json("".join(text for text, _ in text_blocks(path, encoding_of(path, encoding))), path)
     if not isinstance(items, list):
-        raise UserError(f"{path} is {type(items).__name__}, not a list: a .json file is a list of texts or of records")
+        raise UserError(f"{path} is {json_kind(items)}, not a list: a .json file is a list of texts or of records")
     return items
 
 

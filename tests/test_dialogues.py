@@ -178,21 +178,21 @@ def test_roles_of_a_record(tmp_path, given, dialogue, changes, suffix):
 
 BAD = [
     ({}, "no messages or conversations"), ({"instruction": "A", "output": "B"}, "no messages or conversations"),
-    ({"messages": []}, "no message"), ({"messages": "hi"}, "messages is not a list"),
-    ({"conversations": None}, "conversations is not a list"), (record("uA"), "a single message"),
+    ({"messages": []}, "no message"), ({"messages": "hi"}, "messages is text, not a list"),
+    ({"conversations": None}, "conversations is null, not a list"), (record("uA"), "a single message"),
     (record("aA"), "a single message"), (record("uA", "uB"), "no assistant message follows a user message"),
     (record("aA", "uB"), "no assistant message follows a user message"),
     (record("sA", "aB"), "no assistant message follows a user message"),
     (record("uA", "a"), "a message is empty"), (record("u \n", "aB"), "a message is empty"),
     (record("s ", "uA", "aB"), "a message is empty"), (record("uA", "aB", "u"), "a message is empty"),
     (record("uA", "tB"), "a message has a role other than system, user, human, assistant, gpt"),
-    ({"messages": ["A", "B"]}, "a message is not an object"),
+    ({"messages": ["A", "B"]}, "a message is text, not an object"),
     ({"messages": [{"content": "A"}, {"role": "assistant", "content": "B"}]}, "a message has no role"),
     ({"messages": [{"role": "user", "text": "A"}, {"role": "assistant", "content": "B"}]}, "a message has no content"),
-    ({"messages": [{"role": "user", "content": None}]}, "a message has a content that is not text"),
-    ({"messages": [{"role": "user", "content": ["A"]}]}, "a message has a content that is not text"),
-    ({"messages": [{"role": ["user"], "content": "A"}]}, "a message has a role that is not text"),
-    ({"conversations": [{"from": "human", "value": 3}]}, "a message has a value that is not text"),
+    ({"messages": [{"role": "user", "content": None}]}, "a message has a content that is null, not text"),
+    ({"messages": [{"role": "user", "content": ["A"]}]}, "a message has a content that is a list, not text"),
+    ({"messages": [{"role": ["user"], "content": "A"}]}, "a message has a role that is a list, not text"),
+    ({"conversations": [{"from": "human", "value": 3}]}, "a message has a value that is a number, not text"),
 ]
 
 
@@ -248,11 +248,11 @@ def test_any_json_is_a_dialogue_or_has_a_reason(value):
 
 @pytest.mark.parametrize("name, content, quoted", [
     ("a.jsonl", '{"messages": []}\n{"messages": \n', ["a.jsonl, line 2", "not valid JSON"]),
-    ("a.jsonl", '{"messages": []}\n[1]\n', ["a.jsonl, line 2", "list, not an object"]),
+    ("a.jsonl", '{"messages": []}\n[1]\n', ["a.jsonl, line 2", "line 2 is a list, not an object"]),
     ("a.json", '[{"messages": []},\n', ["a.json", "not valid JSON", "line 2"]),
-    ("a.json", '{"messages": []}', ["a.json is dict, not a list"]),
+    ("a.json", '{"messages": []}', ["a.json is an object, not a list"]),
     ("a.jsonl", '{"messages": []}\n{}', ["a.jsonl contains no dialogue: line 1: no message"]),
-    ("a.json", "[1]", ["a.json contains no dialogue: item 1: not an object"]),
+    ("a.json", "[1]", ["a.json contains no dialogue: item 1: it is a number, not an object"]),
     ("a.json", "[]", ["a.json contains no dialogue: it is empty"]),
     ("a.txt", "\n \nalone\n", ["a.txt contains no dialogue: line 3: a single message"]),
     ("a.txt", " \n", ["a.txt contains no dialogue: it is empty"]),

@@ -66,16 +66,16 @@ def test_records_are_read_and_invalid_ones_are_skipped_with_reason_and_place(tmp
         ("Say it.", "", "a\nb \ufffd", f"{place} 12")]
     assert report.skipped == {
         "its output is missing or empty": (2, f"{place} 6"), "its instruction is missing or empty": (2, f"{place} 7"),
-        "its output is not a string": (1, f"{place} 8"), "its input is not a string": (1, f"{place} 9")}
+        "its output is a number, not text": (1, f"{place} 8"), "its input is a list, not text": (1, f"{place} 9")}
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("a.json", '{"instruction": "a", "output": "b"}', ["dict, not a list"]),
+    ("a.json", '{"instruction": "a", "output": "b"}', ["is an object, not a list"]),
     ("a.json", '[7, {"instruction": "a", "output": "b"}', ["not valid JSON"]),
-    ("a.json", '[7, {"instruction": "a"}]', ["item 1: the record is not an object"]),
+    ("a.json", '[7, {"instruction": "a"}]', ["item 1: it is a number, not an object"]),
     ("a.json", "[]", ["no instruction", "empty"]), ("a.jsonl", "", ["no instruction", "empty"]),
     ("a.jsonl", '{"instruction": "a"}\n', ["line 1: its output is missing"]),
-    ("a.jsonl", '\n[1]\n', ["line 2", "not an object"]), ("a.csv", "instruction,output\na,b\n", [".jsonl"])])
+    ("a.jsonl", '\n[1]\n', ["line 2 is a list, not an object"]), ("a.csv", "instruction,output\na,b\n", [".jsonl"])])
 def test_bad_files_are_one_line(tmp_path, name, content, words):
     with pytest.raises(UserError) as error:
         read(tmp_path / name, content)

@@ -15,7 +15,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.config import ModelConfig
+from models.freeze import freeze_below
 from models.layers import Block, Rotary
+from models.lora import add_lora
 from models.weights import file_weights
 from models.zoo import ZOO
 from utils import num_params_calculate
@@ -36,7 +38,7 @@ from utils.memory import (
     training_memory,
     weight_bytes,
 )
-from utils.parameters import count_parameters, flops_per_token, parameter_table, weight_shapes
+from utils.parameters import count_parameters, flops_per_token, lora_targets, parameter_table, weight_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "utils" / "num_params_calculate.py"
@@ -148,6 +150,37 @@ def test_the_flops_are_those_that_pytorch_counts(kind):
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, c.block_size, dtype=torch.long))
     assert flops_per_token(c) * 2 * c.block_size == 3 * counter.get_total_flops()  # backward is twice forward
+
+
+TRAINED = [{"trainable_blocks": n} for n in (0, 1, 3)] + [
+    {"lora_rank": 5, "lora_targets": targets}
+    for targets in (["qkv"], ["out"], ["up"], ["gate"], ["down"], ["head"], ["qkv", "out"], ["up", "down", "head"])]
+
+
+def counted_flops(c, trainable_blocks=None, lora_rank=None, lora_targets=()):
+    """Operations of matrix products in a training step on two sequences, counted by PyTorch."""
+    model = build(c).bfloat16()  # on a CPU: attention as plain matrix products
+    if lora_rank is not None:
+        add_lora(model, lora_rank, 16, lora_targets)
+    elif trainable_blocks is not None:
+        freeze_below(model, trainable_blocks)
+    x = torch.zeros(2, c.block_size, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(x, x[:, :1].expand_as(x))[1].backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("trained", [{}, *TRAINED], ids=lambda trained: "-".join(map(str, trained.values())) or "all")
+@every([KINDS[0], KINDS[2], KINDS[3], CLASSIFIERS[1], {"n_labels": 3, "auxiliary_lm": True}])
+def test_the_flops_of_training_are_those_that_pytorch_counts(kind, trained):
+    c = small_config(**kind | {"dropout": 0.0, "n_blocks": 3})
+    targets = trained.get("lora_targets", [])
+    if not set(targets) <= lora_targets(c).keys():
+        pytest.skip("the model has no such matrix")
+    expected = counted_flops(c, **trained)
+    if "head" in targets:
+        expected -= 6 * 5 * c.n_embd * c.vocab_size  # merging the adapter, once for all tokens
+    assert flops_per_token(c, **trained) * 2 * c.block_size == expected
 
 
 # ---- Training, by hand -----------------------------------------------------------------------------------------------
@@ -500,6 +533,17 @@ def test_the_command_prints_time_and_cost(monkeypatch, capsys):
     assert "10.00 hours" in out and "cost: 60.00" in out  # ten hours of two GPUs
 
 
+def test_the_hours_of_lora_and_of_frozen_blocks_are_fewer_than_those_of_full_training(monkeypatch, capsys):
+    for options, words in ((["--lora_rank", 8], {"lora_rank": 8, "lora_targets": ["qkv", "out"]}),
+                           (["--trainable_blocks", 2], {"trainable_blocks": 2})):
+        c = ZOO["GPT2"].config
+        flops = flops_per_token(c, **words)
+        assert flops < 0.8 * flops_per_token(c)
+        out, _, _ = calculate(monkeypatch, capsys, "--model", "GPT2", *options, "--flops", 1e14, "--tokens",
+                              3600 * 1e14 / flops * 10)
+        assert "10.00 hours" in out and f"forward and backward: {flops:.4g}\n" in out
+
+
 @pytest.mark.parametrize("text, number", [
     ("1,000,000", 10**6), ("300B", 300 * 10**9), ("312T", 312 * 10**12), ("1.5k", 1500), ("2M", 2 * 10**6),
     ("2e14", 2 * 10**14), (" 12 ", 12), ("1,234.5K", 1_234_500),
@@ -523,6 +567,22 @@ def test_the_command_plots(tmp_path, monkeypatch, capsys):
     out, _, code = calculate(monkeypatch, capsys, "--plot", path, "--memory", "1GiB")
     assert code == 0 and str(path) in out
     assert path.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name, words", [
+    ("memory.txt", "name that ends in .png"), ("file/memory.png", "choose another folder"), ("a.png", "Is a directory"),
+])  # fmt: skip
+def test_a_plot_that_cannot_be_written_is_noticed_first(tmp_path, monkeypatch, capsys, name, words):
+    (tmp_path / "file").touch()
+    (tmp_path / "a.png").mkdir()
+    out, err, code = calculate(monkeypatch, capsys, "--plot", tmp_path / name)
+    assert (out, code) == ("", 2) and err.count("\n") == 1
+    assert err.startswith(f"error: cannot write {tmp_path / name}: ") and words in err
+
+
+def test_a_plot_creates_its_folder(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "new" / "memory.SVG"
+    assert calculate(monkeypatch, capsys, "--plot", path)[2] == 0 and b"<svg" in path.read_bytes()
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -553,7 +613,6 @@ def test_the_command_plots(tmp_path, monkeypatch, capsys):
     (("--trainable_blocks", "3"), ("trainable_blocks 3", "2 blocks")),
     (("--trainable_blocks", "-1"), ("trainable_blocks cannot be -1",)),
     (("--trainable_blocks", "1", "--lora_rank", "8"), ("lora_rank or trainable_blocks",)),
-    (("--plot", "memory.txt"), ("memory.txt", ".png")),
     (("--wings", "2"), ("--wings",)),
 ])  # fmt: skip
 def test_bad_input_is_one_line(arguments, words, monkeypatch, capsys):

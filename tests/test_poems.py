@@ -180,7 +180,8 @@ def test_invalid_poems_in_a_file_are_skipped_and_counted(tmp_path):
     assert poems == [POEM, POEM | {"author": ""}, POEM]
     assert report.skipped == {
         "no title, author, para": (1, "poem 2"), "no title or no text": (3, "poem 3"), "no author": (1, "poem 6"),
-        "values that are not text": (2, "poem 7"), "not an object": (2, "poem 9"),
+        "values that are not text": (2, "poem 7"), "it is text, not an object": (1, "poem 9"),
+        "it is null, not an object": (1, "poem 10"),
     }
 
 
@@ -190,7 +191,7 @@ def test_several_files_of_poems_are_joined_and_places_name_the_file(tmp_path):
         file.write_text(json.dumps(items))
     poems, report = read(*files)
     assert poems == [POEM, POEM | {"title": "t"}]
-    assert report.skipped == {"not an object": (1, f"{files[1]}, poem 1")}
+    assert report.skipped == {"it is a number, not an object": (1, f"{files[1]}, poem 1")}
 
 
 def test_paragraphs_are_lines_too(tmp_path):
@@ -201,7 +202,8 @@ def test_paragraphs_are_lines_too(tmp_path):
 
 @pytest.mark.parametrize("content, quoted", [
     (b"", "all.json is not valid JSON"), (b"[{]", "not valid JSON"), (b"[" * 100_000, "not valid JSON"),
-    (b"{}", "dict, not a list"), (b"[]", "contains no poem: the list is empty"), (b"[1]", "poem 1: not an object"),
+    (b"{}", "is an object, not a list"), (b"[]", "contains no poem: the list is empty"),
+    (b"[1]", "poem 1: it is a number, not an object"),
     (b"\xff\xff\xff", "all.json"), (b'[{"author": "a", "rhythmic": "t", "paragraphs": ["x"]}]', "poem 1: no title"),
     (b'[{"title": "t", "author": "a", "content": ["x"]}]', "poem 1: no para"),
 ])  # fmt: skip

@@ -88,8 +88,8 @@ def test_values_that_are_not_strings(tmp_path):
             {"label": 1, "text": 7}, {"label": 1, "text": "g\rh\r\n\ud83d"}]
     found, report = read(tmp_path / "a.json", json.dumps(rows))
     assert found == [("1", "a"), ("True", "b"), ("2.5", ""), ("0", ""), ("1", "g\nh\n\ufffd")]
-    assert report.skipped == {"its label is missing": (3, "item 5"), "its text is int": (1, "item 9"),
-                              "its label is list, not text or a number": (1, "item 8")}
+    assert report.skipped == {"its label is missing": (3, "item 5"), "its text is a number, not text": (1, "item 9"),
+                              "its label is a list, not text or a number": (1, "item 8")}
     assert list(report.changed.values()) == [(2, "item 3")]
 
 

@@ -145,7 +145,7 @@ def test_an_unpaired_surrogate_becomes_the_replacement_character(tmp_path):
 @pytest.mark.parametrize("lines, words", [
     (['{"text": "a"}', '{"text": "b"'], ["line 2", "JSON"]),
     (['{"text": "a"}', "", '["b"]'], ["line 3", "list"]),
-    (['{"text": 7}'], ["line 1", "text", "int"]),
+    (['{"text": 7}'], ["line 1: text is a number, not text"]),
     (['{"text": ' + "9" * 5000 + "}"], ["line 1"]),
     (['{"a": "x", "b": "y"}'], ["a, b", "--data.column"]),
     (['{"a": "x"}', '{"b": "y"}'], ["a, b", "--data.column"]),
@@ -172,9 +172,11 @@ def test_a_json_file_may_be_a_list_of_documents(tmp_path, items):
 
 @pytest.mark.parametrize("content, words", [
     (b"", ["not valid JSON"]), (b"[{]", ["not valid JSON"]), (b"[" * 100_000, ["not valid JSON"]),
-    (b'{"text": "a"}', ["dict, not a list"]), (b"[7]", ["item 1", "int"]), (b'["a", ["b"]]', ["item 2", "list"]),
+    (b'{"text": "a"}', ["is an object, not a list"]), (b"null", ["is null, not a list"]),
+    (b"[7]", ["item 1 is a number, not text"]), (b'["a", ["b"]]', ["item 2 is a list, not text"]),
     (b'[{"a": "x", "b": "y"}]', ["a, b", "--data.column"]), (b"[null]", ["no row has a text"]),
-    (b'[{"text": 1}]', ["item 1", "text is int"]),
+    (b'[{"text": 1}]', ["item 1: text is a number, not text"]), (b'[{"text": 0.5}]', ["text is a number"]),
+    (b'[{"text": true}]', ["text is true or false, not text"]), (b'[{"text": {}}]', ["text is an object, not text"]),
 ])
 def test_bad_json_is_one_line(tmp_path, content, words):
     message = error_of(write(tmp_path, "a.json", content))
@@ -283,7 +285,7 @@ def test_bad_parquet_raises_one_line(tmp_path):
     for content in (b"no parquet", whole[:-20], whole[:100] + bytes(200) + whole[300:]):
         assert str(tmp_path / "a.parquet") in error_of(write(tmp_path, "a.parquet", content))
     write_parquet(tmp_path / "a.parquet", [{"text": 1}])
-    assert "row 1: text is int" in error_of(tmp_path / "a.parquet")
+    assert "row 1: text is a number, not text" in error_of(tmp_path / "a.parquet")
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

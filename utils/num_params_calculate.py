@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models.config import ModelConfig  # noqa: E402
 from utils.errors import Parser, UserError, command  # noqa: E402
-from utils.files import replacing  # noqa: E402
+from utils.files import check_writable, replacing  # noqa: E402
 from utils.memory import (  # noqa: E402
     GIB,
     KIB,
@@ -228,8 +228,8 @@ def print_fit(c, plan, memory):
         print(f"  this plan does not fit; in train.py {advice(c, plan, memory)}")
 
 
-def print_time(c, args):
-    flops = flops_per_token(c)
+def print_time(c, plan, args):
+    flops = flops_per_token(c, plan.trainable_blocks, plan.lora_rank, plan.lora_targets)
     print(f"\nTime\n  operations per token, forward and backward: {flops:.4g}")
     speed = args.tokens_per_second or (args.flops * args.gpus / flops if args.flops else None)
     if speed:
@@ -243,13 +243,17 @@ def print_time(c, args):
         print("  for hours, give --flops or --tokens_per_second")
 
 
+def check_plot(path):
+    """Raise UserError if no plot can be written to the file `path`. Its folder is created."""
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UserError(f"cannot write {path}: give a name that ends in .png, .svg or .pdf")
+    check_writable(path)
+
+
 def plot(c, plan, memory, path):
     """Plot the parts of the training memory over batch size and over context length, with the available memory."""
     import matplotlib
     from matplotlib.figure import Figure
-
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise UserError(f"cannot plot to {path}: give a name that ends in .png, .svg or .pdf")
 
     def sweep(start, change):
         """Values up to twice `start` or beyond the available memory, and the memory parts of `change(value)`."""
@@ -292,13 +296,15 @@ def main():
                 args.activation_checkpointing, args.device, args.gpus, strategy=args.strategy, ema=args.ema,
                 lora_rank=args.lora_rank, lora_targets=tuple(args.lora_targets), trainable_blocks=args.trainable_blocks)
     c = build_config(args)
+    if args.plot:
+        check_plot(args.plot)
     print(f"{args.model}: {count_parameters(c):,} parameters\n")
     print_parameters(c)
     print_training(c, plan)
     print_inference(c, args.device)
     if args.memory:
         print_fit(c, plan, args.memory)
-    print_time(c, args)
+    print_time(c, plan, args)
     if args.plot:
         plot(c, plan, args.memory, args.plot)
         print(f"\nplotted: {one_line(str(args.plot))}")

@@ -140,12 +140,50 @@ def matrices_in_blocks(c):
     return [row.shape for row in parameter_table(c) if row.blocks and len(row.shape) == 2]
 
 
-def flops_per_token(c):
-    """Floating-point operations of training per token, 6 N + 12 L C T (Chowdhery et al., 2022, appendix B).
+def flops_per_token(c, trainable_blocks=None, lora_rank=None, lora_targets=()):
+    """Floating-point operations of training per token: the matrix products, forward and backward.
 
-    N counts the weights in matrix products: the matrices of the blocks and the head, tied or not. Each takes one
-    multiplication and one addition in the forward pass and twice that in the backward pass. The second term is the two
-    matrix products of attention, counted as if each token attended to the whole context.
+    A product with a matrix of N weights takes 2 N operations forward, 2 N for the gradient of its input and 2 N for
+    that of the matrix; the two products of attention take 4 C T forward, as if each token attended to the whole
+    context, and 8 C T backward. If everything is trained, the sum is 6 N + 12 L C T, where N counts the matrices of the
+    blocks and the heads, tied or not (Chowdhery et al., 2022, appendix B). With frozen blocks or LoRA, only trained
+    matrices need their gradient, and only what lies above the lowest trained weight needs that of its input.
     """
-    multiplied = c.n_blocks * sum(map(prod, matrices_in_blocks(c))) + c.n_outputs * c.n_embd
-    return 6 * multiplied + 12 * c.n_blocks * c.n_embd * c.block_size
+    names, L = linear_shapes(c).keys(), c.n_blocks
+    if lora_rank is None:
+        n_trained, reached = L if trainable_blocks is None else trainable_blocks, True  # norms are trained, too
+        blocks = (L - n_trained) * block_flops(c, False) + n_trained * block_flops(c, reached, names)
+        head_trained = trainable_blocks is None or not c.tied_head
+    else:
+        adapted = names & set(lora_targets)
+        reached = bool(adapted)
+        blocks = block_flops(c, False, adapted, lora_rank) + (L - 1) * block_flops(c, reached, adapted, lora_rank)
+        head_trained = c.n_labels is not None or "head" in lora_targets  # for its loss, an adapter is merged into it
+    heads = matrix_flops((c.n_outputs, c.n_embd), reached, head_trained)
+    if c.auxiliary_lm:
+        everything = lora_rank is None and trainable_blocks is None
+        heads += matrix_flops((c.vocab_size, c.n_embd), reached, everything)
+    return blocks + heads
+
+
+def block_flops(c, reached, trained=(), lora_rank=None):
+    """Operations of training per token in one block, of which the matrices `trained` are trained or, with `lora_rank`,
+    their adapters. `reached`: whether the input of the block needs a gradient."""
+    shapes, flops = linear_shapes(c), 0
+    for names in (["qkv"], ["out"], ["up", "gate"], ["down"]):  # up and gate have the same input
+        names = [name for name in names if name in shapes]
+        flops += sum(matrix_flops(shapes[name], reached, name in trained, lora_rank) for name in names)
+        reached = reached or any(name in trained for name in names)
+        if names == ["qkv"]:
+            flops += (12 if reached else 4) * c.n_embd * c.block_size
+    return flops
+
+
+def matrix_flops(shape, reached, trained, lora_rank=None):
+    """Operations of training per token for a matrix of a `shape` (outputs, inputs), or for it and the adapter that is
+    trained in its place, two matrices of `lora_rank`. `reached`: whether its input needs a gradient."""
+    if trained and lora_rank is not None:
+        outputs, inputs = shape
+        adapter = matrix_flops((lora_rank, inputs), reached, True) + matrix_flops((outputs, lora_rank), True, True)
+        return matrix_flops(shape, reached, False) + adapter
+    return 2 * prod(shape) * (1 + reached + trained)
