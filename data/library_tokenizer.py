@@ -168,11 +168,11 @@ class LibraryTokenizer:
     def stream(self, before=()):
         """A function from each next token id to the text it completes, and from None to what is left at the end.
 
-        Bytes are held back until their character is complete. The results, joined, equal those of `decode` if the text
-        starts here: if the ids `before` are all special tokens.
+        Bytes are held back until their character is complete. A text starts here unless the last of the ids `before` is
+        an ordinary token; the results, joined, then equal those of `decode`.
         """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        prefix = self.prefix if self.special_ids.issuperset(before) else b""
+        prefix = self.prefix if self.special_ids.issuperset(before[-1:]) else b""
 
         def complete(token=None):
             nonlocal prefix
