@@ -4,7 +4,7 @@ import codecs
 import json
 import re
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from utils.errors import UserError
 from utils.files import replacing
@@ -40,7 +40,7 @@ class LibraryTokenizer:
 
     def __init__(self, content, where="the tokenizer"):
         """Raises UserError, which names `where`, unless `content` is the tokenizer.json of such a tokenizer."""
-        description = self.parse(content, where)
+        description, self.text_start = self.parse(content, where)
         try:
             library = Tokenizer.from_str(json.dumps(description))
         except Exception as error:  # the library raises nothing narrower
@@ -63,14 +63,16 @@ class LibraryTokenizer:
                             "another tokenizer")
         for name, token in SPECIAL_TOKENS.items():
             setattr(self, name, self.special.get(token))
-        self.text_start = first_added(description.get("post_processor"))
-        if self.text_start is not None and not 0 <= self.text_start < len(tokens):
-            raise UserError(f"{where} puts the token {self.text_start} before every text, but has only {len(tokens)} "
-                            "tokens: use another tokenizer")
+        if self.text_start is not None:
+            if not 0 <= self.text_start < len(tokens):
+                raise UserError(f"{where} puts the token {self.text_start} before every text, but has only "
+                                f"{len(tokens)} tokens: use another tokenizer")
+            library.post_processor = start_adder(self.text_start, library.id_to_token(self.text_start))
 
     @classmethod
     def parse(cls, content, where):
-        """The content of a tokenizer.json as a dictionary. Raises UserError unless it is one of this kind.
+        """The content of a tokenizer.json as a dictionary without its post_processor, and the id that this puts before
+        every text, or None. Raises UserError unless it is a tokenizer of this kind.
 
         With some other tokenizers the library uses up all memory or aborts the process, so they must not get that far.
         """
@@ -80,7 +82,7 @@ class LibraryTokenizer:
             description = json.loads(content)
             description["model"] = {"type": "BPE"} | description["model"]  # files of before 2021 do not name the type
             problem = cls.find_unsupported(description)
-            first_added(description.get("post_processor"))
+            text_start = first_added(description.pop("post_processor", None))
             if not problem:
                 remove_merges(description, cls.reserved)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
@@ -88,7 +90,7 @@ class LibraryTokenizer:
         if problem:
             raise UserError(f"{where} is not {cls.description} (it has {problem}): use another one, or train one with "
                             "python -m data.tokenizer train")
-        return description
+        return description, text_start
 
     def with_special_tokens(self):
         """A tokenizer with the same ids that also has all of SPECIAL_TOKENS: missing ones follow the vocabulary."""
@@ -203,7 +205,7 @@ def name_pattern(token):
 def first_added(post_processor):
     """The id of the token that the post_processor of a tokenizer.json puts before a text, None if it does not.
 
-    It is read rather than run: a small file can describe an endless result.
+    A post_processor is never run: it can drop a text or repeat it a million times.
 
     >>> first_added({"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0]})
     0
@@ -223,6 +225,12 @@ def first_added(post_processor):
     if first is not None and type(first) is not int:
         raise TypeError("an id that is not an integer")
     return first
+
+
+def start_adder(token, name):
+    """The library's post-processor that puts a token before every text."""
+    start = {"id": "start", "ids": [token], "tokens": [name]}
+    return processors.TemplateProcessing("start $A", "start $A start:1 $B:1", [start])
 
 
 def remove_merges(description, reserved):

@@ -2,9 +2,9 @@
 
 import json
 
-from tokenizers import Tokenizer, decoders, models, normalizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers
 
-from data.library_tokenizer import BYTES_IN_UTF_8, LibraryTokenizer, encode_batch
+from data.library_tokenizer import BYTES_IN_UTF_8, LibraryTokenizer, encode_batch, start_adder
 
 SPACE = "▁"  # U+2581, which stands for a space in the tokens
 BYTE_TOKENS = {f"<0x{byte:02X}>": byte for byte in range(256)}
@@ -110,7 +110,7 @@ def from_vocab_and_merges(vocab, merges, where):
     library = Tokenizer(models.BPE(vocab, merges, unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True))
     library.add_special_tokens([*SPECIAL])
     library.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
-    library.post_processor = processors.TemplateProcessing(f"{START} $A", special_tokens=[(START, vocab[START])])
+    library.post_processor = start_adder(vocab[START], START)
     library.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(),
                                          decoders.Strip(" ", 1, 0)])
     return SentencePieceTokenizer(library.to_str(), where)
