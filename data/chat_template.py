@@ -88,18 +88,19 @@ def stop_tokens(tokenizer_config, generation_config, tokenizer):
     Chat models may give their end marker in only one of them.
     """
     ids = generation_config.get("eos_token_id")
-    ids = set() if ids is None else set(ids if isinstance(ids, list) else [ids])
-    if tokenizer_config.get("eos_token") is not None:
-        name = config_token(tokenizer_config, "eos_token", "tokenizer_config.json")
-        if name not in tokenizer.special:
-            raise UserError(f"tokenizer_config.json names the eos_token {name!r}, which is no special token of the "
-                            "tokenizer: use the files of one model")
-        ids.add(tokenizer.special[name])
+    if not isinstance(ids, list):
+        ids = [] if ids is None else [ids]
     for i in ids:
         if type(i) is not int or not 0 <= i < tokenizer.vocab_size:
             raise UserError(f"generation_config.json has the eos_token_id {i!r}, but token ids are 0 to "
                             f"{tokenizer.vocab_size - 1}: use the files of one model")
-    return frozenset(ids)
+    if tokenizer_config.get("eos_token") is None:
+        return frozenset(ids)
+    name = config_token(tokenizer_config, "eos_token", "tokenizer_config.json")
+    if name not in tokenizer.special:
+        raise UserError(f"tokenizer_config.json names the eos_token {name!r}, which is no special token of the "
+                        "tokenizer: use the files of one model")
+    return frozenset([*ids, tokenizer.special[name]])
 
 
 def read_json(path):

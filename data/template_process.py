@@ -18,7 +18,7 @@ except ImportError:  # Windows
     resource = None
 
 MAX_SECONDS = 10
-MAX_MEMORY = 1 << 30  # bytes of address space
+MAX_MEMORY = 1 << 29  # bytes of address space
 MAX_CHARACTERS = 1_000_000  # of the result
 
 

@@ -55,7 +55,7 @@ def draw_text(draw, characters):
     return "".join(draw.choice(characters) for _ in range(draw.randrange(50)))
 
 
-@pytest.mark.parametrize("characters", ["thefoxsaw sea  ", "ab ", "The fox saw 小猫月🙂\n\0é<s>", "床前明月光，疑是地上霜"])
+@pytest.mark.parametrize("characters", ["thefoxsaw sea  ", "ab ", "The fox saw 小猫🙂\n\0é<s>", "床前明月光疑是"])
 def test_texts_are_encoded_as_by_llama2c(characters):
     draw = random.Random(0)
     for text in [*SP_TEXTS, *(draw_text(draw, characters) for _ in range(300))]:
