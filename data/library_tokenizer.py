@@ -146,22 +146,29 @@ class LibraryTokenizer:
         `fill` is applied to the parts between them; what it returns is ordinary text, whatever it contains. Raises
         UserError if a part has a lone surrogate, or if the tokenizer encodes some of it as a special token.
         """
-        ids, end = [], 0
-        for start, stop, token in [*self.find_special_tokens(text), (len(text), len(text), None)]:
-            part = fill(text[end:start])
-            part_ids = self.encode_continuation(part) if end else self.encode(part)
+        ids, encode = [], self.encode
+        for part, token in self.split_at_special_tokens(text):
+            part_ids = encode(fill(part))
             if not self.special_ids.isdisjoint(part_ids):
                 raise UserError("the tokenizer encodes ordinary text as a special token: use another tokenizer")
             ids += part_ids if token is None else [*part_ids, token]
-            end = stop
+            encode = self.encode_continuation
         return ids
 
-    def find_special_tokens(self, text):
-        """Yield (start, end, id) of the names of special tokens in a text, with the white space that they absorb."""
+    def split_at_special_tokens(self, text):
+        """Yield (ordinary text, id of the special token whose name follows it), and None as the last id.
+
+        White space that a special token absorbs is left out.
+        """
         added = sorted(self.added.items(), key=lambda item: len(item[1].content), reverse=True)
         pattern = "|".join(name_pattern(token) for _, token in added)
+        end = 0
         for match in re.finditer(pattern or NEVER, text):
-            yield match.start(), match.end(), added[match.lastindex - 1][0]
+            i, token = added[match.lastindex - 1]
+            part = text[end : match.start()]
+            yield part.rstrip() if token.lstrip else part, i
+            end = match.end()
+        yield text[end:], None
 
     def decode(self, ids):
         """The text of token ids: special tokens by name, invalid UTF-8 as U+FFFD."""
@@ -197,9 +204,9 @@ class LibraryTokenizer:
 
 
 def name_pattern(token):
-    """A regular expression for the name of an AddedToken, which is its one group."""
-    left, right = (r"\s*" if strips else "" for strips in (token.lstrip, token.rstrip))
-    return f"{left}({re.escape(token.content)}){right}"
+    """A regular expression for the name of an AddedToken, its group 1, and the white space it absorbs on its right."""
+    name = f"({re.escape(token.content)})"
+    return name + r"\s*" if token.rstrip else name
 
 
 def first_added(post_processor):
