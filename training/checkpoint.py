@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import torch
 
+from formats.open import open_foreign
 from models.config import ReplyConfig
 from models.lora import add_lora, fingerprint, load_lora_weights, lora_weights, merge_lora, merged_weights
-from models.weights import file_weights, load_file_weights
+from models.weights import SkipInitialization, file_weights, load_file_weights
 from models.zoo import ZOO
 from training.checks import check_lora_entry, check_model, check_task
 from training.preflight import free_memory
@@ -111,22 +112,34 @@ def load_model(path, device="cpu"):
 
 
 def load_checkpoint(path, device="cpu"):
-    """The content of a checkpoint as `Loaded`; a folder stands for the best.pt in it. Raises UserError."""
+    """The content of a checkpoint as `Loaded`: of a file, of the best.pt in a folder, or of whatever `open_foreign`
+    reads. Raises UserError."""
+    foreign = open_foreign(path)
+    if foreign:
+        model = build_to_load(path, foreign.model_class, foreign.config)
+        load_file_weights(model, foreign.weights)
+        return Loaded(model.to(device).eval(), foreign.tokenizer, {"kind": "language"}, ReplyConfig(**foreign.sampling))
     path = checkpoint_file(path)
     checkpoint = read_checkpoint(path)
     config, tokenizer = check_model(checkpoint, path)
     task, reply = check_task(checkpoint, path)
+    model = build_to_load(path, checkpoint["model_class"], config)
+    if "lora" in checkpoint:
+        load_with_adapters(model, checkpoint["lora"], path)
+    else:
+        load_file_weights(model, checkpoint["weights"].items())
+    return Loaded(model.to(device).eval(), tokenizer, task, reply)
+
+
+def build_to_load(path, model_class, config):
+    """A model whose weights, which are in `path`, are loaded next: they are not initialized. Raises UserError."""
     # The context length sizes the KV cache and the rotary tables, but with rotary positions no weight.
     needed, free = inference_memory(config, prompt_tokens=1).allocated, free_memory()
     if needed > free:
         raise UserError(f"the model in {path} needs {readable(needed)} of memory, and {readable(free)} is free: use a "
                         "smaller model, or a machine with more memory")
-    model = ZOO[checkpoint["model_class"]](**vars(config))
-    if "lora" in checkpoint:
-        load_with_adapters(model, checkpoint["lora"], path)
-    else:
-        load_file_weights(model, checkpoint["weights"])
-    return Loaded(model.to(device).eval(), tokenizer, task, reply)
+    with SkipInitialization():
+        return ZOO[model_class](**vars(config))
 
 
 def load_with_adapters(model, entry, path):
@@ -155,7 +168,12 @@ def load_with_adapters(model, entry, path):
 
 
 def read_start(path):
-    """The checkpoint at `path`, for a model that starts from its weights. Raises UserError."""
+    """The checkpoint at `path`, or whatever `open_foreign` reads there, for a model that starts from its weights.
+    Raises UserError."""
+    foreign = open_foreign(path)
+    if foreign:
+        return {"model_class": foreign.model_class, "config": vars(foreign.config),
+                "tokenizer": foreign.tokenizer.to_dict(), "weights": dict(foreign.weights)}
     path = checkpoint_file(path)
     checkpoint = read_checkpoint(path)
     if "lora" in checkpoint:
@@ -184,4 +202,4 @@ def load_start(model, start):
         elif len(own) > len(weights[name]):
             mean = weights[name].mean(dim=0, keepdim=True)  # (1, C), or (1) for a bias
             weights[name] = torch.cat([weights[name], *[mean] * (len(own) - len(weights[name]))])
-    load_file_weights(model, {name: weights[name] for name in own_weights})
+    load_file_weights(model, [(name, weights[name]) for name in own_weights])

@@ -170,7 +170,7 @@ def build_model(settings, config, saved, start):
     model, lora = ZOO[settings.model.name](**vars(config)), settings.lora
     model.activation_checkpointing = settings.training.activation_checkpointing
     if saved:
-        load_file_weights(model, saved["weights"])
+        load_file_weights(model, saved["weights"].items())
     elif start:
         load_start(model, start)
     if lora.rank is not None:
