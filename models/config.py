@@ -12,7 +12,7 @@ class ModelConfig:
     """The architecture of a GPT. Raises UserError for values of the wrong type and sizes that do not fit together."""
 
     n_embd: int
-    """Embedding width (C), a multiple of num_heads."""
+    """Embedding width (C), a multiple of num_heads unless head_dim is given."""
     block_size: int
     """Context length (T): the maximum number of tokens that the model attends to."""
     n_blocks: int
@@ -23,6 +23,8 @@ class ModelConfig:
     """Vocabulary size (V); the default is the number of distinct characters in tiny Shakespeare."""
     num_kv_heads: int | None = None
     """Key and value heads, each shared by num_heads / num_kv_heads query heads; None: num_heads."""
+    head_dim: int | None = None
+    """Head size (hs), the channels of a query, key or value; None: n_embd / num_heads."""
     n_hidden: int | None = None
     """Hidden size of the feed-forward network (H); None: 4 n_embd."""
     dropout: float = 0.0
@@ -31,12 +33,15 @@ class ModelConfig:
     """LayerNorm with bias (Ba et al., 2016) or RMSNorm (Zhang and Sennrich, 2019)."""
     position: Literal["learned", "rotary"] = "learned"
     """Learned position embeddings, or rotary ones (Su et al., 2021)."""
-    feed_forward: Literal["relu", "relu2", "gelu", "swiglu"] = "relu"
-    """ReLU, squared ReLU (So et al., 2021), GELU with the tanh approximation, or SwiGLU (Shazeer, 2020)."""
+    feed_forward: Literal["relu", "relu2", "gelu", "gelu_exact", "swiglu"] = "relu"
+    """ReLU, squared ReLU (So et al., 2021), GELU with the tanh approximation of GPT-2 or without an approximation
+    (Hendrycks and Gimpel, 2016), or SwiGLU (Shazeer, 2020)."""
     qk_norm: bool = False
     """Normalize queries and keys before their product (Dehghani et al., 2023), with the norm above without weights."""
     bias: bool = False
     """Biases in the linear layers of attention and feed-forward."""
+    qkv_bias: bool | None = None
+    """Biases of queries, keys and values; None: as `bias`."""
     head_bias: bool = False
     """A bias in the head."""
     tied: bool = False
@@ -55,13 +60,14 @@ class ModelConfig:
     def __post_init__(self):
         check_types(self)
         check_numbers(self, positive=("n_embd", "block_size", "n_blocks", "num_heads", "vocab_size", "num_kv_heads",
-                                      "n_hidden", "norm_eps"))
-        if self.n_embd % self.num_heads:
+                                      "head_dim", "n_hidden", "norm_eps"))
+        if self.head_dim is None and self.n_embd % self.num_heads:
             raise UserError(f"n_embd {self.n_embd} must be a multiple of num_heads {self.num_heads}")
         if self.num_heads % self.kv_heads:
             raise UserError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.kv_heads}")
         if self.position == "rotary" and self.head_size % 2:
-            raise UserError(f"rotary positions need an even head size, n_embd / num_heads, not {self.head_size}")
+            raise UserError(f"rotary positions need an even head size, not {self.head_size}: choose another head_dim, "
+                            "n_embd or num_heads")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout cannot be {self.dropout}: give a number >= 0 and < 1")
         if self.rope_theta < 1:
@@ -75,11 +81,15 @@ class ModelConfig:
 
     @property
     def head_size(self):
-        return self.n_embd // self.num_heads
+        return self.n_embd // self.num_heads if self.head_dim is None else self.head_dim
 
     @property
     def kv_heads(self):
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def has_qkv_bias(self):
+        return self.bias if self.qkv_bias is None else self.qkv_bias
 
     @property
     def hidden_size(self):

@@ -1,4 +1,4 @@
-"""The parts of a block. Shapes: B batch, T time, C n_embd, nh heads, nkv key-value heads, hs head size (C / nh)."""
+"""The parts of a block. Shapes: B batch, T time, C n_embd, nh heads, nkv key-value heads, hs head size."""
 
 import math
 from functools import partial
@@ -86,13 +86,13 @@ class Attention(nn.Module):
         C, hs = config.n_embd, config.head_size
         self.num_heads, self.kv_heads = config.num_heads, config.kv_heads
         self.parts = {"query": config.num_heads * hs, "key": config.kv_heads * hs, "value": config.kv_heads * hs}
-        self.qkv = nn.Linear(C, sum(self.parts.values()), bias=config.bias)
+        self.qkv = nn.Linear(C, sum(self.parts.values()), bias=config.has_qkv_bias)
         self.out = nn.Linear(config.num_heads * hs, C, bias=config.bias)
         self.qk_norm = make_norm(config, hs, learned=False) if config.qk_norm else nn.Identity()
 
     def forward(self, x, rotation, cache=None):
         """x and the result are (B, T, C). `rotation` belongs to the positions; with a cache, x continues its tokens."""
-        B, T, C = x.shape
+        B, T, _ = x.shape
         heads = self.qkv(x).view(B, T, self.num_heads + 2 * self.kv_heads, -1)  # (B, T, nh + 2 nkv, hs)
         qk, v = heads.split((self.num_heads + self.kv_heads, self.kv_heads), dim=2)
         qk = rotate(self.qk_norm(qk).to(v.dtype), rotation)  # CUDA's autocast computes norms in float32
@@ -108,7 +108,7 @@ class Attention(nn.Module):
             y = reference_attention(q, k, v)  # half the time of scaled_dot_product_attention there
         else:  # several tokens start with an empty cache; a single one attends to all before
             y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, mask, is_causal=T > 1).to(q.dtype)  # (B, nh, T, hs)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
 
 
 # ---- Feed-forward ----------------------------------------------------------------------------------------------------
@@ -148,7 +148,8 @@ def make_feed_forward(config):
     """The feed-forward that the configuration names."""
     if config.feed_forward == "swiglu":
         return GatedFeedForward(config, F.silu)
-    activations = {"relu": F.relu, "relu2": squared_relu, "gelu": partial(F.gelu, approximate="tanh")}
+    activations = {"relu": F.relu, "relu2": squared_relu, "gelu": partial(F.gelu, approximate="tanh"),
+                   "gelu_exact": F.gelu}
     return FeedForward(config, activations[config.feed_forward])
 
 

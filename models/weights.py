@@ -5,6 +5,8 @@ They differ from those of a state_dict in one way: a file holds queries, keys an
 """
 
 import torch
+import torch.nn as nn
+from torch.overrides import TorchFunctionMode
 
 ADAPTERS = ("lora_a", "lora_b")  # weights of LoRA
 
@@ -23,17 +25,43 @@ def file_weights(model, weights=None):
 
 
 def load_file_weights(model, weights):
-    """Load the result of `file_weights` into a GPT. Raises RuntimeError unless names and shapes match exactly."""
-    weights = dict(weights)
-    for name, parts in fused_weights(model):
-        if parts.keys() <= weights.keys():  # else load_state_dict names the missing tensor
-            weights[name] = torch.cat([weights.pop(part) for part in parts])
-    model.load_state_dict(weights)
+    """Copy weights, an iterable of (name in a checkpoint file, tensor), into a GPT.
+
+    Raises RuntimeError unless every weight is there exactly once, with its shape.
+    """
+    own, loaded = file_weights(model), set()
+    for name, weight in weights:
+        if name not in own or name in loaded:
+            raise RuntimeError(f"Unexpected weight {name}")
+        if weight.shape != own[name].shape:
+            raise RuntimeError(f"{name} has shape {tuple(weight.shape)}, not {tuple(own[name].shape)}")
+        own[name].copy_(weight)  # in place: tied weights stay one tensor, and the dtype is that of the model
+        loaded.add(name)
+    if loaded < own.keys():
+        raise RuntimeError(f"Missing weights: {', '.join(own.keys() - loaded)}")
 
 
 def fused_weights(model):
     """Yield the name of every fused tensor in a GPT's state_dict, and {name in a file: number of rows} of its parts."""
     for i, block in enumerate(model.blocks):
         prefix = f"blocks.{i}.attention"
-        for kind in ("weight", "bias") if model.config.bias else ("weight",):
+        for kind in ("weight", "bias") if model.config.has_qkv_bias else ("weight",):
             yield f"{prefix}.qkv.{kind}", {f"{prefix}.{part}.{kind}": n for part, n in block.attention.parts.items()}
+
+
+def is_finite(weight):
+    """Whether all values of a tensor are finite."""
+    low, high = torch.aminmax(weight)  # unlike isfinite, without a copy; NaN propagates to both
+    return bool(low.isfinite() and high.isfinite())
+
+
+class SkipInitialization(TorchFunctionMode):
+    """Context in which new models keep uninitialized weights, for models whose weights are loaded next."""
+
+    SKIPPED = {nn.init.normal_, nn.init.kaiming_uniform_, torch.Tensor.normal_, torch.Tensor.zero_}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in self.SKIPPED:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)

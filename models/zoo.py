@@ -79,6 +79,14 @@ class EasyGPT(GPT):
                          vocab_size=50304, norm="rms", position="rotary", feed_forward="swiglu", tied=True)
 
 
+class Llama(GPT):
+    """Llama (Touvron et al., 2023), by default of the size of SmolLM2-135M."""
+
+    config = ModelConfig(n_embd=576, block_size=8192, n_blocks=30, num_heads=9, num_kv_heads=3, n_hidden=1536,
+                         vocab_size=49152, norm="rms", position="rotary", feed_forward="swiglu", tied=True,
+                         rope_theta=100_000.0)
+
+
 class SmallGPT90M(GPT):
     """GPT-2 124M with a short context and a small vocabulary, such as that of Chinese chat."""
 
@@ -100,4 +108,4 @@ class PoemGPT(GPT):
 
 ZOO = {model.__name__: model for model in (
     TransformerModel, RainbowGPT, DevModel, UltimateModel, HugeModel, BardGPT, GPT2, GPT2Medium, GPT2Large, GPT2XL,
-    EasyGPT, SmallGPT90M, SmallGPT300M, PoemGPT)}
+    EasyGPT, Llama, SmallGPT90M, SmallGPT300M, PoemGPT)}

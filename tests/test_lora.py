@@ -81,7 +81,7 @@ def test_merged_equals_applied_and_is_a_plain_model(name, changes, targets):
     merge_lora(merged)
     torch.testing.assert_close(merged(x)[0], logits, atol=1e-5, rtol=1e-5)
     assert file_weights(merged).keys() == file_weights(base).keys()
-    load_file_weights(base, file_weights(merged))
+    load_file_weights(base, file_weights(merged).items())
     assert torch.equal(base(x)[0], merged(x)[0])
     assert all(weight.requires_grad for weight in merged.parameters())
     assert changed_weights(model, before) == set()  # the copy does not share weights

@@ -217,14 +217,14 @@ def test_a_file_has_queries_keys_and_values_apart_and_shares_memory_with_the_mod
 def test_the_weights_of_a_file_load_strictly():
     model, other = small_model("EasyGPT", bias=True), small_model("EasyGPT", bias=True)
     weights = {name: weight + 1 for name, weight in file_weights(model).items()}
-    load_file_weights(other, weights)
+    load_file_weights(other, weights.items())
     for weight, loaded in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(loaded, weight + 1)
     for name in ("blocks.1.attention.key.weight", "final_norm.weight"):
         with pytest.raises(RuntimeError, match="Missing"):
-            load_file_weights(other, {key: weight for key, weight in weights.items() if key != name})
+            load_file_weights(other, [(key, weight) for key, weight in weights.items() if key != name])
     with pytest.raises(RuntimeError, match=r"Unexpected.*extra"):
-        load_file_weights(other, weights | {"extra": torch.zeros(1)})
+        load_file_weights(other, [*weights.items(), ("extra", torch.zeros(1))])
     assert weights.keys() == file_weights(model).keys()  # loading leaves the caller's dictionary as it is
 
 

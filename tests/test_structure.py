@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BELOW = {"utils": set(), "data": {"utils"}, "models": {"utils"}, "tasks": {"data", "models", "utils"},
-         "training": {"tasks", "data", "models", "utils"}}
+         "formats": {"data", "models", "utils"}, "training": {"formats", "tasks", "data", "models", "utils"}}
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
          for folder in (".", *BELOW) for path in sorted((ROOT / folder).glob("*.py"))}
 SCRIPTS = [*(name for name, path in FILES.items() if path.parent == ROOT), "utils.num_params_calculate"]

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import torch
 
+from formats.open import open_foreign
 from models.config import ReplyConfig
 from models.lora import add_lora, fingerprint, load_lora_weights, lora_weights, merge_lora, merged_weights
-from models.weights import file_weights, load_file_weights
+from models.weights import SkipInitialization, file_weights, load_file_weights
 from models.zoo import ZOO
 from training.checks import check_lora_entry, check_model, check_task
 from training.preflight import free_memory
@@ -72,7 +73,9 @@ def save_best(path, model, tokenizer, settings, **more):
 
 def places_of_base(init, path):
     """Where the checkpoint file `path` finds the model `init` that its adapters belong to: relative to its own folder,
-    for when both have moved together, and absolute."""
+    for when both have moved together, and absolute. A name on the Hugging Face hub is returned as it is."""
+    if not os.path.exists(init):
+        return [init]
     base, folder = os.path.realpath(init), os.path.realpath(os.path.dirname(path))
     try:
         return [os.path.relpath(base, folder).replace(os.sep, "/"), base]
@@ -122,22 +125,34 @@ def load_model(path, device="cpu"):
 
 
 def load_checkpoint(path, device="cpu"):
-    """The content of a checkpoint as `Loaded`; a folder stands for the best.pt in it. Raises UserError."""
+    """The content of a checkpoint as `Loaded`: of a file, of the best.pt in a folder, or of whatever `open_foreign`
+    reads. Raises UserError."""
+    foreign = open_foreign(path)
+    if foreign:
+        model = build_to_load(path, foreign.model_class, foreign.config)
+        load_file_weights(model, foreign.weights)
+        return Loaded(model.to(device).eval(), foreign.tokenizer, {"kind": "language"}, ReplyConfig(**foreign.sampling))
     path = checkpoint_file(path)
     checkpoint = read_checkpoint(path)
     config, tokenizer = check_model(checkpoint, path)
     task, reply = check_task(checkpoint, path)
+    model = build_to_load(path, checkpoint["model_class"], config)
+    if "lora" in checkpoint:
+        load_with_adapters(model, checkpoint["lora"], path)
+    else:
+        load_file_weights(model, checkpoint["weights"].items())
+    return Loaded(model.to(device).eval(), tokenizer, task, reply)
+
+
+def build_to_load(path, model_class, config):
+    """A model whose weights, which are in `path`, are loaded next: they are not initialized. Raises UserError."""
     # The context length sizes the KV cache and the rotary tables, but with rotary positions no weight.
     needed, free = inference_memory(config, prompt_tokens=1).allocated, free_memory()
     if needed > free:
         raise UserError(f"the model in {path} needs {readable(needed)} of memory, and {readable(free)} is free: use a "
                         "smaller model, or a machine with more memory")
-    model = ZOO[checkpoint["model_class"]](**vars(config))
-    if "lora" in checkpoint:
-        load_with_adapters(model, checkpoint["lora"], path)
-    else:
-        load_file_weights(model, checkpoint["weights"])
-    return Loaded(model.to(device).eval(), tokenizer, task, reply)
+    with SkipInitialization():
+        return ZOO[model_class](**vars(config))
 
 
 def load_with_adapters(model, entry, path):
@@ -145,14 +160,16 @@ def load_with_adapters(model, entry, path):
     its base, and the adapters merged into them. Raises UserError."""
     check_lora_entry(entry, path)
     base = find_base(entry["base"], path)
-    if not os.path.isfile(base):
-        raise UserError(f"{path} has only the weights that LoRA trained, and there is no {base} that they belong to: "
-                        "put it there, or train with --lora.merge true")
-    start = read_start(base)
-    free = ("vocab_size", "n_labels", "auxiliary_lm", "dropout")  # what may differ from --init
+    try:
+        start = read_start(base)
+    except UserError as error:
+        raise UserError(f"{path} has only the weights that LoRA trained, and the model that they belong to cannot be "
+                        f"loaded ({error}); --lora.merge true saves a complete one") from None
+    free = ("vocab_size", "block_size", "n_labels", "auxiliary_lm", "dropout")  # what may differ from --init
     architecture = {name: value for name, value in vars(model.config).items() if name not in free}
     enough_tokens = start["config"]["vocab_size"] <= model.config.vocab_size
-    if enough_tokens and architecture.items() <= start["config"].items():
+    long_enough = start["config"]["block_size"] >= model.config.block_size
+    if enough_tokens and long_enough and architecture.items() <= start["config"].items():
         load_start(model, start)
     if fingerprint(model) != entry["fingerprint"]:
         raise UserError(f"{path} has only the weights that LoRA trained, and {base} is not the model that they belong "
@@ -166,16 +183,23 @@ def load_with_adapters(model, entry, path):
 
 
 def find_base(places, path):
-    """The file of the base model that the file `path` names: the first of these places where there is one."""
-    if isinstance(places, str):  # of older files: from the working directory
-        return checkpoint_file(places)
-    folder = os.path.realpath(os.path.dirname(path))
-    files = [checkpoint_file(os.path.normpath(os.path.join(folder, place))) for place in places]
-    return next(filter(os.path.isfile, files), files[0])
+    """The base model that the checkpoint file `path` names: the first of these places where there is one, else the
+    last."""
+    places = [places] if isinstance(places, str) else places  # of older files: from the working directory
+    for place in places:
+        base = os.path.normpath(os.path.join(os.path.realpath(os.path.dirname(path)), place))
+        if os.path.exists(base):
+            return base
+    return places[-1]
 
 
 def read_start(path):
-    """The checkpoint at `path`, for a model that starts from its weights. Raises UserError."""
+    """The checkpoint at `path`, or whatever `open_foreign` reads there, for a model that starts from its weights.
+    Raises UserError."""
+    foreign = open_foreign(path)
+    if foreign:
+        return {"model_class": foreign.model_class, "config": vars(foreign.config),
+                "tokenizer": foreign.tokenizer.to_dict(), "weights": dict(foreign.weights)}
     path = checkpoint_file(path)
     checkpoint = read_checkpoint(path)
     if "lora" in checkpoint:
@@ -189,7 +213,8 @@ def read_start(path):
 def load_start(model, start):
     """Load the weights of a checkpoint, a result of `read_start`, into a model of the same architecture.
 
-    If the model has more tokens, a new one starts as the mean of all others (Hewitt, 2021). A classifier keeps its own
+    If the model has more tokens, a new one starts as the mean of all others (Hewitt, 2021). If its context is shorter,
+    it gets the first of the learned positions. A classifier keeps its own
     head, unless the checkpoint is one with as many labels; its second head starts as that of a language model.
     """
     weights, n_labels = dict(start["weights"]), start["config"]["n_labels"]
@@ -201,7 +226,9 @@ def load_start(model, start):
     for name, own in own_weights.items():
         if name not in weights:  # a new head
             weights[name] = own
+        elif name == "position_embedding.weight":
+            weights[name] = weights[name][: len(own)]
         elif len(own) > len(weights[name]):
             mean = weights[name].mean(dim=0, keepdim=True)  # (1, C), or (1) for a bias
             weights[name] = torch.cat([weights[name], *[mean] * (len(own) - len(weights[name]))])
-    load_file_weights(model, {name: weights[name] for name in own_weights})
+    load_file_weights(model, [(name, weights[name]) for name in own_weights])

@@ -7,6 +7,7 @@ import torch
 
 from data.tokenizer import tokenizer_from_dict
 from models.config import ReplyConfig
+from models.weights import is_finite
 from models.zoo import ZOO
 from tasks.kinds import TASKS
 from utils.errors import UserError
@@ -117,7 +118,6 @@ def tensor_problem(value, shape, dtypes):
         return f"has dtype {value.dtype}, not {' or '.join(map(str, dtypes))}"
     if value.shape != shape:
         return f"has shape {tuple(value.shape)}, not {tuple(shape)}"
-    low, high = torch.aminmax(value)  # unlike isfinite, without a copy; NaN propagates to both
-    if not (low.isfinite() and high.isfinite()):
+    if not is_finite(value):
         return "has values that are not finite"
     return None

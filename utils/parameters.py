@@ -36,9 +36,10 @@ class Parameters:
 def symbols(c):
     """The letters of the formulas, each with a name and a value."""
     labels = {} if c.n_labels is None else {"N": ("n_labels", c.n_labels)}
+    queries = {} if c.head_dim is None else {"Q": ("num_heads x head size", c.num_heads * c.head_size)}
     return {"V": ("vocab_size", c.vocab_size), "C": ("n_embd", c.n_embd), "T": ("block_size", c.block_size),
             "L": ("n_blocks", c.n_blocks), "H": ("n_hidden", c.hidden_size),
-            "K": ("num_kv_heads x head size", c.kv_heads * c.head_size)} | labels
+            "K": ("num_kv_heads x head size", c.kv_heads * c.head_size)} | queries | labels
 
 
 def parameter_table(c):
@@ -48,9 +49,9 @@ def parameter_table(c):
     def row(component, shape, blocks=None):
         return Parameters(component, shape, tuple(sizes[letter] for letter in shape.split()), blocks)
 
-    def linear(name, outputs, inputs):
-        bias = [row(f"blocks.{name}.bias", outputs, c.n_blocks)] if c.bias else []
-        return [row(f"blocks.{name}.weight", f"{outputs} {inputs}", c.n_blocks), *bias]
+    def linear(name, outputs, inputs, bias=c.bias):
+        biases = [row(f"blocks.{name}.bias", outputs, c.n_blocks)] if bias else []
+        return [row(f"blocks.{name}.weight", f"{outputs} {inputs}", c.n_blocks), *biases]
 
     def norm(name, blocks=None):
         bias = [row(f"{name}.bias", "C", blocks)] if c.norm == "layer" else []
@@ -58,14 +59,15 @@ def parameter_table(c):
 
     gate = linear("feed_forward.gate", "H", "C") if c.feed_forward == "swiglu" else []
     outputs = "V" if c.n_labels is None else "N"
+    queries = "C" if c.head_dim is None else "Q"
     return [
         row("token_embedding.weight", "V C"),
         *([row("position_embedding.weight", "T C")] if c.position == "learned" else []),
         *norm("blocks.attention_norm", c.n_blocks),
-        *linear("attention.query", "C", "C"),
-        *linear("attention.key", "K", "C"),
-        *linear("attention.value", "K", "C"),
-        *linear("attention.out", "C", "C"),
+        *linear("attention.query", queries, "C", c.has_qkv_bias),
+        *linear("attention.key", "K", "C", c.has_qkv_bias),
+        *linear("attention.value", "K", "C", c.has_qkv_bias),
+        *linear("attention.out", "C", queries),
         *norm("blocks.feed_forward_norm", c.n_blocks),
         *linear("feed_forward.up", "H", "C"),
         *linear("feed_forward.down", "C", "H"),
@@ -91,14 +93,23 @@ def weight_shapes(c):
     for i in range(c.n_blocks):
         for row in table:
             if row.blocks is not None:
-                yield row.component.replace("blocks", f"blocks.{i}", 1), row.shape
+                yield numbered(row.component, i), row.shape
+
+
+def numbered(component, i):
+    """The name of a weight of block i, of its name without the number.
+
+    >>> numbered("blocks.attention.out.weight", 3)
+    'blocks.3.attention.out.weight'
+    """
+    return component.replace("blocks", f"blocks.{i}", 1)
 
 
 def linear_shapes(c):
     """Shapes (outputs, inputs) of the linear layers of a block, by name."""
-    C, H, K = c.n_embd, c.hidden_size, c.kv_heads * c.head_size
+    C, H, Q, K = c.n_embd, c.hidden_size, c.num_heads * c.head_size, c.kv_heads * c.head_size
     gate = {"gate": (H, C)} if c.feed_forward == "swiglu" else {}
-    return {"qkv": (C + 2 * K, C), "out": (C, C), "up": (H, C), "down": (C, H)} | gate
+    return {"qkv": (Q + 2 * K, C), "out": (C, Q), "up": (H, C), "down": (C, H)} | gate
 
 
 def lora_targets(c):
@@ -175,7 +186,7 @@ def block_flops(c, reached, trained=(), lora_rank=None):
         flops += sum(matrix_flops(shapes[name], reached, name in trained, lora_rank) for name in names)
         reached = reached or any(name in trained for name in names)
         if names == ["qkv"]:
-            flops += (12 if reached else 4) * c.n_embd * c.block_size
+            flops += (12 if reached else 4) * c.num_heads * c.head_size * c.block_size
     return flops
 
 

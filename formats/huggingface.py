@@ -1,0 +1,152 @@
+"""Folders of Hugging Face models: config.json, weights in safetensors, and the files of a tokenizer."""
+
+from pathlib import Path, PurePosixPath
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from data.tokenizer import load_tokenizer
+from formats.foreign import Foreign
+from formats.huggingface_config import Fields, read_config, read_json
+from formats.names import GPT2, LLAMA, Table, check_weights, to_ours
+from models.config import ReplyConfig
+from utils.errors import UserError
+from utils.printable import one_line
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEAD = "lm_head.weight"
+TABLES = {"GPT2": GPT2, "Llama": LLAMA}
+DTYPES = ("F32", "F16", "BF16")
+SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
+
+
+def open_huggingface(folder):
+    """The model in a folder as `Foreign`. Only the headers of its weights are read, until they are asked for. Raises
+    UserError."""
+    folder = Path(folder)
+    model_class, config = read_config(folder)
+    tensors = Tensors(folder)
+    table = without_prefix(TABLES[model_class], tensors.shapes)
+    shapes = dict(tensors.shapes)
+    stored_head = config.tied and shapes.pop(HEAD, None) is not None
+    check_weights(table, config, shapes, folder)
+    if stored_head:
+        check_tied_head(tensors, table, folder)
+    tokenizer = load_tokenizer(folder.absolute())  # `gpt2` alone is a name there
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"{folder} has a tokenizer of {tokenizer.vocab_size:,} tokens, but a model of "
+                        f"{config.vocab_size:,}: use the tokenizer that the model was trained with")
+    weights = to_ours(table, config, tensors.read, folder)
+    return Foreign(model_class, config, tokenizer, weights, read_chat_template(folder), read_sampling(folder))
+
+
+def without_prefix(table, names):
+    """The table of a GPT-2 whose names in a file lack `transformer.`, as in the files of OpenAI's models."""
+    prefix = "transformer."
+    if any(name.startswith(prefix) for name in names):
+        return table
+    layers = [layer._replace(theirs=layer.theirs.removeprefix(prefix)) for layer in table.layers]
+    return Table(tuple(layers), table.buffers)
+
+
+def check_tied_head(tensors, table, folder):
+    """Raise UserError if a tied head is in the file, too, and is not the token embedding."""
+    embedding = next(layer.theirs for layer in table.layers if layer.ours == ("token_embedding",))
+    name = f"{embedding}.weight"
+    if not torch.equal(tensors.read(HEAD), tensors.read(name)):
+        raise UserError(f"{folder} has tie_word_embeddings, but {HEAD} differs from {name}: correct its config.json")
+
+
+# ---- Weights ---------------------------------------------------------------------------------------------------------
+
+
+class Tensors:
+    """The tensors of model.safetensors, or of the shards in the index, in a folder."""
+
+    def __init__(self, folder):
+        """Read the headers. Raises UserError for files that are missing or damaged."""
+        self.files, self.shapes = {}, {}  # by the name of a tensor
+        index = read_index(folder)
+        for file in [folder / WEIGHTS] if index is None else sorted(set(index.values())):
+            for name, shape in read_header(file).items():
+                if index is None or index.get(name) == file:
+                    self.files[name], self.shapes[name] = file, shape
+        for name in index or ():
+            if name not in self.files:
+                raise UserError(f"{index[name]} is missing the weight {one_line(name, 200)}: download it again")
+
+    def read(self, name):
+        """The tensor of a name. Its file is opened anew, as its memory counts until the file is closed."""
+        with safe_open(self.files[name], "pt") as file:
+            return file.get_tensor(name)
+
+
+def read_index(folder):
+    """The path of the shard of every tensor by name, None for a model in one file. Raises UserError."""
+    path = folder / INDEX
+    if not path.exists():
+        if (folder / WEIGHTS).exists():
+            return None
+        others = [file.name for pattern in ("*.bin", "*.pt", "*.h5", "*.msgpack") for file in folder.glob(pattern)]
+        found = f" {others[0]} is not read, as such files can contain code:" if others else ""
+        raise UserError(f"{folder} has no {WEIGHTS}:{found} save the model with save_pretrained of transformers")
+    names = Fields(path, read_json(path)).get("weight_map", dict, {})
+    shards = {}
+    for name, shard in names.items():
+        if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard or shard in ("", ".."):
+            raise UserError(f"{path} names the file {one_line(str(shard), 80)}, which is not a name in its folder: "
+                            "download the model again")
+        shards[name] = folder / shard
+    return shards
+
+
+def read_header(path):
+    """The shape of every tensor in a .safetensors file by name. Raises UserError unless all can be read."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: download it, too")
+    shapes = {}
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  it is no dictionary
+                tensor = file.get_slice(name)
+                if tensor.get_dtype() not in DTYPES:
+                    raise UserError(f"{path}: {one_line(name, 200)} has the dtype {tensor.get_dtype()}, not "
+                                    f"{', '.join(DTYPES)}: use another version of the model")
+                shapes[name] = tuple(tensor.get_shape())
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or incomplete ({one_line(str(error), 200)}): download it again") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error}): give a readable model") from None
+    return shapes
+
+
+# ---- Other files -----------------------------------------------------------------------------------------------------
+
+
+def read_chat_template(folder):
+    """The chat template of a model, None if it has none. Raises UserError."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    template = read_json(path).get("chat_template") if path.is_file() else None
+    if isinstance(template, list):  # several, with names
+        named = {each["name"]: each["template"] for each in template if isinstance(each, dict) and len(each) == 2}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def read_sampling(folder):
+    """The fields of ReplyConfig in generation_config.json. Raises UserError."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    recorded = read_json(path)
+    sampling = {name: recorded[name] for name in SAMPLING if recorded.get(name) is not None}
+    if sampling.get("top_k") == 0:  # in transformers, off
+        del sampling["top_k"]
+    try:
+        ReplyConfig(**sampling)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return sampling

@@ -1,0 +1,175 @@
+"""The configuration of a Hugging Face model as a ModelConfig, without torch.
+
+What this project does not compute is refused by name, so that no model is imported that gives other logits.
+"""
+
+import json
+from pathlib import Path
+
+from models.config import ModelConfig
+from utils.errors import UserError
+from utils.fields import describe, has_type
+from utils.printable import one_line
+
+LARGEST = 1 << 24  # bytes of a JSON file
+ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu": "gelu_exact",
+               "gelu_python": "gelu_exact", "relu": "relu", "relu2": "relu2"}
+
+
+def read_json(path):
+    """The object in a JSON file. Raises UserError."""
+    try:
+        if not path.is_file():
+            raise UserError(f"there is no file {path}: give the folder of a complete model")
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path} has more than {LARGEST:,} bytes, too many for a configuration: download it again")
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): give the folder of a readable model") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): download it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object: download it again")
+    return found
+
+
+class Fields:
+    """The fields of a config.json, which are checked as they are read."""
+
+    def __init__(self, path, fields):
+        self.path, self.fields = path, fields
+
+    def get(self, name, kind, default):
+        """The value of a field; `default` if it is missing or null. Raises UserError unless it has the type `kind`."""
+        value = self.fields.get(name)
+        if value is None:
+            return default
+        if not has_type(value, kind):
+            raise UserError(f"{self.path}: {name} cannot be {one_line(str(value), 80)}: it must be {describe(kind)}")
+        return value
+
+    def size(self, name):
+        """A required integer > 0. Raises UserError."""
+        value = self.get(name, int, None)
+        if value is None or value < 1:
+            raise UserError(f"{self.path}: {name} must be an integer > 0, not {value}: use another model")
+        return value
+
+    def refuse(self, what):
+        return UserError(f"{self.path} has {one_line(str(what), 200)}, which this project does not compute: use "
+                         "another model")
+
+    def require(self, name, kind, default, expected):
+        """Raise UserError unless a field, `default` if it is missing, has the value that this project computes."""
+        value = self.get(name, kind, default)
+        if value != expected:
+            raise self.refuse(f"{name} {json.dumps(value)}")
+
+
+def read_config(path):
+    """(name of a class in models.zoo.ZOO, ModelConfig) of a config.json, or of the folder that contains it. Raises
+    UserError."""
+    path = Path(path)
+    path = path / "config.json" if path.is_dir() else path
+    fields = Fields(path, read_json(path))
+    architecture = architecture_of(fields)
+    if fields.get("quantization_config", object, None) is not None:
+        raise fields.refuse("quantization_config")
+    model_class, read = ARCHITECTURES[architecture]
+    values = read(fields)
+    try:
+        return model_class, ModelConfig(**values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def architecture_of(fields):
+    """The key of ARCHITECTURES of a config.json. Raises UserError."""
+    named = fields.get("architectures", list, None)
+    if named:
+        architecture = named[0]
+    else:  # of a file that was written by hand
+        model_type = fields.get("model_type", str, None)
+        architecture = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}.get(model_type, model_type)
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"{fields.path} has the architecture {one_line(str(architecture), 80)}: this project reads "
+                        f"{', '.join(ARCHITECTURES)}")
+    return architecture
+
+
+def gpt2(fields):
+    """The fields of ModelConfig of a GPT2LMHeadModel."""
+    fields.require("scale_attn_weights", bool, True, True)
+    fields.require("scale_attn_by_inverse_layer_idx", bool, False, False)
+    fields.require("add_cross_attention", bool, False, False)
+    activation = fields.get("activation_function", str, "gelu_new")
+    if activation not in ACTIVATIONS:
+        raise fields.refuse(f"activation_function {activation}")
+    return {
+        "n_embd": fields.size("n_embd"),
+        "block_size": fields.size("n_positions"),
+        "n_blocks": fields.size("n_layer"),
+        "num_heads": fields.size("n_head"),
+        "vocab_size": fields.size("vocab_size"),
+        "n_hidden": fields.get("n_inner", int, None),
+        "dropout": fields.get("resid_pdrop", float, 0.1),
+        "feed_forward": ACTIVATIONS[activation],
+        "bias": True,
+        "tied": fields.get("tie_word_embeddings", bool, True),
+        "norm_eps": fields.get("layer_norm_epsilon", float, 1e-5),
+    }
+
+
+def llama(fields):
+    """The fields of ModelConfig of a LlamaForCausalLM."""
+    activation = fields.get("hidden_act", str, "silu")
+    if activation not in ("silu", "swish"):
+        raise fields.refuse(f"hidden_act {activation}")
+    bias = fields.get("attention_bias", bool, False)
+    if fields.get("mlp_bias", bool, False) != bias:
+        raise fields.refuse("biases in either attention or the feed-forward network (attention_bias, mlp_bias)")
+    fields.require("rope_interleaved", bool, False, False)
+    return {
+        "n_embd": fields.size("hidden_size"),
+        "block_size": fields.size("max_position_embeddings"),
+        "n_blocks": fields.size("num_hidden_layers"),
+        "num_heads": fields.size("num_attention_heads"),
+        "num_kv_heads": fields.get("num_key_value_heads", int, None),
+        "head_dim": fields.get("head_dim", int, None),
+        "vocab_size": fields.size("vocab_size"),
+        "n_hidden": fields.size("intermediate_size"),
+        "norm": "rms",
+        "position": "rotary",
+        "feed_forward": "swiglu",
+        "bias": bias,
+        "tied": fields.get("tie_word_embeddings", bool, False),
+        "norm_eps": fields.get("rms_norm_eps", float, 1e-6),
+        "rope_theta": rope_theta(fields),
+    }
+
+
+def rope_theta(fields):
+    """The base of the rotary frequencies. Raises UserError for any scaling of them.
+
+    transformers 5 writes it, and the scaling, to rope_parameters; before, they were rope_theta and rope_scaling.
+    """
+    rope = Fields(fields.path, fields.get("rope_scaling", dict, {}) or fields.get("rope_parameters", dict, {}))
+    kind = rope.get("rope_type", str, rope.get("type", str, "default"))
+    if kind != "default":
+        raise fields.refuse(f"rope scaling of the type {kind}")
+    for place in (fields, rope):
+        place.require("partial_rotary_factor", float, 1.0, 1.0)
+    return rope.get("rope_theta", float, fields.get("rope_theta", float, 10_000.0))
+
+
+def mistral(fields):
+    """The fields of ModelConfig of a MistralForCausalLM, which is a Llama if its window never ends before the context.
+    """
+    window = fields.fields.get("sliding_window", 4096)  # null: no window
+    if window is not None and fields.get("sliding_window", int, 4096) < fields.size("max_position_embeddings"):
+        raise fields.refuse(f"sliding_window {window}")
+    return llama(fields) | {"num_kv_heads": fields.size("num_key_value_heads"), "bias": False}
+
+
+ARCHITECTURES = {"GPT2LMHeadModel": ("GPT2", gpt2), "LlamaForCausalLM": ("Llama", llama),
+                 "MistralForCausalLM": ("Llama", mistral)}
