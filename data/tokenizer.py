@@ -9,9 +9,12 @@ import json
 from itertools import chain
 from pathlib import Path
 
-from data.bpe import MAX_BYTES, MAX_FILE_BYTES, SPECIAL_TOKENS, SURROGATE, BPETokenizer
+from data.bpe import MAX_BYTES, BPETokenizer
 from data.download import download, hub_endpoints
+from data.library_tokenizer import MAX_FILE_BYTES, SPECIAL_TOKENS, SURROGATE
+from data.llama2c import read_tokenizer_bin
 from data.meta_pickle import characters_in_meta
+from data.sentencepiece_bpe import SentencePieceTokenizer, is_sentencepiece
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
 
@@ -22,15 +25,16 @@ GPT2_FILES = (  # name at GPT2_URL, name on the Hugging Face hub, sha256
     ("encoder.json", "vocab.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
     ("vocab.bpe", "merges.txt", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
 )
-SOURCES = ("gpt2, a tokenizer.json, or a folder with tokenizer.json, vocab.json and merges.txt, encoder.json and "
-           "vocab.bpe, or meta.pkl")
+SOURCES = ("gpt2, a tokenizer.json, llama2.c's tokenizer.bin, or a folder with tokenizer.json, vocab.json and "
+           "merges.txt, encoder.json and vocab.bpe, meta.pkl, or tokenizer.bin")
+KINDS = {tokenizer.kind: tokenizer for tokenizer in (BPETokenizer, SentencePieceTokenizer)}  # besides "char"
 
 
 class CharTokenizer:
     """One token per character and, if `special`, the tokens of SPECIAL_TOKENS behind them.
 
-    `padding`, `message_start`, `message_end`, `end_of_text` and `special_ids` are as in BPETokenizer: `encode` never
-    returns a special token.
+    `padding`, `message_start`, `message_end`, `end_of_text`, `special_ids` and `text_start` are as in LibraryTokenizer:
+    `encode` never returns a special token.
 
     >>> tokenizer = CharTokenizer("abc", special=True)
     >>> tokenizer.encode("cab")
@@ -38,6 +42,8 @@ class CharTokenizer:
     >>> tokenizer.decode([2, 0, 1, tokenizer.message_end])
     'cab<|im_end|>'
     """
+
+    text_start = None
 
     def __init__(self, vocab, where="the tokenizer", special=False):
         """`vocab` is the string of all characters, in the order of their ids. Raises UserError, which names `where`,
@@ -97,8 +103,11 @@ class CharTokenizer:
         """The text of token ids, special tokens by name."""
         return "".join(self.tokens[i] for i in ids)
 
-    def stream(self):
-        """A function from each next token id to the text it completes, and from None to what is left: nothing."""
+    def stream(self, before=()):
+        """A function from each next token id to the text it completes, and from None to what is left: nothing.
+
+        The ids `before` make no difference: no token depends on others.
+        """
         return lambda token=None: "" if token is None else self.tokens[token]
 
     def show(self, i):
@@ -165,7 +174,7 @@ def load_tokenizer(source):
 
 def load_from_folder(folder):
     """The tokenizer in a folder, None if there is none. Raises UserError for damaged files, and OSError."""
-    for name in ("tokenizer.json", "meta.pkl"):
+    for name in ("tokenizer.json", "meta.pkl", "tokenizer.bin"):
         if (folder / name).is_file():
             return load_file(folder / name)
     for names in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
@@ -176,8 +185,10 @@ def load_from_folder(folder):
 
 
 def load_file(path):
-    """The tokenizer in a .json or .pkl file. Raises UserError if it is damaged, and OSError."""
+    """The tokenizer in a .json, .pkl or .bin file. Raises UserError if it is damaged, and OSError."""
     content = read_file(path)
+    if path.suffix == ".bin":
+        return read_tokenizer_bin(content, path)
     try:
         if path.suffix == ".pkl":
             return CharTokenizer(characters_in_meta(content), path)
@@ -186,6 +197,8 @@ def load_file(path):
         raise UserError(f"{path} is damaged or not a tokenizer ({error}): create it again") from None
     if isinstance(saved, dict) and "kind" in saved:
         return tokenizer_from_dict(saved, path)
+    if is_sentencepiece(saved):
+        return SentencePieceTokenizer(content, path)
     return BPETokenizer(content, path)
 
 
@@ -202,16 +215,16 @@ def tokenizer_from_dict(saved, where="the tokenizer"):
     """The tokenizer that `to_dict` returned `saved` for, as checkpoints contain it. Raises UserError, which names
     `where`."""
     kind, special = saved.get("kind"), saved.get("special", False)
-    if kind not in ("char", "bpe"):
+    if kind not in ("char", *KINDS):
         raise UserError(f"{where} has a tokenizer of unknown kind {kind!r}: update the project")
     field = "vocab" if kind == "char" else "tokenizer.json"
     if not isinstance(saved.get(field), str):
         raise UserError(f"{where} has a tokenizer of kind {kind!r} without its {field}: the file is damaged")
     if not isinstance(special, bool):
         raise UserError(f"{where} has a tokenizer whose special is neither true nor false: the file is damaged")
-    if kind == "bpe":
-        return BPETokenizer(saved[field], where)
-    return CharTokenizer(saved[field], where, special)
+    if kind == "char":
+        return CharTokenizer(saved[field], where, special)
+    return KINDS[kind](saved[field], where)
 
 
 def fetch_gpt2():

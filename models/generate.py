@@ -165,7 +165,7 @@ def generate_text(model, tokenizer, ids, max_new_tokens, sampling, stop_tokens=(
 
     Ends before the first of `stop_tokens`. Special tokens have no repetition penalty.
     """
-    complete = tokenizer.stream()
+    complete = tokenizer.stream(ids)
     for token in generate(model, ids, max_new_tokens, sampling, stop_tokens, tokenizer.vocab_size,
                           tokenizer.special_ids):
         yield complete(token)

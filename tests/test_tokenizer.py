@@ -19,7 +19,8 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 import data.bpe
 import data.tokenizer
-from data.bpe import BYTE_OF, BYTES_IN_UTF_8, bytes_of, sample
+from data.bpe import BYTE_OF, sample
+from data.library_tokenizer import BYTES_IN_UTF_8
 from data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, tokenizer_from_dict, without_unknown
 from utils.errors import UserError
 
@@ -54,7 +55,7 @@ def description(tokenizer=TOKENIZER):
 def learned(tokenizer):
     """The merges, the first one first, as two pieces of text each."""
     merges = description(tokenizer)["model"]["merges"]
-    return [tuple(bytes_of(token).decode() for token in merge) for merge in merges]
+    return [tuple(BPETokenizer.bytes_of(token).decode() for token in merge) for merge in merges]
 
 
 def test_the_examples_in_the_docstrings():

@@ -1,0 +1,186 @@
+"""Chat templates of other projects: a conversation as the token ids that a chat model was trained on.
+
+A folder of Hugging Face has a template in Jinja, which writes a conversation as one text, with the names of special
+tokens around messages: in `chat_template.jinja` or in `tokenizer_config.json`. Here, text that somebody typed never
+becomes a special token: the template gets a placeholder for each message, what it writes is searched for special
+tokens, and only then are the messages put in. So the ids equal those of `transformers` unless a message contains the
+name of a special token, or the template does more with a message than to write it, to strip white space around it, and
+to ask whether it is empty.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from typing import NamedTuple
+
+from data.library_tokenizer import MAX_FILE_BYTES
+from data.template_process import MAX_SECONDS
+from utils.errors import UserError
+from utils.files import PROJECT
+
+VARIABLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MARKS = "\ue000\ue001"  # characters for private use, which templates do not contain
+PLACEHOLDER = re.compile("(\ue000aA[0-9]+\ue001)")  # the letters show changes of case
+MAX_REPEATS = 10  # of a message in what a template writes
+
+
+class ChatTemplate(NamedTuple):
+    """A chat template in Jinja, and the special tokens that it can refer to: variable, such as bos_token -> name."""
+
+    source: str
+    special_tokens: dict
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_chat_template(folder):
+    """The ChatTemplate of a folder of Hugging Face, None if it has none. Raises UserError."""
+    config_path, template_path = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config = read_json(config_path)
+    source = config.get("chat_template")
+    if isinstance(source, list):
+        source = default_template(source, config_path)
+    if template_path.is_file():
+        source = read_text(template_path)
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise UserError(f"{config_path} has a chat_template that is not text: download it again")
+    return ChatTemplate(source, {name: config_token(config, name, config_path) for name in VARIABLES
+                                 if config.get(name) is not None})
+
+
+def default_template(named, where):
+    """The template "default" of a list of {"name": ..., "template": ...}. Raises UserError, which names `where`."""
+    try:
+        templates = {entry["name"]: entry["template"] for entry in named}
+    except (TypeError, LookupError):
+        raise UserError(f"{where} has a malformed list of chat templates: download it again") from None
+    if "default" not in templates:
+        raise UserError(f"{where} has chat templates, but none is the default: {', '.join(map(repr, templates))}")
+    return templates["default"]
+
+
+def config_token(config, name, where):
+    """A special token of a tokenizer_config.json, which is text or {"content": text}. Raises UserError, which names
+    `where`."""
+    token = config[name]
+    if isinstance(token, dict):
+        token = token.get("content")
+    if not isinstance(token, str):
+        raise UserError(f"{where} has a {name} that is not text: download it again")
+    return token
+
+
+def read_stop_tokens(folder, tokenizer):
+    """`stop_tokens` of the files in a folder of Hugging Face."""
+    return stop_tokens(read_json(folder / "tokenizer_config.json"), read_json(folder / "generation_config.json"),
+                       tokenizer)
+
+
+def stop_tokens(tokenizer_config, generation_config, tokenizer):
+    """The ids of the tokens that end a reply: eos_token of a tokenizer_config.json, and eos_token_id, one or a list, of
+    a generation_config.json. Both are dictionaries, empty if there is no such file. Raises UserError.
+
+    Chat models may give their end marker in only one of them.
+    """
+    ids = generation_config.get("eos_token_id")
+    ids = set() if ids is None else set(ids if isinstance(ids, list) else [ids])
+    if tokenizer_config.get("eos_token") is not None:
+        name = config_token(tokenizer_config, "eos_token", "tokenizer_config.json")
+        if name not in tokenizer.special:
+            raise UserError(f"tokenizer_config.json names the eos_token {name!r}, which is no special token of the "
+                            "tokenizer: use the files of one model")
+        ids.add(tokenizer.special[name])
+    for i in ids:
+        if type(i) is not int or not 0 <= i < tokenizer.vocab_size:
+            raise UserError(f"generation_config.json has the eos_token_id {i!r}, but token ids are 0 to "
+                            f"{tokenizer.vocab_size - 1}: use the files of one model")
+    return frozenset(ids)
+
+
+def read_json(path):
+    """The dictionary in a JSON file, {} if there is no file. Raises UserError."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged or not JSON ({error}): download it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object: download it again")
+    return content
+
+
+def read_text(path):
+    """The text of a UTF-8 file. Raises UserError."""
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise UserError(f"{path} has more than {MAX_FILE_BYTES:,} bytes: download it again")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8: download it again") from None
+
+
+# ---- Writing a conversation ------------------------------------------------------------------------------------------
+
+
+def chat_ids(template, messages, tokenizer):
+    """The token ids of a conversation by a ChatTemplate, up to where the reply of the assistant starts.
+
+    `messages` is a list of {"role": ..., "content": text}. Roles are trusted, contents are not: they are encoded as
+    ordinary text. Raises UserError if the template fails, refuses the messages or changes their text, and as
+    `encode_with_special_tokens` of the tokenizer does.
+    """
+    contents, marked = {}, []
+    for message in messages:
+        text = message["content"].strip()
+        if text:  # without the white space around it, for templates that strip it
+            placeholder = f"\ue000aA{len(contents)}\ue001"
+            contents[placeholder] = text
+            message = message | {"content": message["content"].replace(text, placeholder, 1)}
+        marked.append(message)
+    variables = template.special_tokens | {"messages": marked, "add_generation_prompt": True, "tools": None,
+                                           "documents": None}
+    rendered = render(template.source, variables)
+    check_placeholders(rendered, contents)
+
+    def put_in_contents(text):
+        return PLACEHOLDER.sub(lambda match: contents[match[0]], text)
+
+    return tokenizer.encode_with_special_tokens(rendered, put_in_contents)
+
+
+def check_placeholders(rendered, contents):
+    """Raise UserError if a template wrote other placeholders than those of `contents`, or one of them too often."""
+    parts = PLACEHOLDER.split(rendered)
+    written, placeholders = parts[::2], Counter(parts[1::2])
+    if not contents.keys() >= placeholders.keys() or any(mark in part for part in written for mark in MARKS):
+        raise UserError("the chat template changes the text of messages, which is not supported: use another model")
+    if max(placeholders.values(), default=0) > MAX_REPEATS:
+        raise UserError(f"the chat template writes a message more than {MAX_REPEATS} times: use another model")
+
+
+def render(source, variables):
+    """What a template writes. Raises UserError if it fails or exceeds the limits of data/template_process.py.
+
+    It takes at most MAX_SECONDS and writes at most MAX_CHARACTERS. Its memory has a limit on Linux, elsewhere only that
+    of its time.
+    """
+    request = json.dumps({"template": source, "variables": variables})
+    command = [sys.executable, "-m", "data.template_process"]
+    try:
+        done = subprocess.run(command, cwd=PROJECT, input=request.encode(), capture_output=True, timeout=MAX_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"the chat template did not end within {MAX_SECONDS} seconds: use another one") from None
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        raise UserError(f"the chat template was stopped: it took more than {MAX_SECONDS} seconds or too much memory. "
+                        "Use another one") from None
+    if "error" in answer:
+        raise UserError(f"the chat template failed: {answer['error']}")
+    return answer["text"]

@@ -1,0 +1,255 @@
+"""What the tokenizers that are built on the `tokenizers` library have in common."""
+
+import codecs
+import json
+import re
+
+from tokenizers import Tokenizer
+
+from utils.errors import UserError
+from utils.files import replacing
+
+SPECIAL_TOKENS = {  # attribute of a tokenizer: token, named as in ChatML and GPT-2
+    "padding": "<|pad|>",
+    "message_start": "<|im_start|>",
+    "message_end": "<|im_end|>",
+    "end_of_text": "<|endoftext|>",
+}
+MAX_FILE_BYTES = 50_000_000  # of a tokenizer file; the largest in common use have 30 MB
+BYTES_IN_UTF_8 = {*range(0xC0), *range(0xC2, 0xF5)}
+SURROGATE = re.compile("[\ud800-\udfff]")
+NEVER = "(?!)"  # a regular expression that matches nothing
+
+
+class LibraryTokenizer:
+    """A tokenizer of the `tokenizers` library, read from the content of a tokenizer.json.
+
+    `padding`, `message_start`, `message_end` and `end_of_text` are the ids of the special tokens, None where the
+    vocabulary has no such token; `special` maps the names of all special tokens to their ids, which `special_ids`
+    holds, too. `encode` never returns them: their names in a text, such as "<|im_end|>", are encoded as ordinary
+    characters. Otherwise, whoever writes a text could end a message in it and start one that seems to come from someone
+    else. `text_start` is the id of the token that the file says to put before every text, None if there is none.
+
+    A subclass has a `kind`, by which a checkpoint names it, a `description` of it for messages, and the functions
+    `find_unsupported` and `bytes_of`. `prefix` is what `encode` puts before a text, as bytes, and `reserved` the tokens
+    that no merge may produce.
+    """
+
+    prefix = b""
+    reserved = frozenset()
+
+    def __init__(self, content, where="the tokenizer"):
+        """Raises UserError, which names `where`, unless `content` is the tokenizer.json of such a tokenizer."""
+        description = self.parse(content, where)
+        try:
+            library = Tokenizer.from_str(json.dumps(description))
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"{where} is damaged or not a tokenizer.json ({error}): create it again") from None
+        library.no_truncation()
+        library.no_padding()
+        added = library.get_added_tokens_decoder()
+        names = {i: token.content for i, token in added.items()}
+        library.add_special_tokens([*names.values()])  # some files list them as words to be found in a text
+        library.encode_special_tokens = True  # as ordinary text
+        tokens = {i: self.bytes_of(token) for token, i in library.get_vocab().items()}
+        tokens |= {i: name.encode() for i, name in names.items()}
+        if any(names.get(token["id"]) != token["content"] for token in description.get("added_tokens") or ()):
+            raise UserError(f"{where} has special tokens whose ids are out of range or used twice: create it again")
+        self.library, self.added, self.special_ids = library, added, frozenset(names)
+        self.special = {name: i for i, name in names.items()}
+        self.tokens = [tokens.get(i) for i in range(len(tokens))]
+        if None in self.tokens:
+            raise UserError(f"{where} has {len(tokens)} tokens, but their ids are not 0 to {len(tokens) - 1}: use "
+                            "another tokenizer")
+        for name, token in SPECIAL_TOKENS.items():
+            setattr(self, name, self.special.get(token))
+        self.text_start = first_added(description.get("post_processor"))
+        if self.text_start is not None and not 0 <= self.text_start < len(tokens):
+            raise UserError(f"{where} puts the token {self.text_start} before every text, but has only {len(tokens)} "
+                            "tokens: use another tokenizer")
+
+    @classmethod
+    def parse(cls, content, where):
+        """The content of a tokenizer.json as a dictionary. Raises UserError unless it is one of this kind.
+
+        With some other tokenizers the library uses up all memory or aborts the process, so they must not get that far.
+        """
+        if len(content) > MAX_FILE_BYTES:
+            raise UserError(f"{where} has more than {MAX_FILE_BYTES:,} characters: use a smaller tokenizer")
+        try:
+            description = json.loads(content)
+            description["model"] = {"type": "BPE"} | description["model"]  # files of before 2021 do not name the type
+            problem = cls.find_unsupported(description)
+            first_added(description.get("post_processor"))
+            if not problem:
+                remove_merges(description, cls.reserved)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            raise UserError(f"{where} is damaged or not a tokenizer.json: create it again") from None
+        if problem:
+            raise UserError(f"{where} is not {cls.description} (it has {problem}): use another one, or train one with "
+                            "python -m data.tokenizer train")
+        return description
+
+    def with_special_tokens(self):
+        """A tokenizer with the same ids that also has all of SPECIAL_TOKENS: missing ones follow the vocabulary."""
+        missing = [token for name, token in SPECIAL_TOKENS.items() if getattr(self, name) is None]
+        if not missing:
+            return self
+        library = Tokenizer.from_str(self.library.to_str())
+        library.add_special_tokens(missing)
+        return type(self)(library.to_str())
+
+    def merged_from(self):
+        """The two token ids that each merged token consists of, by its id."""
+        model, id_of = json.loads(self.library.to_str())["model"], self.library.token_to_id
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        return {id_of(first + second): (id_of(first), id_of(second)) for first, second in pairs}
+
+    def save(self, path):
+        """Write a tokenizer.json of the `tokenizers` library. Raises UserError."""
+        with replacing(path) as file:
+            file.write(self.library.to_str().encode())
+
+    @property
+    def vocab_size(self):
+        return len(self.tokens)
+
+    @property
+    def start_id(self):
+        """The context of the first token of a text: `text_start`, else the end of another text, else a line feed."""
+        for token in (self.text_start, self.end_of_text):
+            if token is not None:
+                return token
+        return self.encode("\n")[0]
+
+    def unknown(self, text):
+        """The characters of a text that cannot be encoded, each once, in order: lone surrogates."""
+        return list(dict.fromkeys(SURROGATE.findall(text)))
+
+    def encode(self, text):
+        """A list of token ids without special tokens. Raises UserError for a lone surrogate."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts):
+        """A list of token ids for each text of a list, computed on all cores. Raises UserError as `encode` does."""
+        return encode_batch(self.library, texts)
+
+    def encode_continuation(self, text):
+        """A list of token ids of a text that follows a special token. Raises UserError as `encode` does."""
+        return self.encode(text)
+
+    def encode_with_special_tokens(self, text, fill):
+        """A list of token ids of a text in which the names of special tokens are these tokens, as in the library.
+
+        `fill` is applied to the parts between them; what it returns is ordinary text, whatever it contains. Raises
+        UserError if a part has a lone surrogate, or if the tokenizer encodes some of it as a special token.
+        """
+        ids, end = [], 0
+        for start, stop, token in [*self.find_special_tokens(text), (len(text), len(text), None)]:
+            part = fill(text[end:start])
+            part_ids = self.encode_continuation(part) if end else self.encode(part)
+            if not self.special_ids.isdisjoint(part_ids):
+                raise UserError("the tokenizer encodes ordinary text as a special token: use another tokenizer")
+            ids += part_ids if token is None else [*part_ids, token]
+            end = stop
+        return ids
+
+    def find_special_tokens(self, text):
+        """Yield (start, end, id) of the names of special tokens in a text, with the white space that they absorb."""
+        added = sorted(self.added.items(), key=lambda item: len(item[1].content), reverse=True)
+        pattern = "|".join(name_pattern(token) for _, token in added)
+        for match in re.finditer(pattern or NEVER, text):
+            yield match.start(), match.end(), added[match.lastindex - 1][0]
+
+    def decode(self, ids):
+        """The text of token ids: special tokens by name, invalid UTF-8 as U+FFFD."""
+        return b"".join([self.tokens[i] for i in ids]).removeprefix(self.prefix).decode("utf-8", "replace")
+
+    def stream(self, before=()):
+        """A function from each next token id to the text it completes, and from None to what is left at the end.
+
+        Bytes are held back until their character is complete. A text starts here unless the last of the ids `before` is
+        an ordinary token; the results, joined, then equal those of `decode`.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        prefix = self.prefix if self.special_ids.issuperset(before[-1:]) else b""
+
+        def complete(token=None):
+            nonlocal prefix
+            content = b"" if token is None else self.tokens[token]
+            if content:
+                content, prefix = content.removeprefix(prefix), b""
+            return decoder.decode(content, final=token is None)
+
+        return complete
+
+    def show(self, i):
+        """A token for display: quoted text or, if its bytes are not valid UTF-8, hexadecimal."""
+        try:
+            return repr(self.tokens[i].decode())
+        except UnicodeDecodeError:
+            return self.tokens[i].hex(" ")
+
+    def to_dict(self):
+        return {"kind": self.kind, "tokenizer.json": self.library.to_str()}
+
+
+def name_pattern(token):
+    """A regular expression for the name of an AddedToken, which is its one group."""
+    left, right = (r"\s*" if strips else "" for strips in (token.lstrip, token.rstrip))
+    return f"{left}({re.escape(token.content)}){right}"
+
+
+def first_added(post_processor):
+    """The id of the token that the post_processor of a tokenizer.json puts before a text, None if it does not.
+
+    It is read rather than run: a small file can describe an endless result.
+
+    >>> first_added({"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0]})
+    0
+    """
+    if post_processor is None:
+        return None
+    kind, first = post_processor["type"], None
+    if kind == "Sequence":
+        for part in post_processor["processors"]:
+            added = first_added(part)
+            first = first if added is None else added
+    elif kind == "TemplateProcessing" and post_processor["single"] and "SpecialToken" in post_processor["single"][0]:
+        name = post_processor["single"][0]["SpecialToken"]["id"]
+        first = post_processor["special_tokens"][name]["ids"][0]
+    elif kind in ("RobertaProcessing", "BertProcessing"):
+        first = post_processor["cls"][1]
+    if first is not None and type(first) is not int:
+        raise TypeError("an id that is not an integer")
+    return first
+
+
+def remove_merges(description, reserved):
+    """Remove the merges of a tokenizer.json that make a special or a reserved token out of ordinary text."""
+    model = description["model"]
+    names = reserved.union(token["content"] for token in description.get("added_tokens") or ())
+    model["merges"] = [merge for merge in model["merges"] if "".join(merge).replace(" ", "") not in names]
+
+
+def encode_batch(library, texts):
+    """A list of token ids for each text of a list, computed on all cores. Raises UserError for a lone surrogate."""
+    try:
+        return [encoding.ids for encoding in library.encode_batch_fast(texts, add_special_tokens=False)]
+    except TypeError:
+        for text in texts:
+            utf_8(text)
+        raise
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":  # the library exports no name for it
+            raise UserError(f"the tokenizer failed on the text ({error}): use another tokenizer") from None
+        raise
+
+
+def utf_8(text):
+    """The bytes of a text. Raises UserError for a lone surrogate, which UTF-8 cannot encode."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the text has the lone surrogate {text[error.start]!r} at character {error.start}: remove "
+                        "it, or read the text with its correct encoding") from None

@@ -1,0 +1,116 @@
+"""SentencePiece-style byte-pair encoding (BPE), as in Llama 2, from a tokenizer.json of the `tokenizers` library."""
+
+import json
+
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
+
+from data.library_tokenizer import BYTES_IN_UTF_8, LibraryTokenizer, encode_batch
+
+SPACE = "▁"  # U+2581, which stands for a space in the tokens
+BYTE_TOKENS = {f"<0x{byte:02X}>": byte for byte in range(256)}
+UNKNOWN, START, END = SPECIAL = ("<unk>", "<s>", "</s>")
+PREPEND = {"type": "Prepend", "prepend": SPACE}
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+
+
+class SentencePieceTokenizer(LibraryTokenizer):
+    """Byte-pair encoding of characters: SentencePiece (https://arxiv.org/abs/1808.06226), as Llama 2 uses it.
+
+    Spaces are written as "▁", most files put one before a text, and a whole text is merged as if it were one word. A
+    character that is no token is encoded as its bytes, so that none is unknown.
+
+    Decoding an encoded text reproduces it except that "▁" in a text becomes a space, and that files whose pre_tokenizer
+    is Metaspace, rather than those whose normalizer is Prepend, drop one space from the start of a text that starts
+    with spaces. Invalid UTF-8, which only a model can generate, is decoded as by BPETokenizer, byte by byte.
+
+    Without "<|endoftext|>", `end_of_text` is "</s>". Without a post-processor, `start_id` is "<s>".
+    """
+
+    kind = "sentencepiece"
+    description = "a plain SentencePiece-style BPE"
+    reserved = frozenset(BYTE_TOKENS)
+
+    def __init__(self, content, where="the tokenizer"):
+        """As in LibraryTokenizer."""
+        super().__init__(content, where)
+        if self.end_of_text is None:
+            self.end_of_text = self.special.get(END)
+        description = json.loads(self.library.to_str())
+        scheme = (description["pre_tokenizer"] or {}).get("prepend_scheme", "never")
+        if scheme != "never" or PREPEND in parts(description["normalizer"]):
+            self.prefix = b" "
+        self.library_inside = self.library  # for text that follows a special token
+        if scheme == "first":
+            description["pre_tokenizer"]["prepend_scheme"] = "never"
+            self.library_inside = Tokenizer.from_str(json.dumps(description))
+            self.library_inside.encode_special_tokens = True
+
+    @staticmethod
+    def find_unsupported(description):
+        """What makes a tokenizer.json other than a SentencePiece-style BPE without unknown characters; None if nothing
+        does."""
+        model, normalizer, pre_tokenizer = (description.get(key) for key in ("model", "normalizer", "pre_tokenizer"))
+        if model["type"] != "BPE":
+            return f"the model {model['type']}"
+        for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
+            if model.get(option):
+                return f"the option {option}"
+        missing = BYTES_IN_UTF_8 - {BYTE_TOKENS.get(token) for token in model["vocab"]}
+        if missing:
+            return f"no token for the byte 0x{min(missing):02x}"
+        if SPACE not in model["vocab"]:
+            return f'no token "{SPACE}"'
+        allowed = ([PREPEND, REPLACE], [REPLACE]) if pre_tokenizer is None else ([],)
+        if parts(normalizer) not in allowed:
+            return f"the normalizer {normalizer['type']}" if normalizer else "no normalizer"
+        if pre_tokenizer and (pre_tokenizer["type"] != "Metaspace" or pre_tokenizer["replacement"] != SPACE):
+            return f"the pre_tokenizer {pre_tokenizer['type']}"
+        return None
+
+    @staticmethod
+    def bytes_of(token):
+        """The bytes of a token, given as a tokenizer.json writes it.
+
+        >>> [SentencePieceTokenizer.bytes_of(token) for token in ("▁a", "<0x0A>")]
+        [b' a', b'\\n']
+        """
+        if token in BYTE_TOKENS:
+            return bytes([BYTE_TOKENS[token]])
+        return token.replace(SPACE, " ").encode()
+
+    @property
+    def start_id(self):
+        """The context of the first token of a text: `text_start`, else "<s>", else as in LibraryTokenizer."""
+        if self.text_start is None and START in self.special:
+            return self.special[START]
+        return super().start_id
+
+    def encode_continuation(self, text):
+        """A list of token ids of a text that follows a special token: with the space before it, or without, as the
+        file says. Raises UserError for a lone surrogate."""
+        return encode_batch(self.library_inside, [text])[0]
+
+
+def is_sentencepiece(description):
+    """Whether the content of a tokenizer.json, which may be malformed, is a BPE of characters rather than of bytes."""
+    model = description.get("model") if isinstance(description, dict) else None
+    return isinstance(model, dict) and model.get("type", "BPE") == "BPE" and bool(model.get("byte_fallback"))
+
+
+def parts(normalizer):
+    """The normalizers in the normalizer of a tokenizer.json, which can be None, one, or a sequence."""
+    if normalizer is None:
+        return []
+    return normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
+
+
+def from_vocab_and_merges(vocab, merges, where):
+    """The tokenizer of a vocabulary, token -> id, that starts with SPECIAL, and its merges as pairs, in order. Raises
+    UserError, which names `where`."""
+    library = Tokenizer(models.BPE(vocab, merges, unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True))
+    library.add_special_tokens([*SPECIAL])
+    library.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    library.post_processor = processors.TemplateProcessing(f"{START} $A", special_tokens=[(START, vocab[START])])
+    library.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(),
+                                         decoders.Strip(" ", 1, 0)])
+    return SentencePieceTokenizer(library.to_str(), where)
