@@ -1,9 +1,40 @@
 """The zip archives that torch.save writes."""
 
+import errno
 import os
+import pickle
+import stat
+import struct
+import warnings
 import zipfile
 
-HEADER = 30  # bytes of a member's header, not counting its name
+import torch
+
+from utils.errors import UserError
+
+HEADER = 30  # bytes of a member's header, not counting its name and what follows that
+LENGTHS = struct.Struct("<26xHH")  # of these two
+
+
+def read_archive(path):
+    """Return what torch.save wrote to a file, running no code from it, with its tensors on the CPU. Raises UserError."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a device or a pipe may never end
+            raise OSError(errno.EINVAL, "not a regular file")
+        check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about rare kinds of tensors, which are errors here
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}: give the path of a checkpoint, or train a model first with "
+                        "python train.py config/bard_gpt_cpu.yaml or python transformer_4d.py") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): give the path of a readable checkpoint") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} is damaged, or contains code, which is not run: use a file from train.py or "
+                        "transformer_4d.py") from None
+    except Exception:  # zipfile and torch.load raise many exception types for invalid files
+        raise UserError(f"{path} is damaged or not a checkpoint: download it again, or train again") from None
 
 
 def check_archive(path):
@@ -25,3 +56,15 @@ def check_archive(path):
             raise zipfile.BadZipFile("torch.save writes distinct names, no comment, and all that the directory lists")
         if archive.testzip() is not None:
             raise zipfile.BadZipFile("a CRC-32 does not match")
+
+
+def member_sizes(path):
+    """The size in bytes of every member of an archive by the offset of its content, for one that `check_archive`
+    accepts."""
+    sizes = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        for member in archive.infolist():
+            file.seek(member.header_offset)
+            start = member.header_offset + HEADER + sum(LENGTHS.unpack(file.read(HEADER)))
+            sizes[start] = member.file_size
+    return sizes
