@@ -62,7 +62,8 @@ def read_config(path):
             tied=vocab_size > 0,
         )
     except UserError as error:
-        raise UserError(f"{path} is not a model of llama2.c, or is damaged (by its header, {error}): download it again") from None
+        raise UserError(f"{path} is not a model of llama2.c, or is damaged (by its header, {error}): download it "
+                        "again") from None
     expected = HEADER.size + FLOAT * sum(copies * prod(shape) for _, shape, copies in layout(config))
     if size != expected:
         raise UserError(f"{path} has {size:,} bytes, but by its header {expected:,}: download it again, or use a model "

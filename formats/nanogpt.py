@@ -6,20 +6,19 @@ from dataclasses import replace
 from pathlib import PurePath
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from data.tokenizer import load_from_folder, load_tokenizer
-from formats.foreign import Foreign, check_tokenizer, read_tensor
+from formats.foreign import Foreign, check_tokenizer
 from formats.huggingface_config import Fields
 from formats.names import GPT2, Table, check_weights, to_ours
 from models.config import ModelConfig
-from utils.archive import member_sizes, read_archive
+from utils.archive import read_archive
 from utils.errors import UserError
 from utils.printable import one_line
 
 LARGEST_PICKLE = 1 << 24  # bytes; that of GPT-2 XL with optimizer states has 0.5 MB
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-COMPILED = "_orig_mod."  # prefix of the names in a model that torch.compile has wrapped
+NORM = r"transformer\.(h\.\d+\.)?ln_\w+\.weight"
 EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 GPT2_SIZES = (50257, 50304)  # of GPT-2's vocabulary: its tokens, and padded to a multiple of 64
 NAMES = Table(tuple(layer._replace(transposed=False) for layer in GPT2.layers), GPT2.buffers)
@@ -41,8 +40,7 @@ def open_nanogpt(path, tanh=False):
 
     `tanh`: with the tanh approximation of GELU, which nanoGPT had before June 2023. The file does not record it.
     """
-    with FakeTensorMode():  # reads no tensor: those of the optimizer are twice as large as the model
-        checkpoint = read_archive(path)
+    checkpoint = read_archive(path, mmap=True)  # with the states of the optimizer it is three times as large
     checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
     weights, arguments, settings = (checkpoint.get(key) for key in ("model", "model_args", "config"))
     if not isinstance(weights, dict) or not isinstance(arguments, dict):
@@ -87,41 +85,39 @@ def find_tokenizer(path, settings, vocab_size):
 
 
 class Tensors:
-    """The tensors of a state_dict in a checkpoint file, of which one at a time is in memory."""
+    """The tensors of the model in a checkpoint file.
 
-    def __init__(self, path, state_dict, bias):
-        """`state_dict` was read by torch.load in FakeTensorMode. Without `bias`, LayerNorm has none in the file, and
-        has zeros here. Raises UserError."""
-        self.path, self.places, self.shapes, sizes = path, {}, {}, member_sizes(path)
-        for name, tensor in state_dict.items():
-            name = str(name).removeprefix(COMPILED)
-            place = place_of(tensor, sizes)
-            if place is None or name in self.places:
-                raise UserError(f"{path}: {one_line(name, 200)} is not a weight as nanoGPT saves it: use another "
+    They are mapped into memory, where they count from when they are read until the file is closed: it is opened again
+    after each eighth of the model.
+    """
+
+    def __init__(self, path, tensors, bias):
+        """`tensors` are those of the state_dict, mapped. Without `bias`, LayerNorm has none in the file, and zeros
+        here. Raises UserError."""
+        self.path, self.tensors = path, without_prefix(tensors)
+        for name, tensor in self.tensors.items():
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype not in DTYPES or not tensor.is_contiguous():
+                raise UserError(f"{path}: {one_line(str(name), 200)} is not a weight as nanoGPT saves it: use another "
                                 "checkpoint")
-            self.places[name], self.shapes[name] = place, tuple(tensor.shape)
-        if not bias:
-            for name, shape in [*self.shapes.items()]:
-                norm = re.fullmatch(r"(transformer\.(?:h\.\d+\.)?ln_\w+)\.weight", name)
-                if norm and f"{norm[1]}.bias" in self.places:
-                    raise UserError(f"{path} has an unexpected weight {norm[1]}.bias: its model_args have no bias")
-                if norm:
-                    self.shapes[f"{norm[1]}.bias"] = shape
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        self.n_read, self.limit = 0, sum(tensor.nbytes for tensor in self.tensors.values()) / 8  # bytes
+        for norm in () if bias else [name for name in self.tensors if re.fullmatch(NORM, name)]:
+            name = norm.removesuffix("weight") + "bias"
+            if name in self.tensors:
+                raise UserError(f"{path} has an unexpected weight {name}: by its model_args there are no biases")
+            self.shapes[name] = self.shapes[norm]
 
     def read(self, name):
         """The tensor of a name."""
-        if name not in self.places:
+        if name not in self.tensors:
             return torch.zeros(self.shapes[name])
-        offset, dtype = self.places[name]
-        return read_tensor(self.path, offset, self.shapes[name], dtype)
+        if self.n_read > self.limit:
+            checkpoint = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
+            self.tensors, self.n_read = without_prefix(checkpoint["model"]), 0
+        self.n_read += self.tensors[name].nbytes
+        return self.tensors[name].detach()
 
 
-def place_of(tensor, sizes):
-    """(offset in the file, dtype) of a fake tensor, None unless it is a dense one of floats that fills what it should
-    of a member of the archive. `sizes` is a result of member_sizes."""
-    if not isinstance(tensor, torch.Tensor) or tensor.dtype not in DTYPES or not tensor.is_contiguous():
-        return None
-    storage = tensor.untyped_storage()
-    start = tensor.storage_offset() * tensor.dtype.itemsize
-    fits = start + tensor.nbytes <= storage.nbytes() == sizes.get(storage._checkpoint_offset)
-    return (storage._checkpoint_offset + start, tensor.dtype) if fits else None
+def without_prefix(tensors):
+    """Tensors by name, without the prefix of the names in a model that torch.compile has wrapped."""
+    return {str(name).removeprefix("_orig_mod."): tensor for name, tensor in tensors.items()}

@@ -40,7 +40,7 @@ def read_bundle(prefix):
         raise UserError(f"{path} has more than {LARGEST:,} bytes, too many for an index: use another model")
     try:
         table = read_table(path.read_bytes())
-        n_files = read_message(table.pop("")).get(1, [1])[0]
+        n_files = integer(read_message(table.pop("")), 1)
         places = {name: find_tensor(read_message(value)) for name, value in table.items()}
     except (LookupError, TypeError, ValueError, struct.error) as error:
         raise UserError(f"{path} is damaged, or not an index that this project reads ({error}): download it "
@@ -61,9 +61,9 @@ def read_bundle(prefix):
 def find_tensor(entry):
     """(number of the file, offset in bytes, shape) in the fields of a BundleEntryProto. Raises ValueError unless it is
     one piece of float32."""
-    dtype, file, offset, size = (entry.get(number, [0])[0] for number in (1, 3, 4, 5))
-    shape = read_message(entry[2][0]) if 2 in entry else {}
-    shape = tuple(read_message(dimension).get(1, [0])[0] for dimension in shape.get(2, []))
+    dtype, file, offset, size = (integer(entry, number) for number in (1, 3, 4, 5))
+    dimensions = read_message(entry[2][0]).get(2, []) if 2 in entry else []
+    shape = tuple(integer(read_message(dimension), 1) for dimension in dimensions)
     if dtype != FLOAT32 or size != FLOAT * prod(shape) or 7 in entry:  # 7: slices
         raise ValueError("a tensor that is not one piece of float32")
     return file, offset, shape
@@ -109,9 +109,17 @@ def read_message(content):
     return fields
 
 
+def integer(fields, number):
+    """The value of a field that is one integer, 0 if it is missing. Raises ValueError."""
+    [value] = fields.get(number, [0])
+    if not isinstance(value, int):
+        raise ValueError(f"field {number} is no integer")
+    return value
+
+
 def read_table(content):
     """{key: value} of a table, the keys as text. Raises ValueError or struct.error."""
-    if content[-len(MAGIC) :] != MAGIC:
+    if len(content) < FOOTER or not content.endswith(MAGIC):
         raise ValueError("it does not end as one")
     footer, table = Reader(content, len(content) - FOOTER), {}
     footer.integer(), footer.integer()  # offset and size of a block that has nothing here

@@ -4,7 +4,6 @@ import errno
 import os
 import pickle
 import stat
-import struct
 import warnings
 import zipfile
 
@@ -12,19 +11,19 @@ import torch
 
 from utils.errors import UserError
 
-HEADER = 30  # bytes of a member's header, not counting its name and what follows that
-LENGTHS = struct.Struct("<26xHH")  # of these two
+HEADER = 30  # bytes of a member's header, not counting its name
 
 
-def read_archive(path):
-    """Return what torch.save wrote to a file, running no code from it, with its tensors on the CPU. Raises UserError."""
+def read_archive(path, mmap=False):
+    """Return what torch.save wrote to a file, without running code from it, with its tensors on the CPU; `mmap`: mapped
+    into memory, and read when they are used. Raises UserError."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a device or a pipe may never end
             raise OSError(errno.EINVAL, "not a regular file")
         check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about rare kinds of tensors, which are errors here
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no {path}: give the path of a checkpoint, or train a model first with "
                         "python train.py config/bard_gpt_cpu.yaml or python transformer_4d.py") from None
@@ -56,15 +55,3 @@ def check_archive(path):
             raise zipfile.BadZipFile("torch.save writes distinct names, no comment, and all that the directory lists")
         if archive.testzip() is not None:
             raise zipfile.BadZipFile("a CRC-32 does not match")
-
-
-def member_sizes(path):
-    """The size in bytes of every member of an archive by the offset of its content, for one that `check_archive`
-    accepts."""
-    sizes = {}
-    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-        for member in archive.infolist():
-            file.seek(member.header_offset)
-            start = member.header_offset + HEADER + sum(LENGTHS.unpack(file.read(HEADER)))
-            sizes[start] = member.file_size
-    return sizes
