@@ -2,6 +2,7 @@
 
     python terminal_demo.py                                        the checkpoint that ships: type a prompt
     python terminal_demo.py checkpoints/my_run                     a checkpoint, or a folder with a best.pt
+    python terminal_demo.py gpt2                                   a model of the Hugging Face hub, or a folder with one
     python terminal_demo.py --prompt "ROMEO:" --max_tokens 200     one completion, for a pipe
 
 Generated text goes to standard output, everything else to standard error. With --prompt the output is the completion
@@ -227,7 +228,8 @@ class Demo:
 def main():
     parser = Parser(__doc__)
     parser.add_argument("checkpoint", nargs="?", default=SHIPPED,
-                        help="a checkpoint of train.py or transformer_4d.py (%(default)s)")
+                        help="a checkpoint of train.py or transformer_4d.py, the folder of a Hugging Face model, or "
+                             "the name of one on the hub, such as gpt2 or OWNER/NAME (%(default)s)")
     parser.add_argument("--prompt", help="complete this prompt and exit")
     for name, (_, description) in SETTINGS.items():
         parser.add_argument(f"--{name}", type=partial(parse_value, name), default=argparse.SUPPRESS,

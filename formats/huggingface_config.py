@@ -20,7 +20,7 @@ def read_json(path):
     """The object in a JSON file. Raises UserError."""
     try:
         if not path.is_file():
-            raise UserError(f"there is no file {path}: download the model again")
+            raise UserError(f"there is no file {path}: give the folder of a complete model")
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path} has more than {LARGEST:,} bytes, too many for a configuration: download it again")
         found = json.loads(path.read_bytes())

@@ -171,10 +171,10 @@ def test_a_checkpoint_of_what_lora_trained_needs_its_base(data, capsys, monkeypa
     for name in ("other", "wider", "more_tokens", "classifier"):
         Path("checkpoints/base").rename("checkpoints/kept")
         Path(f"checkpoints/{name}").rename("checkpoints/base")
-        with pytest.raises(UserError, match="checkpoints/base/best.pt is not the model that they belong to"):
+        with pytest.raises(UserError, match="checkpoints/base is not the model that they belong to"):
             chat("hello a", checkpoint="checkpoints/tuned")
         Path("checkpoints/base").rename(f"checkpoints/{name}")
-        with pytest.raises(UserError, match="there is no checkpoints/base/?.* that they belong to"):
+        with pytest.raises(UserError, match="that they belong to cannot be loaded .there is no checkpoints/base"):
             chat("hello a", checkpoint="checkpoints/tuned")
         Path("checkpoints/kept").rename("checkpoints/base")
     chat("hello a", checkpoint="checkpoints/tuned", max_tokens=2)

@@ -50,6 +50,9 @@ KINDS = [  # every choice of a configuration at least once
     {"feed_forward": "swiglu", "norm": "rms", "position": "rotary", "num_kv_heads": 2, "tied": True},
     {"feed_forward": "relu2", "norm": "rms", "position": "rotary", "qk_norm": True, "dropout": 0.2},
     {"feed_forward": "swiglu", "qk_norm": True, "num_kv_heads": 3, "bias": True},
+    {"feed_forward": "gelu_exact", "norm": "rms", "position": "rotary", "head_dim": 48, "num_kv_heads": 2},
+    {"head_dim": 6, "bias": True, "qkv_bias": False, "dropout": 0.1},
+    {"head_dim": 40, "qkv_bias": True, "qk_norm": True},
 ]  # fmt: skip
 CLASSIFIERS = [
     {"n_labels": 3, "feed_forward": "relu2", "tied": True},

@@ -126,15 +126,17 @@ def load_with_adapters(model, entry, path):
     """Load the weights of a checkpoint that has only those which LoRA trained, read from `path`, into a model: those of
     its base, and the adapters merged into them. Raises UserError."""
     check_lora_entry(entry, path)
-    base = checkpoint_file(entry["base"])
-    if not base.is_file():
-        raise UserError(f"{path} has only the weights that LoRA trained, and there is no {base} that they belong to: "
-                        "put it there, or train with --lora.merge true")
-    start = read_start(base)
-    free = ("vocab_size", "n_labels", "auxiliary_lm", "dropout")  # what may differ from --init
+    base = entry["base"]
+    try:
+        start = read_start(base)
+    except UserError as error:
+        raise UserError(f"{path} has only the weights that LoRA trained, and the model that they belong to cannot be "
+                        f"loaded ({error}); --lora.merge true saves a complete one") from None
+    free = ("vocab_size", "block_size", "n_labels", "auxiliary_lm", "dropout")  # what may differ from --init
     architecture = {name: value for name, value in vars(model.config).items() if name not in free}
     enough_tokens = start["config"]["vocab_size"] <= model.config.vocab_size
-    if enough_tokens and architecture.items() <= start["config"].items():
+    long_enough = start["config"]["block_size"] >= model.config.block_size
+    if enough_tokens and long_enough and architecture.items() <= start["config"].items():
         load_start(model, start)
     if fingerprint(model) != entry["fingerprint"]:
         raise UserError(f"{path} has only the weights that LoRA trained, and {base} is not the model that they belong "
@@ -167,7 +169,8 @@ def read_start(path):
 def load_start(model, start):
     """Load the weights of a checkpoint, a result of `read_start`, into a model of the same architecture.
 
-    If the model has more tokens, a new one starts as the mean of all others (Hewitt, 2021). A classifier keeps its own
+    If the model has more tokens, a new one starts as the mean of all others (Hewitt, 2021). If its context is shorter,
+    it gets the first of the learned positions. A classifier keeps its own
     head, unless the checkpoint is one with as many labels; its second head starts as that of a language model.
     """
     weights, n_labels = dict(start["weights"]), start["config"]["n_labels"]
@@ -179,6 +182,8 @@ def load_start(model, start):
     for name, own in own_weights.items():
         if name not in weights:  # a new head
             weights[name] = own
+        elif name == "position_embedding.weight":
+            weights[name] = weights[name][: len(own)]
         elif len(own) > len(weights[name]):
             mean = weights[name].mean(dim=0, keepdim=True)  # (1, C), or (1) for a bias
             weights[name] = torch.cat([weights[name], *[mean] * (len(own) - len(weights[name]))])

@@ -141,8 +141,12 @@ def model_config(model, vocab_size, head=None, start=None):
     if start:
         if model.name not in (ModelSettings().name, start["model_class"]):
             raise UserError(f"--init has a {start['model_class']}, not a {model.name}: leave out model.name")
+        before = dataclasses.replace(ZOO[start["model_class"]].config, **start["config"])
+        resolved = {"num_kv_heads": before.kv_heads, "n_hidden": before.hidden_size, "qkv_bias": before.has_qkv_bias}
         for name, value in given.items():
-            if name != "dropout" and value != start["config"][name]:
+            same = value == resolved.get(name, start["config"][name])
+            shorter = name == "block_size" and value < before.block_size
+            if not same and not shorter and name != "dropout":
                 raise UserError(f"--init has {name} {start['config'][name]}, not {value}: leave out model.{name}")
         model.name = start["model_class"]
         given = start["config"] | given | {"n_labels": None, "auxiliary_lm": False} | head

@@ -91,6 +91,8 @@ class ModelSettings:
     """Key-value heads per block."""
     n_hidden: int | None = None
     """Width of the hidden layer of the feed-forward network."""
+    qkv_bias: bool | None = None
+    """Biases of queries, keys and values."""
     dropout: float | None = None
     """Fraction of activations set to zero in training."""
     vocab_size: int | None = None
@@ -221,7 +223,8 @@ class Settings:
     """Continue the run from its last.pt. Without a YAML file, with the settings of the run."""
     init: str | None = None
     """A checkpoint whose weights, architecture and tokenizer a new run starts from: for another text, or another task.
-    """
+    Or a model of the Hugging Face hub (gpt2, gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME), or the folder of one.
+    model.block_size may then be shorter."""
     task: Literal["language", "dialogue", "poem", "instruction", "classification"] = "language"
     """What the model learns. language: to continue text; dialogue: to reply to messages; poem: to answer a title with a
     poem; instruction: to follow instructions (Alpaca format); classification: to label texts, such as reviews."""

@@ -36,11 +36,13 @@ class Sizes:
 
     def __init__(self, c, p):
         a, M = BYTES[p.dtype], p.batch_size * c.block_size
-        K = c.kv_heads * c.head_size
+        Q, K = c.num_heads * c.head_size, c.kv_heads * c.head_size
         self.residual = 4 * M * c.n_embd  # (B, T, C) along the residual path, which autocast leaves in float32
         self.embd = a * M * c.n_embd  # (B, T, C) in the compute dtype
+        self.queries = a * M * Q  # queries, and the result of attention, (B, nh, T, hs)
+        self.float_queries = 4 * M * Q
         self.keys = a * M * K  # keys or values, (B, nkv, T, hs)
-        self.repeated_keys = self.embd if c.num_heads > c.kv_heads else self.keys  # one per query head, (B, nh, T, hs)
+        self.repeated_keys = self.queries if c.num_heads > c.kv_heads else self.keys  # per query head, (B, nh, T, hs)
         self.hidden = a * M * c.hidden_size  # (B, T, H)
         self.scores = a * p.batch_size * c.num_heads * c.block_size**2  # (B, nh, T, T)
         self.per_head = 4 * M * c.num_heads  # one float32 number per query
@@ -82,7 +84,7 @@ def linear_op(c, s, p, name, saved, buffers, passed):
         return Op(saved, buffers, passed, weights, trained=weights, casts=True)
     if name not in p.lora_targets:
         return Op(0, buffers, passed, weights, casts=True)
-    input_grad = {"out": s.embd, "down": s.hidden}.get(name, s.residual)
+    input_grad = {"out": s.queries, "down": s.hidden}.get(name, s.residual)
     return Op(saved + s.low_rank, buffers + input_grad, passed, weights, trained=p.lora_rank * sum(shape), casts=True)
 
 
@@ -96,8 +98,7 @@ def join_op(c, s, p):
 
 def attention_ops(c, s, p):
     """The operations of attention in the order of the forward pass, with its norm and the addition to the residual."""
-    K, C = c.kv_heads * c.head_size, c.n_embd
-    qk, qkv = s.embd + s.keys, s.embd + 2 * s.keys  # queries and keys; with values, (B, T, nh + 2 nkv, hs)
+    qk, qkv = s.queries + s.keys, s.queries + 2 * s.keys  # queries and keys; with values, (B, T, nh + 2 nkv, hs)
     unfused = p.device == "cpu" and p.dtype == "bfloat16"
     repeats, rotary = c.num_heads > c.kv_heads, c.position == "rotary"
     casts_qk = c.qk_norm and p.autocast and not (p.device == "cpu" and c.norm == "layer")  # QK norm in float32
@@ -111,26 +112,27 @@ def attention_ops(c, s, p):
     if c.qk_norm and c.norm == "layer" and p.device == "cpu":  # saves a mean and a standard deviation per head
         ops.append(Op(saved=2 * s.per_head, buffers=2 * qk, passed=qkv))
     elif c.qk_norm:  # RMSNorm on a CPU allocates five buffers in float32, and one of them is passed on
-        saved = 4 * p.batch_size * c.block_size * (C + K) if casts_qk else 0
-        buffers = s.residual if p.device == "cuda" else 4 * s.residual
+        float_qk = 4 * qk // BYTES[p.dtype]
+        saved = float_qk if casts_qk else 0
+        buffers = s.float_queries if p.device == "cuda" else 4 * float_qk
         ops.append(Op(saved=saved + s.per_head, buffers=buffers, passed=qkv))
     if rotary:  # saves only cos and sin, which belong to the model; the gradients of two products are added
         ops.append(Op(buffers=2 * qk, passed=qkv))
     ops.append(Op(buffers=qk, passed=qkv))  # the gradients of queries and keys are concatenated
     if unfused:
         # The product saves queries and keys, the softmax its result, and the second product the values.
-        ops.append(Op(saved=s.embd + s.repeated_keys, buffers=s.embd + s.repeated_keys, passed=qkv))
+        ops.append(Op(saved=s.queries + s.repeated_keys, buffers=s.queries + s.repeated_keys, passed=qkv))
         ops.append(Op(saved=s.scores, buffers=s.scores, passed=s.scores + s.repeated_keys))
         ops.append(Op(saved=s.repeated_keys, buffers=s.repeated_keys + s.scores, passed=s.scores + s.repeated_keys))
-        out_input = s.embd  # the output projection saves a contiguous copy of the result
+        out_input = s.queries  # the output projection saves a contiguous copy of the result
     else:  # fused: saves queries, keys, values, its result and the log-sum-exp of each query, but never (T, T)
-        buffers = s.embd + 2 * s.repeated_keys + s.per_head
+        buffers = s.queries + 2 * s.repeated_keys + s.per_head
         if p.device == "cuda" and p.autocast:  # FlashAttention-2 accumulates the gradient of the queries in float32
-            buffers += s.residual
-        saved = s.embd + s.per_head + (qk if rotary or c.qk_norm else 0) + (2 * s.repeated_keys if repeats else 0)
+            buffers += s.float_queries
+        saved = s.queries + s.per_head + (qk if rotary or c.qk_norm else 0) + (2 * s.repeated_keys if repeats else 0)
         ops.append(Op(saved=saved, buffers=buffers, passed=qkv))
         out_input = 0  # the result is contiguous, and already counted
-    ops.append(linear_op(c, s, p, "out", saved=out_input, buffers=s.embd, passed=s.embd))
+    ops.append(linear_op(c, s, p, "out", saved=out_input, buffers=s.queries, passed=s.queries))
     return [*ops, join_op(c, s, p)]
 
 

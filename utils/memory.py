@@ -480,21 +480,23 @@ def block_activations(c, tokens, dtype, kv_dtype):
 
     `kv_dtype` is that of the KV cache, if there is one, or the same as `dtype`.
     """
-    embd, keys, hidden = (BYTES[dtype] * tokens * n for n in (c.n_embd, c.kv_heads * c.head_size, c.hidden_size))
+    sizes = (c.n_embd, c.num_heads * c.head_size, c.kv_heads * c.head_size, c.hidden_size)
+    embd, queries, keys, hidden = (BYTES[dtype] * tokens * n for n in sizes)
     # In the feed-forward: the input of the block, the same after attention, its norm; and the up projection with the
     # result of the activation function.
     feed_forward = 3 * embd + (3 if c.feed_forward == "swiglu" else 2) * hidden
     # In the attention: the input, its norm, queries, keys and values, and new queries and keys where they are
     # normalized or rotated; then the result and its projection, and where the KV cache has another dtype, queries and
     # result in both dtypes.
-    qk, attended = embd + keys, BYTES[kv_dtype] * tokens * c.n_embd
+    qk, attended = queries + keys, BYTES[kv_dtype] * queries // BYTES[dtype]
     new_qk = qk if c.qk_norm or c.position == "rotary" else 0
-    attention = 3 * embd + 2 * keys + new_qk + (embd + 2 * attended if kv_dtype != dtype else 2 * embd)
+    inputs = 2 * embd + queries + 2 * keys
+    attention = inputs + new_qk + embd + (2 * attended if kv_dtype != dtype else queries)
     if c.num_heads > c.kv_heads:  # repeated keys and values
         attention += 2 * attended
     if new_qk:  # while they are computed
         buffers = (3 if c.position == "rotary" else 1) + c.qk_norm
-        attention = max(attention, 3 * embd + 2 * keys + buffers * qk)
+        attention = max(attention, inputs + buffers * qk)
     return max(attention, feed_forward)
 
 

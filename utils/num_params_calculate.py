@@ -3,6 +3,7 @@
     python utils/num_params_calculate.py                                       the model of transformer_4d.py
     python utils/num_params_calculate.py --model GPT2 --batch_size 32 --memory 8GiB
     python utils/num_params_calculate.py --model UltimateModel --n_embd 512 --num_heads 8 --memory 24GiB --plot fits.png
+    python utils/num_params_calculate.py --model FOLDER            a Hugging Face model, or its config.json
     python utils/num_params_calculate.py --model GPT2 --lora_rank 8 --lora_targets qkv out up down
     python utils/num_params_calculate.py --model SmallGPT90M --n_labels 2 --trainable_blocks 1
     python utils/num_params_calculate.py --model GPT2XL --gpus 8 --strategy fsdp --memory 80GiB \\
@@ -108,7 +109,9 @@ def add_model_arguments(parser):
 def parse_arguments():
     """The command line. Raises UserError."""
     parser = Parser(__doc__)
-    parser.add_argument("--model", default="TransformerModel", help="a class of models/zoo.py (%(default)s)")
+    parser.add_argument("--model", default="TransformerModel",
+                        help="a class of models/zoo.py, or the folder or config.json of a Hugging Face model "
+                             "(%(default)s)")
     parser.add_argument("--batch_size", type=parse_int, default=16, metavar="N",
                         help="sequences per micro-batch and GPU (%(default)s)")
     parser.add_argument("--accumulation", type=parse_int, default=1, metavar="N",
@@ -142,15 +145,19 @@ def parse_arguments():
 
 def build_config(args):
     """The ModelConfig that the command line describes. Raises UserError."""
+    from formats.huggingface_config import read_config
     from models.zoo import ZOO  # here, so that --help and a mistyped option do not wait for torch
 
+    changes = {field.name: getattr(args, field.name) for field in dataclasses.fields(ModelConfig)}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if args.model not in ZOO and Path(args.model).exists():
+        return dataclasses.replace(read_config(args.model)[1], **changes)
     if args.model not in ZOO:
         names = {name.lower(): name for name in ZOO}
         closest = difflib.get_close_matches(args.model.lower(), names, n=1, cutoff=0)[0]
         raise UserError(f"there is no model {one_line(args.model, 60)}: did you mean {names[closest]}? The models are "
                         f"{', '.join(ZOO)}")
-    changes = {field.name: getattr(args, field.name) for field in dataclasses.fields(ModelConfig)}
-    return dataclasses.replace(ZOO[args.model].config, **{k: v for k, v in changes.items() if v is not None})
+    return dataclasses.replace(ZOO[args.model].config, **changes)
 
 
 # ---- The report ------------------------------------------------------------------------------------------------------
