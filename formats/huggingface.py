@@ -32,7 +32,7 @@ def open_huggingface(folder):
     check_weights(table, config, shapes, folder)
     if stored_head:
         check_tied_head(tensors, table, folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder.absolute())  # `gpt2` alone is a name there
     check_tokenizer(tokenizer, config, folder)
     weights = to_ours(table, config, tensors.read, folder)
     return Foreign(model_class, config, tokenizer, weights, read_chat_template(folder), read_sampling(folder))

@@ -20,7 +20,7 @@ def open_tensorflow(folder):
     bundle = read_bundle(prefix)
     shapes = {name: without_kernel_width(stored.shape) for name, stored in bundle.items()}
     check_weights(OPENAI, config, shapes, prefix)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder.absolute())  # `gpt2` alone is a name there
     check_tokenizer(tokenizer, config, folder)
 
     def read(name):

@@ -6,7 +6,7 @@ import string
 
 import pytest
 import torch
-from small_gpt2 import TRANSPOSED, assert_same_logits, small_gpt2
+from small_folders import assert_matches, small_theirs
 
 import estimate
 import terminal_demo
@@ -17,7 +17,13 @@ from training.checkpoint import load_checkpoint
 from training.run import train
 from utils.errors import UserError
 
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 CHARACTERS = sorted("\n " + string.ascii_letters + "0123456789!")  # 65
+
+
+def small_gpt2(activation_function="gelu", vocab_size=65, **changes):
+    return small_theirs("gpt2", activation_function=activation_function, vocab_size=vocab_size, n_positions=16,
+                        **changes)
 
 
 def nanogpt_weights(model, prefix="_orig_mod."):
@@ -57,49 +63,49 @@ def write_meta(file):
 @pytest.fixture
 def checkpoint(tmp_path):
     """A checkpoint of nanoGPT."""
-    return write_checkpoint(tmp_path, nanogpt_weights(small_gpt2(activation_function="gelu")))
+    return write_checkpoint(tmp_path, nanogpt_weights(small_gpt2()))
 
 
 @pytest.mark.parametrize(("suffix", "activation"), [("", "gelu"), (":tanh", "gelu_new")])
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."])
 def test_the_logits_are_those_of_transformers(tmp_path, prefix, suffix, activation):
-    theirs = small_gpt2(activation_function=activation)
+    theirs = small_gpt2(activation)
     file = write_checkpoint(tmp_path, nanogpt_weights(theirs, prefix))
     loaded = load_checkpoint(f"{file}{suffix}")
-    assert_same_logits(loaded.model, theirs)
+    assert_matches(loaded.model, theirs)
     assert loaded.model.head.weight is loaded.model.token_embedding.weight
     assert loaded.tokenizer.vocab == "".join(CHARACTERS)
     assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
 
 
 def test_the_two_kinds_of_gelu_differ(checkpoint):
-    theirs = small_gpt2(activation_function="gelu")
-    assert_same_logits(load_checkpoint(checkpoint).model, theirs)
+    theirs = small_gpt2()
+    assert_matches(load_checkpoint(checkpoint).model, theirs)
     with pytest.raises(AssertionError):
-        assert_same_logits(load_checkpoint(f"{checkpoint}:tanh").model, theirs)
+        assert_matches(load_checkpoint(f"{checkpoint}:tanh").model, theirs)
 
 
 def test_without_biases(tmp_path):
-    theirs = small_gpt2(activation_function="gelu")
+    theirs = small_gpt2()
     for name, weight in theirs.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.zeros_(weight)
     weights = {name: weight for name, weight in nanogpt_weights(theirs).items() if not name.endswith("bias")}
     file = write_checkpoint(tmp_path, weights, bias=False)
     model = load_checkpoint(file).model
-    assert_same_logits(model, theirs)
+    assert_matches(model, theirs)
     assert model.blocks[0].attention.qkv.bias is None
 
 
 def test_a_head_that_is_not_tied(tmp_path):
-    theirs = small_gpt2(activation_function="gelu", tie_word_embeddings=False)
+    theirs = small_gpt2(tie_word_embeddings=False)
     model = load_checkpoint(write_checkpoint(tmp_path, nanogpt_weights(theirs))).model
-    assert_same_logits(model, theirs)
+    assert_matches(model, theirs)
     assert not model.config.tied
 
 
 def test_old_files_have_no_bias_in_model_args_and_buffers_of_attention(tmp_path):
-    theirs = small_gpt2(activation_function="gelu_new")
+    theirs = small_gpt2("gelu_new")
     weights = nanogpt_weights(theirs, prefix="")
     for i in range(2):
         weights[f"transformer.h.{i}.attn.bias"] = torch.ones(16, 16).tril()[None, None]
@@ -108,28 +114,28 @@ def test_old_files_have_no_bias_in_model_args_and_buffers_of_attention(tmp_path)
     del content["model_args"]["bias"], content["model_args"]["dropout"], content["config"]
     torch.save(content, file)
     write_meta(tmp_path / "out" / "meta.pkl")
-    assert_same_logits(load_checkpoint(f"{file}:tanh").model, theirs)
+    assert_matches(load_checkpoint(f"{file}:tanh").model, theirs)
 
 
 def test_a_folder_is_the_checkpoint_in_it_and_a_gpu_is_not_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
-    theirs = small_gpt2(activation_function="gelu")
+    theirs = small_gpt2()
     file = write_checkpoint(tmp_path, nanogpt_weights(theirs))
     monkeypatch.undo()
     with pytest.raises(RuntimeError, match="CUDA"):
         torch.load(file)
-    assert_same_logits(load_checkpoint(file.parent).model, theirs)
+    assert_matches(load_checkpoint(file.parent).model, theirs)
 
 
 def test_gpt2s_tokenizer_with_a_padded_vocabulary(tmp_path, run_main):
-    theirs = small_gpt2(activation_function="gelu", vocab_size=304)
+    theirs = small_gpt2(vocab_size=304)
     with torch.no_grad():
         theirs.transformer.wte.weight[257:] *= 100  # padding that would always be sampled
     file = write_checkpoint(tmp_path, nanogpt_weights(theirs), meta=False, vocab_size=304)
     tokens = {token: i for i, token in enumerate([*BYTE_OF, "<|endoftext|>"])}
     (file.parent / "encoder.json").write_text(json.dumps(tokens), encoding="utf-8")
     (file.parent / "vocab.bpe").write_text("#version: 0.2\n", encoding="utf-8")
-    assert_same_logits(load_checkpoint(file).model, theirs, vocab_size=304)
+    assert_matches(load_checkpoint(file).model, theirs)
     assert run_main(terminal_demo.main, file, "--prompt", "a", "--max_tokens", "9", "--device", "cpu")
 
 
@@ -214,7 +220,7 @@ def test_code_in_a_checkpoint_is_not_run(checkpoint, capsys):
 
 
 def test_a_meta_pkl_of_other_data_is_refused(tmp_path):
-    theirs = small_gpt2(activation_function="gelu", vocab_size=20)
+    theirs = small_gpt2(vocab_size=20)
     file = write_checkpoint(tmp_path, nanogpt_weights(theirs), vocab_size=20)
     with pytest.raises(UserError, match="a tokenizer of 65 tokens, but a model of 20"):
         load_checkpoint(file)
