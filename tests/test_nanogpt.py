@@ -1,12 +1,13 @@
 """nanoGPT's ckpt.pt: the logits of a GPT-2 of transformers with the same weights, and what is refused."""
 
 import json
+import os
 import pickle
 import string
 
 import pytest
 import torch
-from small_folders import assert_matches, small_theirs
+from small_folders import assert_matches, memory_of_loading, small_theirs
 
 import estimate
 import terminal_demo
@@ -161,6 +162,13 @@ def test_training_starts_from_it(checkpoint, tmp_path):
     trained, start = load_checkpoint(tmp_path / "runs/more").model, load_checkpoint(f"{checkpoint}:tanh").model
     assert trained.config == start.config
     assert 0 < (trained.token_embedding.weight - start.token_embedding.weight).abs().max() < 0.02
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no ru_maxrss")
+def test_loading_takes_less_than_1_3_times_the_memory_of_the_model_although_the_file_has_three_times(tmp_path):
+    sizes = {"n_embd": 512, "n_layer": 6, "vocab_size": 20_000}
+    file = write_checkpoint(tmp_path, nanogpt_weights(small_gpt2(**sizes)), **sizes)
+    assert memory_of_loading(file) < 1.3
 
 
 # ---- What is refused -------------------------------------------------------------------------------------------------
