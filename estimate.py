@@ -60,8 +60,9 @@ OPTIONS = {  # options for models of one task: the task, and the YAML file that 
 def main():
     parser = Parser(__doc__)
     parser.add_argument("checkpoint", nargs="?", default=SHIPPED,
-                        help="a checkpoint of train.py or transformer_4d.py, the folder of a Hugging Face model, or "
-                             "the name of one on the hub, such as gpt2 or OWNER/NAME (%(default)s)")
+                        help="a checkpoint of train.py, transformer_4d.py or nanoGPT (before June 2023: "
+                             "ckpt.pt:tanh), a .bin of llama2.c, the folder of a Hugging Face model or of OpenAI's "
+                             "GPT-2, or the name of a model on the hub, such as gpt2 or OWNER/NAME (%(default)s)")
     parser.add_argument("--data", help="a file, or anything that data.path of train.py accepts for the task of the "
                                        f"checkpoint (language models: {DEFAULT_PATH})")
     for field in fields(ReadOptions):

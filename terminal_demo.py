@@ -243,8 +243,9 @@ class Demo:
 def main():
     parser = Parser(__doc__)
     parser.add_argument("checkpoint", nargs="?", default=SHIPPED,
-                        help="a checkpoint of train.py or transformer_4d.py, the folder of a Hugging Face model, or "
-                             "the name of one on the hub, such as gpt2 or OWNER/NAME (%(default)s)")
+                        help="a checkpoint of train.py, transformer_4d.py or nanoGPT (before June 2023: "
+                             "ckpt.pt:tanh), a .bin of llama2.c, the folder of a Hugging Face model or of OpenAI's "
+                             "GPT-2, or the name of a model on the hub, such as gpt2 or OWNER/NAME (%(default)s)")
     parser.add_argument("--prompt", help="complete this prompt and exit")
     for name, (_, description) in SETTINGS.items():
         parser.add_argument(f"--{name}", type=partial(parse_value, name), default=argparse.SUPPRESS,

@@ -1,9 +1,14 @@
-"""What an importer returns."""
+"""What an importer returns, and what several of them need."""
 
 from collections.abc import Iterator
+from math import prod
 from typing import NamedTuple
 
+import numpy as np
+import torch
+
 from models.config import ModelConfig
+from utils.errors import UserError
 
 
 class Foreign(NamedTuple):
@@ -20,3 +25,16 @@ class Foreign(NamedTuple):
     """A Jinja template for dialogues."""
     sampling: dict = {}
     """The fields of ReplyConfig that are recorded with the model."""
+
+
+def check_tokenizer(tokenizer, config, where):
+    """Raise UserError if the tokenizer in `where` has more tokens than the model."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"{where} has a tokenizer of {tokenizer.vocab_size:,} tokens, but a model of "
+                        f"{config.vocab_size:,}: use the tokenizer that the model was trained with")
+
+
+def read_tensor(path, offset, shape, dtype=torch.float32):
+    """The tensor whose bytes start at `offset` of a file, which is known to have that many."""
+    content = np.fromfile(path, np.uint8, prod(shape) * dtype.itemsize, offset=offset)
+    return torch.from_numpy(content).view(dtype).view(shape)

@@ -6,7 +6,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from data.tokenizer import load_tokenizer
-from formats.foreign import Foreign
+from formats.foreign import Foreign, check_tokenizer
 from formats.huggingface_config import Fields, read_config, read_json
 from formats.names import GPT2, LLAMA, Table, check_weights, to_ours
 from models.config import ReplyConfig
@@ -33,9 +33,7 @@ def open_huggingface(folder):
     if stored_head:
         check_tied_head(tensors, table, folder)
     tokenizer = load_tokenizer(folder.absolute())  # `gpt2` alone is a name there
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"{folder} has a tokenizer of {tokenizer.vocab_size:,} tokens, but a model of "
-                        f"{config.vocab_size:,}: use the tokenizer that the model was trained with")
+    check_tokenizer(tokenizer, config, folder)
     weights = to_ours(table, config, tensors.read, folder)
     return Foreign(model_class, config, tokenizer, weights, read_chat_template(folder), read_sampling(folder))
 

@@ -14,7 +14,7 @@ from utils.parameters import numbered, parameter_table
 
 
 class Layer(NamedTuple):
-    """The names of a layer, whose weights end in `.weight` and `.bias` on both sides."""
+    """The names of a layer, whose weights in a checkpoint file end in `.weight` and `.bias`."""
 
     theirs: str
     """With {i} for the number of a block."""
@@ -23,6 +23,9 @@ class Layer(NamedTuple):
     """
     transposed: bool = False
     """Whether their weight is (inputs, outputs)."""
+    weight: str = ".weight"
+    """How the name of their weight ends."""
+    bias: str = ".bias"
 
 
 class Table(NamedTuple):
@@ -55,6 +58,18 @@ GPT2 = Table((
     Layer("transformer.ln_f", ("final_norm",)),
     Layer("lm_head", ("head",)),
 ), buffers=r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")  # fmt: skip
+
+OPENAI = Table((
+    Layer("model/wte", ("token_embedding",), weight=""),
+    Layer("model/wpe", ("position_embedding",), weight=""),
+    Layer("model/h{i}/ln_1", ("blocks.attention_norm",), weight="/g", bias="/b"),
+    Layer("model/h{i}/attn/c_attn", QKV, True, "/w", "/b"),
+    Layer("model/h{i}/attn/c_proj", ("blocks.attention.out",), True, "/w", "/b"),
+    Layer("model/h{i}/ln_2", ("blocks.feed_forward_norm",), weight="/g", bias="/b"),
+    Layer("model/h{i}/mlp/c_fc", ("blocks.feed_forward.up",), True, "/w", "/b"),
+    Layer("model/h{i}/mlp/c_proj", ("blocks.feed_forward.down",), True, "/w", "/b"),
+    Layer("model/ln_f", ("final_norm",), weight="/g", bias="/b"),
+), buffers="")  # fmt: skip
 
 LLAMA = Table((
     Layer("model.embed_tokens", ("token_embedding",)),
@@ -90,14 +105,14 @@ def their_weights(table, c):
 def weights_of_layer(layer, shapes, i=None):
     """Yield the weight and the bias of a layer, in block i, as far as the model has them: `shapes` are those of ours.
     """
-    for kind in ("weight", "bias"):
+    for kind, ending in (("weight", layer.weight), ("bias", layer.bias)):
         names = [f"{name}.{kind}" for name in layer.ours]
         if names[0] not in shapes:
             continue
         rows = {numbered(name, i): shapes[name][0] for name in names}
         shape = (sum(rows.values()), *shapes[names[0]][1:])
         transposed = layer.transposed and kind == "weight"
-        yield TheirWeight(f"{layer.theirs}.{kind}".format(i=i), shape[::-1] if transposed else shape, rows, transposed)
+        yield TheirWeight(f"{layer.theirs}{ending}".format(i=i), shape[::-1] if transposed else shape, rows, transposed)
 
 
 def check_weights(table, c, shapes, where):

@@ -1,12 +1,24 @@
 """Small Hugging Face folders, for tests."""
 
 import json
+import subprocess
+import sys
 
 import torch
 import transformers
+from small_runs import ROOT
 from small_text import TEXT
 
 from data.tokenizer import train_tokenizer
+
+PEAK = """
+import resource, sys
+from training.checkpoint import load_checkpoint
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+before = peak()
+model = load_checkpoint(sys.argv[1]).model
+print((peak() - before) / sum(4 * weight.numel() for weight in model.parameters()))
+"""
 
 TOKENIZER = train_tokenizer([TEXT], "bpe", 300)
 VOCAB = TOKENIZER.vocab_size
@@ -42,3 +54,19 @@ def edit_json(path, *removed, **changes):
     fields = json.loads(path.read_text(encoding="utf-8")) | changes
     path.write_text(json.dumps({name: value for name, value in fields.items() if name not in removed}),
                     encoding="utf-8")
+
+
+def assert_matches(ours, theirs):
+    """Assert that a model of ours computes the logits of one of transformers, in fp32 and over the whole context."""
+    ids = torch.randint(theirs.config.vocab_size, (3, ours.block_size), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits, expected = ours(ids)[0], theirs(ids).logits
+    assert expected.abs().max() > 0.5
+    assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def memory_of_loading(path):
+    """Peak memory of loading a model, as a share of its size in float32."""
+    done = subprocess.run([sys.executable, "-c", PEAK, path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from small_folders import CONFIGS, TOKENIZER, VOCAB, edit_json, save_folder, small_theirs
+from small_folders import CONFIGS, TOKENIZER, VOCAB, edit_json, memory_of_loading, save_folder, small_theirs
 from small_runs import ROOT
 from small_text import TEXT
 
@@ -440,16 +440,6 @@ def test_a_config_is_read_without_torch():
     assert done.stdout == "[]\n"
 
 
-PEAK = """
-import resource, sys
-from training.checkpoint import load_checkpoint
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-before = peak()
-model = load_checkpoint(sys.argv[1]).model
-print((peak() - before) / sum(4 * weight.numel() for weight in model.parameters()))
-"""
-
-
 @pytest.mark.skipif(os.name == "nt", reason="there is no ru_maxrss")
 @pytest.mark.parametrize("kind, dtype, changes", [
     ("gpt2", torch.float32, {"n_embd": 512, "n_layer": 8, "vocab_size": 30_000}),
@@ -457,5 +447,4 @@ print((peak() - before) / sum(4 * weight.numel() for weight in model.parameters(
 ])
 def test_loading_takes_less_than_1_3_times_the_memory_of_the_model(kind, dtype, changes, tmp_path):
     folder = save_folder(tmp_path / "model", small_theirs(kind, **changes).to(dtype))
-    done = subprocess.run([sys.executable, "-c", PEAK, folder], cwd=ROOT, capture_output=True, text=True)
-    assert float(done.stdout) < 1.3, done.stderr
+    assert memory_of_loading(folder) < 1.3

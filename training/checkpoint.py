@@ -1,10 +1,6 @@
 """Checkpoints: the only code that saves and loads models."""
 
-import errno
 import os
-import pickle
-import stat
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +13,7 @@ from models.weights import SkipInitialization, file_weights, load_file_weights
 from models.zoo import ZOO
 from training.checks import check_lora_entry, check_model, check_task
 from training.preflight import free_memory
-from utils.archive import check_archive
+from utils.archive import read_archive
 from utils.errors import UserError
 from utils.files import PROJECT, replacing
 from utils.memory import inference_memory, readable
@@ -88,23 +84,7 @@ def read_checkpoint(path):
 
     Only its format version and the types of its entries are checked. Raises UserError if that fails.
     """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a device or a pipe may never end
-            raise OSError(errno.EINVAL, "not a regular file")
-        check_archive(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about rare kinds of tensors, which are errors here
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"there is no {path}: give the path of a checkpoint, or train a model first with "
-                        "python train.py config/bard_gpt_cpu.yaml or python transformer_4d.py") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): give the path of a readable checkpoint") from None
-    except pickle.UnpicklingError:
-        raise UserError(f"{path} is damaged, or contains code, which is not run: use a file from train.py or "
-                        "transformer_4d.py") from None
-    except Exception:  # zipfile and torch.load raise many exception types for invalid files
-        raise UserError(f"{path} is damaged or not a checkpoint: download it again, or train again") from None
+    checkpoint = read_archive(path)
     types = {"format_version": int, "model_class": str, "config": dict, "tokenizer": dict, "weights": dict}
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), types[key]) for key in types):
         raise UserError(f"{path} is not a checkpoint of this project: use one from train.py or transformer_4d.py")

@@ -223,8 +223,9 @@ class Settings:
     """Continue the run from its last.pt. Without a YAML file, with the settings of the run."""
     init: str | None = None
     """A checkpoint whose weights, architecture and tokenizer a new run starts from: for another text, or another task.
-    Or a model of the Hugging Face hub (gpt2, gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME), or the folder of one.
-    model.block_size may then be shorter."""
+    Or a model of another project: the name of one on the Hugging Face hub (gpt2, gpt2-medium, gpt2-large, gpt2-xl,
+    OWNER/NAME), the folder of one, or of OpenAI's GPT-2, the ckpt.pt of nanoGPT (before June 2023: ckpt.pt:tanh), or a
+    .bin of llama2.c. model.block_size may then be shorter."""
     task: Literal["language", "dialogue", "poem", "instruction", "classification"] = "language"
     """What the model learns. language: to continue text; dialogue: to reply to messages; poem: to answer a title with a
     poem; instruction: to follow instructions (Alpaca format); classification: to label texts, such as reviews."""

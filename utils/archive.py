@@ -1,9 +1,39 @@
 """The zip archives that torch.save writes."""
 
+import errno
 import os
+import pickle
+import stat
+import warnings
 import zipfile
 
+import torch
+
+from utils.errors import UserError
+
 HEADER = 30  # bytes of a member's header, not counting its name
+
+
+def read_archive(path, mmap=False):
+    """Return what torch.save wrote to a file, without running code from it, with its tensors on the CPU; `mmap`: mapped
+    into memory, and read when they are used. Raises UserError."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a device or a pipe may never end
+            raise OSError(errno.EINVAL, "not a regular file")
+        check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about rare kinds of tensors, which are errors here
+            return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}: give the path of a checkpoint, or train a model first with "
+                        "python train.py config/bard_gpt_cpu.yaml or python transformer_4d.py") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): give the path of a readable checkpoint") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} is damaged, or contains code, which is not run: use a file from train.py or "
+                        "transformer_4d.py") from None
+    except Exception:  # zipfile and torch.load raise many exception types for invalid files
+        raise UserError(f"{path} is damaged or not a checkpoint: download it again, or train again") from None
 
 
 def check_archive(path):
