@@ -76,11 +76,16 @@ def read_config(path):
     if fields.get("quantization_config", object, None) is not None:
         raise fields.refuse("quantization_config")
     model_class, read = ARCHITECTURES[architecture]
-    values = read(fields)
+    return model_class, make_config(path, read(fields))
+
+
+def make_config(where, values):
+    """The ModelConfig of fields read from `where`. Raises UserError, which names `where`, if they do not fit together.
+    """
     try:
-        return model_class, ModelConfig(**values)
+        return ModelConfig(**values)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
 def architecture_of(fields):

@@ -3,15 +3,13 @@
 import re
 import zipfile
 from dataclasses import replace
-from pathlib import PurePath
 
 import torch
 
 from data.tokenizer import load_from_folder, load_tokenizer
 from formats.foreign import Foreign, check_tokenizer
-from formats.huggingface_config import Fields
+from formats.huggingface_config import Fields, make_config
 from formats.names import GPT2, Table, check_weights, to_ours
-from models.config import ModelConfig
 from utils.archive import read_archive
 from utils.errors import UserError
 from utils.printable import one_line
@@ -25,7 +23,9 @@ NAMES = Table(tuple(layer._replace(transposed=False) for layer in GPT2.layers), 
 
 
 def is_nanogpt(path):
-    """Whether a file is one that torch.save wrote, with the key `model_args`."""
+    """Whether a path is that of a file that torch.save wrote, with the key `model_args`."""
+    if not path.is_file():  # reading from a pipe may never end
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             [pickled] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
@@ -50,17 +50,17 @@ def open_nanogpt(path, tanh=False):
     fields = Fields(f"{path}, model_args", arguments)
     bias = fields.get("bias", bool, True)
     tensors = Tensors(path, weights, bias)
-    config = ModelConfig(
-        n_embd=fields.size("n_embd"),
-        block_size=fields.size("block_size"),
-        n_blocks=fields.size("n_layer"),
-        num_heads=fields.size("n_head"),
-        vocab_size=fields.size("vocab_size"),
-        dropout=fields.get("dropout", float, 0.0),
-        feed_forward="gelu" if tanh else "gelu_exact",
-        bias=bias,
-        tied=HEAD not in tensors.shapes,
-    )
+    config = make_config(fields.path, {
+        "n_embd": fields.size("n_embd"),
+        "block_size": fields.size("block_size"),
+        "n_blocks": fields.size("n_layer"),
+        "num_heads": fields.size("n_head"),
+        "vocab_size": fields.size("vocab_size"),
+        "dropout": fields.get("dropout", float, 0.0),
+        "feed_forward": "gelu" if tanh else "gelu_exact",
+        "bias": bias,
+        "tied": HEAD not in tensors.shapes,
+    })
     check_weights(NAMES, config, tensors.shapes, path)
     if not config.tied:  # by the names in the file; a copy of the embedding is no head of its own
         config = replace(config, tied=torch.equal(tensors.read(HEAD), tensors.read(EMBEDDING)))
@@ -73,7 +73,7 @@ def find_tokenizer(path, settings, vocab_size):
     """The tokenizer beside a checkpoint, or in nanoGPT's folder of the data that its settings name, else GPT-2's.
     Raises UserError."""
     dataset = settings.get("dataset") if isinstance(settings, dict) else None
-    dataset = dataset if isinstance(dataset, str) and PurePath(dataset).name == dataset else "NAME"
+    dataset = dataset if isinstance(dataset, str) and re.fullmatch(r"\w[\w.-]*", dataset) else "NAME"
     for folder in (path.parent, path.absolute().parent.parent / "data" / dataset):
         tokenizer = load_from_folder(folder)
         if tokenizer:
@@ -81,7 +81,7 @@ def find_tokenizer(path, settings, vocab_size):
     if vocab_size in GPT2_SIZES:
         return load_tokenizer("gpt2")
     raise UserError(f"{path} has {vocab_size:,} tokens, and there is no meta.pkl that says which: copy "
-                    f"{one_line(f'data/{dataset}/meta.pkl', 80)} of nanoGPT to {path.parent}")
+                    f"data/{dataset}/meta.pkl of nanoGPT to {path.parent}")
 
 
 class Tensors:
@@ -101,7 +101,8 @@ class Tensors:
                                 "checkpoint")
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         self.n_read, self.limit = 0, sum(tensor.nbytes for tensor in self.tensors.values()) / 8  # bytes
-        for norm in () if bias else [name for name in self.tensors if re.fullmatch(NORM, name)]:
+        norms = [] if bias else [name for name in self.tensors if re.fullmatch(NORM, name)]
+        for norm in norms:
             name = norm.removesuffix("weight") + "bias"
             if name in self.tensors:
                 raise UserError(f"{path} has an unexpected weight {name}: by its model_args there are no biases")

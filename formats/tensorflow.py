@@ -1,16 +1,14 @@
 """OpenAI's GPT-2 as TensorFlow saved it: hparams.json, checkpoint, model.ckpt.*, encoder.json and vocab.bpe."""
 
 import re
-from dataclasses import replace
 from pathlib import PureWindowsPath
 
 from data.tokenizer import load_tokenizer
 from formats.foreign import Foreign, check_tokenizer, read_tensor
-from formats.huggingface_config import Fields, read_json
+from formats.huggingface_config import Fields, make_config, read_json
 from formats.names import OPENAI, check_weights, to_ours
 from formats.tensor_bundle import read_bundle
 from models.zoo import GPT2
-from utils.errors import UserError
 
 
 def open_tensorflow(folder):
@@ -32,17 +30,13 @@ def open_tensorflow(folder):
 def read_hparams(path):
     """The ModelConfig in hparams.json. Raises UserError."""
     fields = Fields(path, read_json(path))
-    try:
-        return replace(
-            GPT2.config,
-            n_embd=fields.size("n_embd"),
-            block_size=fields.size("n_ctx"),
-            n_blocks=fields.size("n_layer"),
-            num_heads=fields.size("n_head"),
-            vocab_size=fields.size("n_vocab"),
-        )
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    return make_config(path, vars(GPT2.config) | {
+        "n_embd": fields.size("n_embd"),
+        "block_size": fields.size("n_ctx"),
+        "n_blocks": fields.size("n_layer"),
+        "num_heads": fields.size("n_head"),
+        "vocab_size": fields.size("n_vocab"),
+    })
 
 
 def latest(folder):

@@ -165,7 +165,7 @@ def test_training_starts_from_it(checkpoint, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no ru_maxrss")
-def test_loading_takes_less_than_1_3_times_the_memory_of_the_model_although_the_file_has_three_times(tmp_path):
+def test_loading_takes_less_than_1_3_times_the_memory_of_the_model(tmp_path):
     sizes = {"n_embd": 512, "n_layer": 6, "vocab_size": 20_000}
     file = write_checkpoint(tmp_path, nanogpt_weights(small_gpt2(**sizes)), **sizes)
     assert memory_of_loading(file) < 1.3
