@@ -24,9 +24,12 @@ from utils import num_params_calculate
 from utils.activations import Sizes, attention_ops, feed_forward_ops
 from utils.errors import UserError
 from utils.memory import (
+    CACHED_KERNELS,
     CONTEXT,
     GIB,
+    KERNEL_SIZE,
     MIB,
+    OPTIMIZER_CODE,
     Ledger,
     Plan,
     advice,
@@ -270,7 +273,15 @@ def test_ddp_adds_a_copy_of_the_gradients_and_fsdp_shards():
 def test_cuda_adds_its_context_and_two_workspaces():
     cpu, cuda = parts(), parts(device="cuda")
     assert cuda["workspaces"] == 2 * (2 * 4096 + 8 * 16) * 1024  # :4096:2:16:8
-    assert cuda["context and allocator"] > CONTEXT["cuda"] and cpu["context and allocator"] == CONTEXT["cpu"]
+    assert cuda["context and allocator"] > CONTEXT["cuda"]
+    assert cpu["context and allocator"] == CONTEXT["cpu"] + OPTIMIZER_CODE
+
+
+def test_only_a_cpu_in_half_precision_keeps_kernels():
+    contexts = {(device, dtype): parts(device=device, dtype=dtype)["context and allocator"]
+                for device in ("cpu", "cuda") for dtype in ("float32", "bfloat16")}
+    assert contexts["cpu", "bfloat16"] - contexts["cpu", "float32"] == CACHED_KERNELS * KERNEL_SIZE
+    assert contexts["cuda", "bfloat16"] <= contexts["cuda", "float32"]
 
 
 @every_model

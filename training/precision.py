@@ -1,17 +1,21 @@
 """Device and dtype of matrix products."""
 
+import os
 import timeit
 
 import torch
 
 from utils.errors import UserError
+from utils.memory import CACHED_KERNELS
 
 
 def pick_device(name="auto"):
     """Return the name of a device: `name`, or for `auto` the first of CUDA, MPS and CPU that is available.
 
-    Raises UserError if the device is not available.
+    Raises UserError if the device is not available. Called before the first matrix product, it bounds the memory of
+    the CPU's kernels.
     """
+    bound_kernel_caches()
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return next(device for device in available if available[device])
@@ -19,6 +23,17 @@ def pick_device(name="auto"):
         choices = " or ".join(device for device in available if available[device])
         raise UserError(f"device {name} is not available on this machine: use {choices}")
     return name
+
+
+def bound_kernel_caches():
+    """Let a CPU keep CACHED_KERNELS kernels for matrix products in half precision; each fits one shape.
+
+    By default, it keeps 1,024. A step has about 20 for the length of its batch, which take 10 MiB and lie between its
+    activations, so that the memory of those is in pieces when it is free, and too small for a batch of another length.
+    PyTorch and oneDNN read the limits of their caches from the environment, at the first of these products.
+    """
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(CACHED_KERNELS))
 
 
 def pick_dtype(device, name="auto"):

@@ -28,6 +28,10 @@ KIB, MIB, GIB = 2**10, 2**20, 2**30
 # imported torch and matplotlib (0.25 GiB on Linux). CUDA: the context with its kernels, which is on the GPU but not in
 # torch's statistics; 0.3 to 0.6 GiB is typical, depending on GPU and driver.
 CONTEXT = {"cpu": 256 * MIB, "cuda": 512 * MIB}
+# The same, after that: what torch imports to make an optimizer (as measured on Linux).
+OPTIMIZER_CODE = 80 * MIB
+# A CPU keeps kernels for matrix products in half precision: at most this many (training/precision.py), of this size.
+CACHED_KERNELS, KERNEL_SIZE = 64, 540 * KIB
 # Memory that PyTorch's CUDA allocator reserves but cannot use, as a fraction of what it allocates: an assumption.
 CUDA_SLACK = 0.05
 
@@ -386,8 +390,11 @@ def training_memory(c, plan):
     step.forward()
     step.backward()
     step.update()
-    slack = int(CUDA_SLACK * step.peak) if plan.device == "cuda" else 0
-    parts = step.parts | {"context and allocator": CONTEXT[plan.device] + slack}
+    if plan.device == "cuda":
+        context = CONTEXT["cuda"] + int(CUDA_SLACK * step.peak)
+    else:
+        context = CONTEXT["cpu"] + OPTIMIZER_CODE + (CACHED_KERNELS * KERNEL_SIZE if plan.autocast else 0)
+    parts = step.parts | {"context and allocator": context}
     return Memory({part: parts[part] for part in PARTS if parts.get(part)}, dict(step.phases))
 
 
