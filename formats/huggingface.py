@@ -32,7 +32,7 @@ def open_huggingface(folder):
     check_weights(table, config, shapes, folder)
     if stored_head:
         check_tied_head(tensors, table, folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder.absolute())  # `gpt2` alone is a name there
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{folder} has a tokenizer of {tokenizer.vocab_size:,} tokens, but a model of "
                         f"{config.vocab_size:,}: use the tokenizer that the model was trained with")

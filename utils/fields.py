@@ -8,7 +8,8 @@ from typing import Literal, Union, get_args, get_origin
 from utils.errors import UserError
 from utils.printable import one_line
 
-NAMES = {int: "an integer below 2^63", float: "a finite number", bool: "true or false", str: "text", NoneType: "None"}
+NAMES = {int: "an integer below 2^63", float: "a finite number", bool: "true or false", str: "text", NoneType: "None",
+         list: "a list", dict: "an object"}
 
 
 def parts_of(kind):

@@ -1,0 +1,454 @@
+"""Folders of Hugging Face models, against transformers."""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from small_folders import CONFIGS, TOKENIZER, VOCAB, edit_json, save_folder, small_theirs
+from small_runs import ROOT
+from small_text import TEXT
+
+import estimate
+import terminal_demo
+from formats.huggingface import open_huggingface
+from formats.huggingface_config import read_config
+from formats.names import GPT2, LLAMA, to_theirs
+from models.config import ModelConfig, SamplingConfig
+from models.generate import generate, generate_text
+from training.arguments import parse_settings
+from training.checkpoint import load_checkpoint, load_model, read_start
+from training.optim import make_optimizers
+from training.run import train
+from training.settings import OptimSettings
+from utils import num_params_calculate
+from utils.errors import UserError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+MODELS = [
+    ("gpt2", {}),
+    ("gpt2", {"activation_function": "gelu", "n_inner": 40, "layer_norm_epsilon": 0.01}),
+    ("gpt2", {"activation_function": "relu", "tie_word_embeddings": False}),
+    ("gpt2", {"activation_function": "gelu_pytorch_tanh", "reorder_and_upcast_attn": True}),
+    ("llama", {}),
+    ("llama", {"tie_word_embeddings": True, "rms_norm_eps": 0.01, "num_key_value_heads": 8}),
+    ("llama", {"head_dim": 6}),
+    ("llama", {"head_dim": 10, "attention_bias": True, "mlp_bias": True}),
+    ("mistral", {}),
+    ("mistral", {"sliding_window": 256}),
+]
+every_model = pytest.mark.parametrize("kind, changes", MODELS, ids=str)
+
+
+def make_folder(folder, kind, **changes):
+    return save_folder(folder, small_theirs(kind, **changes))
+
+
+def logits_of_theirs(folder, x):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return model(x).logits
+
+
+def assert_same_logits(folder):
+    """Our logits for a folder are those of transformers, within 1e-4 of the largest."""
+    x = torch.randint(VOCAB, (2, 100))
+    expected = logits_of_theirs(folder, x)
+    with torch.no_grad():
+        logits, _ = load_model(folder)[0](x)
+    assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def error_of(folder):
+    """The message of the UserError for a folder: one line."""
+    with pytest.raises(UserError) as error:
+        load_checkpoint(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def edit_weights(folder, edit):
+    """Apply a function to the dictionary of the weights in a folder."""
+    weights = load_file(folder / WEIGHTS)
+    save_file(edit(weights) or weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+# ---- The same numbers ------------------------------------------------------------------------------------------------
+
+
+@every_model
+def test_logits_and_200_greedy_tokens_are_those_of_transformers(kind, changes, tmp_path):
+    theirs = small_theirs(kind, **changes)
+    folder = save_folder(tmp_path / "model", theirs)
+    assert_same_logits(folder)
+    prompt = TOKENIZER.encode("The fox asks")
+    expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=200, do_sample=False, pad_token_id=0)[0].tolist()
+    greedy = SamplingConfig(temperature=0)
+    assert prompt + list(generate(load_model(folder)[0], prompt, 200, greedy)) == expected
+
+
+@every_model
+def test_import_and_export_by_the_name_table_are_inverse(kind, changes, tmp_path):
+    theirs = small_theirs(kind, **changes)
+    foreign = open_huggingface(save_folder(tmp_path / "model", theirs))
+    table = GPT2 if kind == "gpt2" else LLAMA
+    exported = dict(to_theirs(table, foreign.config, dict(foreign.weights)))
+    state = theirs.state_dict()
+    tied = {"lm_head.weight"} if foreign.config.tied else set()
+    assert exported.keys() == state.keys() - tied
+    assert all(torch.equal(exported[name], state[name]) for name in exported)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_becomes_float32_and_tied_weights_stay_one_tensor(kind, dtype, tmp_path):
+    folder = save_folder(tmp_path / "model", small_theirs(kind, tie_word_embeddings=True).to(dtype))
+    assert_same_logits(folder)
+    model = load_model(folder)[0]
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert model.head.weight is model.token_embedding.weight
+    optimizers = make_optimizers(model, OptimSettings(), torch.float32)
+    trained = [id(weight) for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]]
+    assert sorted(trained) == sorted(map(id, model.parameters()))
+
+
+@pytest.mark.parametrize("kind, removed, changes", [
+    ("llama", ["rope_parameters"], {"rope_theta": 777.0}),
+    ("llama", ["rope_parameters"], {"rope_theta": 777, "rope_scaling": None}),
+    ("llama", ["rope_parameters"], {}),
+    ("llama", [], {"rope_theta": 5.0}),
+    ("llama", ["rms_norm_eps", "tie_word_embeddings", "head_dim", "attention_bias", "mlp_bias", "hidden_act"], {}),
+    ("gpt2", ["tie_word_embeddings", "layer_norm_epsilon", "activation_function", "scale_attn_weights"], {}),
+    ("gpt2", ["architectures"], {}),
+])  # fmt: skip
+def test_missing_fields_and_those_of_older_versions_mean_what_they_mean_in_transformers(kind, removed, changes,
+                                                                                        tmp_path):
+    folder = make_folder(tmp_path / "model", kind)
+    edit_json(folder / "config.json", *removed, **changes)
+    assert_same_logits(folder)
+
+
+def test_missing_key_value_heads_are_as_many_as_heads(tmp_path):
+    folder = make_folder(tmp_path / "model", "llama", num_key_value_heads=8)
+    edit_json(folder / "config.json", "num_key_value_heads")
+    assert_same_logits(folder)
+
+
+def test_what_is_missing_in_a_config_has_the_defaults_of_transformers(tmp_path):
+    path = tmp_path / "config.json"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+             "max_position_embeddings": 64, "vocab_size": 300}
+    path.write_text(json.dumps({"model_type": "llama"} | sizes))
+    model_class, config = read_config(path)
+    assert model_class == "Llama" and config.kv_heads == 4 and not config.tied and not config.bias
+    assert (config.norm_eps, config.rope_theta, config.head_size) == (1e-6, 10_000.0, 8)
+
+
+def test_a_gpt2_without_prefix_and_with_the_buffers_of_old_files(tmp_path):
+    folder = make_folder(tmp_path / "model", "gpt2")
+    x = torch.randint(VOCAB, (1, 50))
+    expected = logits_of_theirs(folder, x)
+
+    def as_in_old_files(weights):
+        weights = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
+        for i in range(2):
+            weights[f"h.{i}.attn.bias"] = torch.ones(1, 1, 256, 256).tril()
+            weights[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
+        return weights
+
+    edit_weights(folder, as_in_old_files)
+    torch.testing.assert_close(load_model(folder)[0](x)[0], expected, rtol=1e-4, atol=1e-4)
+    edit_weights(folder, lambda weights: {name: weight for name, weight in weights.items() if "1.ln_2.b" not in name})
+    assert "is missing the weight h.1.ln_2.bias" in error_of(folder)
+
+
+# ---- What is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, changes, message", [
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx true"),
+    ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights false"),
+    ("gpt2", {"add_cross_attention": True}, "add_cross_attention true"),
+    ("gpt2", {"activation_function": "silu"}, "activation_function silu"),
+    ("gpt2", {"architectures": ["GPTNeoForCausalLM"]}, "architecture GPTNeoForCausalLM"),
+    ("gpt2", {"architectures": None, "model_type": "bloom"}, "architecture bloom"),
+    ("gpt2", {"quantization_config": {"bits": 4}}, "quantization_config"),
+    ("gpt2", {"n_embd": 0}, "n_embd must be an integer > 0, not 0"),
+    ("gpt2", {"n_embd": "32"}, "n_embd cannot be 32"),
+    ("gpt2", {"n_head": 5}, "config.json: n_embd 32 must be a multiple of num_heads 5"),
+    ("gpt2", {"n_layer": 10**12}, "is missing the weight transformer.h.2.ln_1.weight"),
+    ("gpt2", {"n_embd": 64}, r"wte.weight has shape \(\d+, 32\), but by its configuration \(\d+, 64\)"),
+    ("gpt2", {"tie_word_embeddings": False}, "is missing the weight lm_head.weight"),
+    ("gpt2", {"n_layer": 1}, r"has an unexpected weight transformer.h.1"),
+    ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling of the type yarn"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope scaling of the type linear"),
+    ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+    ("llama", {"rope_parameters": "default"}, "rope_parameters cannot be default"),
+    ("llama", {"rope_interleaved": True}, "rope_interleaved true"),
+    ("llama", {"hidden_act": "gelu"}, "hidden_act gelu"),
+    ("llama", {"attention_bias": True}, "biases in either attention or the feed-forward network"),
+    ("llama", {"architectures": ["Qwen2ForCausalLM"]}, "architecture Qwen2ForCausalLM"),
+    ("llama", {"max_position_embeddings": 2**62}, "of memory, and .* is free"),
+    ("mistral", {"sliding_window": 255}, "sliding_window 255"),
+])  # fmt: skip
+def test_what_is_not_computed_or_does_not_fit_is_refused_by_name(kind, changes, message, tmp_path):
+    folder = make_folder(tmp_path / "model", kind)
+    edit_json(folder / "config.json", **changes)
+    assert re.search(message, error_of(folder))
+
+
+def test_a_mistral_without_the_field_has_a_window(tmp_path):
+    folder = make_folder(tmp_path / "model", "mistral")
+    edit_json(folder / "config.json", "sliding_window", max_position_embeddings=8192)
+    assert "sliding_window 4096" in error_of(folder)
+
+
+@pytest.mark.parametrize("edit, message", [
+    (lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight") is None,
+     "is missing the weight model.layers.1.mlp.up_proj.weight"),
+    (lambda weights: weights.update(extra=torch.zeros(1)), "has an unexpected weight extra"),
+    (lambda weights: weights.update({"lm_head.weight": torch.zeros(VOCAB, 31)}), "lm_head.weight has shape .* 31"),
+    (lambda weights: weights.update({"model.norm.weight": torch.zeros(32).int()}), "norm.weight has the dtype I32"),
+    (lambda weights: weights["model.norm.weight"].fill_(torch.nan) is None, "norm.weight has values that are not"),
+])
+def test_damaged_weights_are_named(edit, message, tmp_path):
+    folder = make_folder(tmp_path / "model", "llama")
+    edit_weights(folder, lambda weights: None if edit(weights) else None)
+    assert re.search(message, error_of(folder))
+
+
+def test_a_tied_head_in_the_file_must_be_the_embedding(tmp_path):
+    folder = make_folder(tmp_path / "model", "gpt2")
+    edit_weights(folder, lambda weights: weights.update({"lm_head.weight": weights["transformer.wte.weight"].clone()}))
+    assert_same_logits(folder)
+    edit_weights(folder, lambda weights: weights.update({"lm_head.weight": weights["transformer.wte.weight"] + 1}))
+    assert "lm_head.weight differs from transformer.wte.weight" in error_of(folder)
+
+
+def test_files_that_are_missing_or_damaged(tmp_path):
+    folder = make_folder(tmp_path / "model", "gpt2")
+    content = (folder / WEIGHTS).read_bytes()
+    for damaged in (b"", content[:4], content[:100], content[:-1], b"\xff" * 8 + content[8:]):
+        (folder / WEIGHTS).write_bytes(damaged)
+        assert f"{WEIGHTS} is damaged or incomplete" in error_of(folder)
+    (folder / WEIGHTS).unlink()
+    assert f"{folder} has no {WEIGHTS}: save" in error_of(folder)
+    (folder / "config.json").write_text("{")
+    assert "config.json is not valid JSON" in error_of(folder)
+    (folder / "config.json").write_text("[]")
+    assert "config.json is not a JSON object" in error_of(folder)
+
+
+def test_a_pytorch_file_never_runs_code(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "attacked"),)
+
+    folder = make_folder(tmp_path / "model", "gpt2")
+    (folder / WEIGHTS).unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Attack()))
+    assert "pytorch_model.bin is not read, as such files can contain code" in error_of(folder)
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_a_tokenizer_must_be_there_and_fit(tmp_path):
+    folder = make_folder(tmp_path / "model", "gpt2", vocab_size=VOCAB - 1)
+    assert f"has a tokenizer of {VOCAB} tokens, but a model of {VOCAB - 1}" in error_of(folder)
+    (folder / "tokenizer.json").unlink()
+    assert "contains no tokenizer" in error_of(folder)
+
+
+# ---- Shards ----------------------------------------------------------------------------------------------------------
+
+
+def sharded(folder):
+    save_folder(folder, small_theirs("llama"), max_shard_size="20KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    return folder, shards
+
+
+def test_the_index_decides_which_shards_are_read(tmp_path):
+    folder, shards = sharded(tmp_path / "model")
+    (folder / "model-00009-of-00009.safetensors").write_bytes(b"stray")
+    (folder / WEIGHTS).write_bytes(b"stray")
+    weights = load_file(shards[0])  # a tensor that the index has in another shard
+    save_file(weights | {"model.norm.weight": torch.zeros(7)}, shards[0], metadata={"format": "pt"})
+    (folder / WEIGHTS).unlink()
+    assert_same_logits(folder)
+
+
+def test_a_missing_shard_and_a_shard_without_its_tensor_are_errors(tmp_path):
+    folder, shards = sharded(tmp_path / "model")
+    name, *_ = weights = load_file(shards[1])
+    save_file({other: weights[other] for other in weights if other != name}, shards[1], metadata={"format": "pt"})
+    assert f"{shards[1]} is missing the weight {name}" in error_of(folder)
+    shards[1].unlink()
+    assert f"there is no file {shards[1]}" in error_of(folder)
+
+
+@pytest.mark.parametrize("path", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors", "..\\x", "", "..", 7])
+def test_an_index_cannot_leave_its_folder(path, tmp_path, monkeypatch):
+    folder, _ = sharded(tmp_path / "model")
+    names = json.loads((folder / INDEX).read_text())["weight_map"]
+    edit_json(folder / INDEX, weight_map=names | {"model.norm.weight": path})
+    monkeypatch.setattr("formats.huggingface.safe_open", None)  # nothing is opened
+    assert f"names the file {path}".replace("\\", "") in error_of(folder).replace("\\", "")
+
+
+# ---- Use -------------------------------------------------------------------------------------------------------------
+
+
+def test_padding_of_the_vocabulary_is_never_sampled(tmp_path):
+    theirs = small_theirs("llama", vocab_size=VOCAB + 20)
+    theirs.lm_head.weight.data[VOCAB:] *= 50
+    model, tokenizer = load_model(save_folder(tmp_path / "model", theirs))
+    greedy = SamplingConfig(temperature=0)
+    assert max(generate(model, [1], 50, greedy)) >= VOCAB
+    assert "".join(generate_text(model, tokenizer, [1], 50, greedy))  # decoding another id would raise IndexError
+    assert max(generate(model, [1], 200, SamplingConfig(temperature=100.0, seed=0), (), tokenizer.vocab_size)) < VOCAB
+
+
+def test_sampling_and_chat_template_of_a_folder(tmp_path):
+    folder = make_folder(tmp_path / "model", "gpt2")
+    edit_json(folder / "generation_config.json", temperature=0.6, top_p=0.9, top_k=0)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    loaded, foreign = load_checkpoint(folder), open_huggingface(folder)
+    assert (loaded.reply.temperature, loaded.reply.top_p, loaded.reply.top_k) == (0.6, 0.9, None)
+    assert foreign.chat_template == "{{ messages }}" and loaded.task == {"kind": "language"}
+    edit_json(folder / "generation_config.json", top_p=7)
+    assert "generation_config.json: top_p cannot be 7" in error_of(folder)
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    """A working directory with text.txt and the folders gpt2 and llama."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("training.record.plot_losses", lambda *_: None)
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    for kind in ("gpt2", "llama"):
+        make_folder(tmp_path / kind, kind)
+    return tmp_path
+
+
+def fine_tune(*more):
+    train(parse_settings([
+        "--data.path=text.txt", "--output.folder=runs", "--output.sample_tokens=4", "--training.max_iters=2",
+        "--training.eval_interval=1", "--training.batch_size=2", "--training.device=cpu", "--training.dtype=float32",
+        *more]))
+
+
+def main(script, monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["script", *arguments])
+    script.main()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_scripts_take_a_folder(kind, text, monkeypatch, capsys):
+    main(terminal_demo, monkeypatch, kind, "--prompt", "The owl", "--max_tokens", "5", "--temperature", "0")
+    ids = TOKENIZER.encode("The owl")
+    model = load_model(kind)[0].to(terminal_demo.inference_dtype("cpu"))
+    expected = TOKENIZER.decode(generate(model, ids, 5, SamplingConfig(temperature=0)))
+    assert capsys.readouterr().out == f"{expected}\n"
+    main(estimate, monkeypatch, kind, "--data", "text.txt", "--split", "all", "--device", "cpu")
+    printed = capsys.readouterr().out
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(kind)
+    x = torch.tensor([TOKENIZER.encode(TEXT)[:257]])
+    with torch.no_grad():
+        first = torch.nn.functional.cross_entropy(theirs(x[:, :-1]).logits[0], x[0, 1:])
+    assert float(re.search(r"loss +([\d.]+)", printed)[1]) == pytest.approx(first.item(), rel=0.2)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_training_starts_from_a_folder_with_a_shorter_context_and_dropout(kind, text):
+    fine_tune(f"--init={kind}", "--run=tuned", "--model.block_size=32", "--model.dropout=0.1")
+    first = json.loads((text / "runs" / "tuned" / "metrics.jsonl").read_text().splitlines()[0])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(kind)
+    ids = torch.tensor(TOKENIZER.encode(TEXT))
+    val = ids[-(len(ids) // 10):]
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(theirs(val[None, :-1][:, :32]).logits[0], val[1:33])
+    assert first["step"] == 0 and first["val_loss"] == pytest.approx(loss.item(), rel=0.2)
+    config = load_model("runs/tuned")[0].config
+    assert config.block_size == 32 and config.dropout == 0.1
+    with pytest.raises(UserError, match="--init has block_size 256, not 300"):
+        fine_tune(f"--init={kind}", "--run=longer", "--model.block_size=300")
+
+
+def test_the_first_positions_are_kept(text):
+    fine_tune("--init=gpt2", "--run=frozen", "--model.block_size=32", "--training.trainable_blocks=0")
+    tuned, whole = load_model("runs/frozen")[0], load_model("gpt2")[0]
+    assert torch.equal(tuned.position_embedding.weight, whole.position_embedding.weight[:32])
+
+
+def test_the_bias_of_queries_keys_and_values_is_that_of_the_folder(text):
+    fine_tune("--init=gpt2", "--run=with", "--model.qkv_bias=true", "--model.block_size=32")
+    with pytest.raises(UserError, match="--init has qkv_bias"):
+        fine_tune("--init=gpt2", "--run=without", "--model.qkv_bias=false", "--model.block_size=32")
+    fine_tune("--model.name=GPT2", "--run=new", "--model.qkv_bias=false", "--model.block_size=16", "--model.n_embd=16",
+              "--model.num_heads=2", "--model.n_blocks=1")
+    names = dict(load_model("runs/new")[0].named_parameters())
+    assert "blocks.0.attention.out.bias" in names and "blocks.0.attention.qkv.bias" not in names
+
+
+def test_adapters_of_lora_belong_to_a_folder(text):
+    fine_tune("--init=gpt2", "--run=lora", "--lora.rank=2", "--lora.merge=false", "--model.block_size=32")
+    loaded = load_model("runs/lora")[0]
+    fine_tune("--init=gpt2", "--run=merged", "--lora.rank=2", "--model.block_size=32")
+    merged = load_model("runs/merged")[0]
+    x = torch.randint(VOCAB, (1, 32))
+    torch.testing.assert_close(loaded(x)[0], merged(x)[0])
+    edit_weights(text / "gpt2", lambda weights: weights["transformer.h.0.ln_1.bias"].add_(1) is None or None)
+    with pytest.raises(UserError, match="gpt2 is not the model that they belong to"):
+        load_model("runs/lora")
+
+
+def test_a_start_has_all_of_a_checkpoint(tmp_path):
+    folder = make_folder(tmp_path / "model", "llama")
+    start = read_start(folder)
+    assert ModelConfig(**start["config"]) == load_model(folder)[0].config and start["model_class"] == "Llama"
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_calculator_counts_the_parameters_of_a_folder(kind, tmp_path, monkeypatch, capsys):
+    theirs = small_theirs(kind)
+    folder = save_folder(tmp_path / "model", theirs)
+    for path in (folder, folder / "config.json"):
+        main(num_params_calculate, monkeypatch, "--model", str(path))
+        assert f"{sum(weight.numel() for weight in theirs.parameters()):,} parameters" in capsys.readouterr().out
+    main(num_params_calculate, monkeypatch, "--model", str(folder), "--n_blocks", "1")
+    fewer = small_theirs(kind, **{"n_layer" if kind == "gpt2" else "num_hidden_layers": 1})
+    assert f"{sum(weight.numel() for weight in fewer.parameters()):,} parameters" in capsys.readouterr().out
+
+
+def test_a_config_is_read_without_torch():
+    code = "import formats.huggingface_config, sys; print(sorted({'torch', 'safetensors'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+PEAK = """
+import resource, sys
+from training.checkpoint import load_checkpoint
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+before = peak()
+model = load_checkpoint(sys.argv[1]).model
+print((peak() - before) / sum(4 * weight.numel() for weight in model.parameters()))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no ru_maxrss")
+@pytest.mark.parametrize("kind, dtype, changes", [
+    ("gpt2", torch.float32, {"n_embd": 512, "n_layer": 8, "vocab_size": 30_000}),
+    ("llama", torch.bfloat16, {"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 20_000}),
+])
+def test_loading_takes_less_than_1_3_times_the_memory_of_the_model(kind, dtype, changes, tmp_path):
+    folder = save_folder(tmp_path / "model", small_theirs(kind, **changes).to(dtype))
+    done = subprocess.run([sys.executable, "-c", PEAK, folder], cwd=ROOT, capture_output=True, text=True)
+    assert float(done.stdout) < 1.3, done.stderr
