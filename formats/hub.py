@@ -10,7 +10,7 @@ import re
 from functools import partial
 from pathlib import Path
 
-from data.download import hub_endpoints
+from data.download import answering_endpoint, hub_endpoints
 from formats.huggingface import INDEX, WEIGHTS, read_index
 from formats.huggingface_config import read_config
 from utils.errors import UserError
@@ -34,28 +34,29 @@ def hub_name(path):
 
 
 def download_model(name):
-    """The folder in the cache with the files of a model, which are downloaded unless they are there; an interrupted
-    download is resumed. Raises UserError."""
-    problems = []
-    for endpoint in hub_endpoints():
-        try:
-            return download_from(endpoint, name)
-        except UserError:
-            raise
-        except Exception as error:  # also errors of the libraries below huggingface_hub
-            problems.append(f"{endpoint}: {describe(error)}")
-    raise UserError(f"there is no folder {name}, and it could not be downloaded ({'; '.join(problems)}): check the "
+    """The folder in the cache with the files of a model, which are downloaded unless they are there. Raises UserError.
+    """
+    from huggingface_hub import hf_hub_download, is_offline_mode  # slow to import
+
+    endpoint = None if is_offline_mode() else answering_endpoint(f"api/models/{name}")
+    try:
+        return download_files(partial(hf_hub_download, name, endpoint=endpoint, local_files_only=endpoint is None))
+    except UserError:
+        raise
+    except Exception as error:  # also errors of the libraries below huggingface_hub
+        problem = f"{endpoint}: {describe(error)}"
+        if endpoint is None:
+            problem = f"it is not in the cache, and there is no usable answer from {' or '.join(hub_endpoints())}"
+    raise UserError(f"there is no folder {name}, and it could not be downloaded from the hub ({problem}): check the "
                     "name and the network (HF_ENDPOINT selects a mirror), or give the path of a folder")
 
 
-def download_from(endpoint, name):
-    """`download_model` from one endpoint. Raises UserError, and whatever huggingface_hub raises."""
-    from huggingface_hub import hf_hub_download  # slow to import
-
-    config = Path(hf_hub_download(name, "config.json", endpoint=endpoint))
+def download_files(get):
+    """The folder with the files of a model; `get` downloads one of them. Raises UserError, and what `get` raises."""
+    config = Path(get("config.json"))
     read_config(config)  # a model that cannot be read is not downloaded
     folder = config.parent
-    get = partial(hf_hub_download, name, endpoint=endpoint, revision=folder.name)  # all files of the same commit
+    get = partial(get, revision=folder.name)  # all files of the same commit
     if get_if_there(get, INDEX):
         for shard in sorted({path.name for path in read_index(folder).values()}):
             get(shard)
@@ -70,7 +71,7 @@ def download_from(endpoint, name):
 
 
 def get_if_there(get, file):
-    """Whether a file exists, which is then downloaded. Without a network, whether it is in the cache."""
+    """The path of a file, None if there is none."""
     from huggingface_hub.errors import EntryNotFoundError
 
     with contextlib.suppress(EntryNotFoundError):
