@@ -1,6 +1,7 @@
-"""Export a checkpoint to the files of other projects, and verify them.
+"""Export a checkpoint to the files of other projects.
 
-    python export.py checkpoints/my_run my_model        a folder for Hugging Face transformers
+    python export.py checkpoints/my_run my_model                      a folder for Hugging Face transformers
+    python export.py checkpoints/my_run my_model.gguf --format gguf   a file for llama.cpp
 
 The folder opens with AutoModelForCausalLM and AutoTokenizer. Its logits and token ids are compared with those of the
 checkpoint; if they differ, nothing is written. An earlier export is replaced as a whole.
@@ -10,8 +11,9 @@ import json
 from pathlib import Path
 
 from formats.export import export_folder
-from training.checkpoint import SHIPPED, checkpoint_file, load_checkpoint
-from utils.errors import Parser, command
+from formats.llama_cpp import export_gguf
+from training.checkpoint import checkpoint_file, load_checkpoint
+from utils.errors import Parser, UserError, command
 from utils.printable import one_line
 
 
@@ -19,21 +21,29 @@ from utils.printable import one_line
 def main():
     parser = Parser(__doc__)
     parser.add_argument("checkpoint", help="a checkpoint of train.py or transformer_4d.py, or a folder with a best.pt")
-    parser.add_argument("folder", type=Path, help="is created, or replaced if it is an earlier export")
+    parser.add_argument("output", type=Path, help="the folder, or for gguf the file, that is written")
+    parser.add_argument("--format", choices=("huggingface", "gguf"), default="huggingface", help="(%(default)s)")
     args = parser.parse_args()
-    class_name = export_folder(args.folder, load_checkpoint(args.checkpoint), args.folder.resolve().name,
-                               measured_loss(args.checkpoint))
-    print(one_line(f"{args.folder}: {class_name}"))
+    loaded, title = load_checkpoint(args.checkpoint), args.output.resolve().stem
+    if args.format == "gguf":
+        name = export_gguf(args.output, loaded, title)
+    else:
+        name = export_folder(args.output, loaded, title, measured_loss(args.checkpoint))
+    print(one_line(f"{args.output}: {name}"))
 
 
 def measured_loss(checkpoint):
-    """The validation loss of the best.pt of a run, from the metrics.jsonl beside it; None without one."""
+    """The validation loss of the best.pt of a run, the lowest in the metrics.jsonl beside it; None without that file.
+    Raises UserError if it is damaged."""
     path = checkpoint_file(checkpoint)
     metrics = path.with_name("metrics.jsonl")
     if path.name != "best.pt" or not metrics.is_file():
         return None
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    return min(loss for line in lines for loss in (line["val_loss"], line.get("ema_val_loss", line["val_loss"])))
+    try:
+        lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        return float(min(line[name] for line in lines for name in ("val_loss", "ema_val_loss") if name in line))
+    except (ValueError, TypeError, LookupError):
+        raise UserError(f"{metrics} is damaged: remove it, and the validation loss is left out") from None
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def choose_class(c, classes, project):
         raise UserError("the checkpoint is a classifier, and only language models can be exported: use another one")
     found, problems = features(c), []
     for name, computes in classes.items():
-        lacking = [f"{feature} {found[feature]}" for feature, values in computes.items() if found[feature] not in values]
+        lacking = [f"{feature} {found[feature]}" for feature in computes if found[feature] not in computes[feature]]
         if not lacking:
             return name
         problems.append(f"{name} has no {', '.join(lacking)}")
@@ -78,6 +78,6 @@ def solve_head_bias(weights):
     head, bias = weights["head.weight"].double(), weights["head.bias"].double()
     solution = torch.linalg.lstsq(head, bias[:, None], driver="gelsd").solution[:, 0]
     if not torch.allclose(head @ solution, bias, rtol=1e-6, atol=1e-6):
-        raise UserError("the bias of the head cannot be moved into the final norm, as the rows of the head are linearly "
-                        "dependent: train the model for longer, or without head_bias")
+        raise UserError("the bias of the head cannot be moved into the final norm, as the rows of the head are "
+                        "linearly dependent: train the model for longer, or without head_bias")
     return solution.float()

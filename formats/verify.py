@@ -1,7 +1,6 @@
 """Whether an exported model computes what the checkpoint does."""
 
 import contextlib
-import os
 
 import torch
 
@@ -11,6 +10,7 @@ from formats.open import open_foreign
 from models.weights import SkipInitialization, load_file_weights
 from models.zoo import ZOO
 from utils.errors import UserError
+from utils.printable import one_line
 
 TOLERANCE = 1e-4  # of the largest logit
 SHAPE = (2, 64)  # sequences and their length, at most
@@ -45,8 +45,8 @@ def sample_ids(loaded):
     """Random token ids (B, T) without special tokens, the same for every call."""
     tokenizer, (B, T) = loaded.tokenizer, SHAPE
     ordinary = torch.tensor([i for i in range(tokenizer.vocab_size) if i not in tokenizer.special_ids])
-    chosen = torch.randint(len(ordinary), (B, min(T, loaded.model.block_size)), generator=torch.Generator().manual_seed(0))
-    return ordinary[chosen]
+    generator = torch.Generator().manual_seed(0)
+    return ordinary[torch.randint(len(ordinary), (B, min(T, loaded.model.block_size)), generator=generator)]
 
 
 @torch.inference_mode()
@@ -67,33 +67,33 @@ def reload(folder):
 
 def compare(name, found, expected):
     """Print the largest difference of logits. Raises UserError if it exceeds the tolerance."""
-    if found.shape != expected.shape:
-        raise UserError(f"verification failed: the logits of {name} have the shape {tuple(found.shape)}, not "
-                        f"{tuple(expected.shape)}; nothing was written. Report this as a bug")
-    difference, largest = (found.float() - expected).abs().max().item(), expected.abs().max().item()
+    difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
     print(f"{name}: logits differ by at most {difference:.1e}; the largest is {largest:.1f}")
-    if not difference <= TOLERANCE * largest:
-        raise UserError(f"verification failed: the logits of {name} differ by up to {difference:.1e}, and the largest "
-                        f"is {largest:.1f}; nothing was written. Report this as a bug")
+    if not difference <= TOLERANCE * largest:  # or if it is NaN
+        raise failed(f"{name} has logits that differ by up to {difference:.1e}, and the largest is {largest:.1f}")
 
 
 def compare_tokens(name, encode, tokenizer, ids):
-    """Raise UserError unless `encode` returns the token ids of our tokenizer for a text."""
-    texts = [tokenizer.decode(row) for row in ids.tolist()]
-    for text in [*texts, "\n\n".join(texts) if "\n" in texts[0] else texts[0]]:
-        if list(encode(text)) != tokenizer.encode(text):
-            raise UserError(f"verification failed: {name} has other token ids for a text; nothing was written. Report "
-                            "this as a bug")
+    """Raise UserError unless `encode` returns the token ids of our tokenizer for the texts of token ids (B, T)."""
+    for row in ids.tolist():
+        text = tokenizer.decode(row)
+        if encode(text) != tokenizer.encode(text):
+            raise failed(f"{name} has other token ids for {one_line(repr(text), 80)}")
+    print(f"{name}: {ids.numel()} token ids are equal")
 
 
 def compare_chat(name, their_tokenizer, tokenizer, ids):
     """Raise UserError unless the chat template gives the token ids of a dialogue in training."""
-    texts = [tokenizer.decode(row) for row in ids.tolist()]
-    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), [*texts, texts[0]])]
+    first, second = (tokenizer.decode(row) for row in ids.tolist())
+    messages = [{"role": "user", "content": first}, {"role": "assistant", "content": second},
+                {"role": "user", "content": second}]
     found = their_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    if found != prompt_ids([message["content"] for message in messages], tokenizer):
-        raise UserError(f"verification failed: the chat template of {name} gives other token ids; nothing was written. "
-                        "Report this as a bug")
+    if found != prompt_ids([first, second, second], tokenizer):
+        raise failed(f"the chat template has other token ids in {name}")
+
+
+def failed(problem):
+    return UserError(f"verification failed, and nothing was written: {problem}. Please report this as a bug")
 
 
 @contextlib.contextmanager
