@@ -30,15 +30,14 @@ def verify_folder(folder, loaded):
         print("transformers is not installed, and was not compared: pip install transformers")
         return
     name = f"transformers {transformers.__version__}"
-    with quiet(transformers):
+    with quiet(transformers), torch.inference_mode():
         options = {"trust_remote_code": (folder / "modeling_your_gpt.py").exists()}
         theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, **options).eval()
         their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        with torch.inference_mode():
-            compare(f"{name}, {type(theirs).__name__}", theirs(ids).logits, logits)
-    compare_tokens(name, lambda text: their_tokenizer(text)["input_ids"], loaded.tokenizer, ids)
-    if loaded.task["kind"] in END_MARKERS:
-        compare_chat(name, their_tokenizer, loaded.tokenizer, ids)
+        compare(f"{name}, {type(theirs).__name__}", theirs(ids).logits, logits)
+        compare_tokens(name, lambda text: their_tokenizer(text)["input_ids"], loaded.tokenizer, ids)
+        if loaded.task["kind"] in END_MARKERS:
+            compare_chat(name, their_tokenizer, loaded.tokenizer, ids)
 
 
 def sample_ids(loaded):

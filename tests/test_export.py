@@ -179,14 +179,25 @@ def test_a_bpe_tokenizer_keeps_its_ids_and_ends_at_its_end_of_text(tmp_path):
     assert (again.reply.top_k, again.reply.temperature) == (5, 0.5)
 
 
+def end_a_reply(model, tokenizer):
+    """Change a model so that it ends its greedy reply to a message early. Returns that message and the reply."""
+    for text in ("a", "b", "c", "ab", "ac", "bc", "tab"):
+        ids = list(generate(model, prompt_ids([text], tokenizer), 20, SamplingConfig(temperature=0)))
+        for i in range(1, 20):
+            if ids[i] not in ids[:i] and not tokenizer.special_ids & {*ids[: i + 1]}:
+                swapped = [tokenizer.message_end, ids[i]]
+                with torch.no_grad():
+                    model.head.weight[swapped] = model.head.weight[swapped[::-1]]
+                return text, ids[:i]
+    raise AssertionError("every reply starts with a special token, or repeats one token")
+
+
 @pytest.mark.parametrize("bpe", [False, True])
 def test_a_chat_export_has_the_template_of_the_training_and_stops_at_its_end_marker(bpe, tmp_path):
     tokenizer = BPETokenizer.train(["how are you"], 300) if bpe else CharTokenizer("\n ',?abct", special=True)
     model = small_model("BardGPT", vocab_size=tokenizer.vocab_size, block_size=128)
-    with torch.no_grad():
-        model.head.weight[tokenizer.message_end] *= 2  # replies end soon
-    task = {"kind": "dialogue"}
-    checkpoint = save(tmp_path / "best.pt", model, tokenizer, task=task)
+    text, reply = end_a_reply(model, tokenizer)
+    checkpoint = save(tmp_path / "best.pt", model, tokenizer, task={"kind": "dialogue"})
     run_export(checkpoint, tmp_path / "exported")
     their_tokenizer = their_tokenizer_of(tmp_path / "exported")
     records = [("system", "cab"), ("user", "a b , c ?"), ("assistant", "b\n\nc"), ("user", "abt ")]
@@ -195,13 +206,11 @@ def test_a_chat_export_has_the_template_of_the_training_and_stops_at_its_end_mar
     options = {"add_generation_prompt": True, "return_dict": False}
     assert their_tokenizer.apply_chat_template(messages, **options) == expected
 
-    greedy = ReplyConfig(temperature=0, max_tokens=40)
-    replies = {text: reply_ids(model, tokenizer, [text], greedy) for text in ("a", "b", "c", "ab", "ac", "bc", "tab")}
-    text = next(text for text, ids in replies.items() if 0 < len(ids) < 40)
     theirs = load_theirs(tmp_path / "exported")
     ids = torch.tensor([prompt_ids([text], tokenizer)])
     found = theirs.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.size(1):].tolist()
-    assert found == [*replies[text], tokenizer.message_end]
+    assert found == [*reply, tokenizer.message_end]
+    assert reply_ids(model, tokenizer, [text], ReplyConfig(temperature=0, max_tokens=40)) == reply
 
 
 def test_the_model_with_its_own_code_is_not_opened_as_another_without_it(exported):
