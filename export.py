@@ -24,11 +24,11 @@ def main():
     parser.add_argument("output", type=Path, help="the folder, or for gguf the file, that is written")
     parser.add_argument("--format", choices=("huggingface", "gguf"), default="huggingface", help="(%(default)s)")
     args = parser.parse_args()
-    loaded, title = load_checkpoint(args.checkpoint), args.output.resolve().stem
+    loaded = load_checkpoint(args.checkpoint)
     if args.format == "gguf":
-        name = export_gguf(args.output, loaded, title)
+        name = export_gguf(args.output, loaded)
     else:
-        name = export_folder(args.output, loaded, title, measured_loss(args.checkpoint))
+        name = export_folder(args.output, loaded, measured_loss(args.checkpoint))
     print(one_line(f"{args.output}: {name}"))
 
 

@@ -21,12 +21,12 @@ from utils.files import replacing_folder
 REMOTE_CODE = Path(__file__).parent / "remote" / "modeling_your_gpt.py"
 
 
-def export_folder(folder, loaded, title, val_loss=None):
+def export_folder(folder, loaded, val_loss=None):
     """Write a model, as `Loaded` of training/checkpoint.py, to a Hugging Face folder, and verify it before it replaces
-    an earlier export. `title` and the validation loss are for the model card. Prints the largest differences.
+    an earlier export. Prints the largest differences; returns the name of the class of transformers.
 
-    Raises UserError if no class of transformers computes the model, if the folder is not an earlier export, or if the
-    verification fails.
+    The validation loss is for the model card. Raises UserError if no class of transformers computes the model, if the
+    folder is not an earlier export, or if the verification fails.
     """
     folder = Path(folder).resolve()
     check_replaceable(folder)
@@ -35,7 +35,7 @@ def export_folder(folder, loaded, title, val_loss=None):
         write_descriptions(partial, class_name, config, loaded)
         write_weights(partial / WEIGHTS, class_name, config, weights)
         shutil.copymode(partial / "config.json", partial / WEIGHTS)  # safetensors lets nobody else read it
-        card = write_card(title, class_name, config, loaded.task["kind"], val_loss)
+        card = write_card(folder.name, class_name, config, loaded.task["kind"], val_loss)
         (partial / "README.md").write_text(card, encoding="utf-8")
         if class_name == "YourGPTForCausalLM":
             shutil.copy(REMOTE_CODE, partial)

@@ -9,14 +9,14 @@ from formats.targets import LLAMA_CPP, exported_model
 from utils.errors import UserError
 from utils.files import replacing
 
-LINEAR = [layer._replace(transposed=False) for layer in GPT2.layers]  # in a GGUF, weights are (outputs, inputs)
-TABLES = {"gpt2": GPT2._replace(layers=tuple(LINEAR)), "llama": LLAMA}
+LINEAR = tuple(layer._replace(transposed=False) for layer in GPT2.layers)  # in a GGUF, weights are (outputs, inputs)
+TABLES = {"gpt2": GPT2._replace(layers=LINEAR), "llama": LLAMA}
 MAGIC = b"GGUF"
 # How a tokenizer.json splits text into words, by steps with their option: those of llama.cpp that are tested here.
 PRE_TOKENIZERS = {(("ByteLevel", True),): "gpt-2", (("Digits", True), ("ByteLevel", True)): "smollm"}
 
 
-def export_gguf(path, loaded, title):
+def export_gguf(path, loaded):
     """Write a model, as `Loaded` of training/checkpoint.py, to a GGUF file in float32. Returns its architecture.
 
     Raises UserError if llama.cpp does not compute the model or does not know its tokenizer, and if there is a file that
@@ -33,7 +33,7 @@ def export_gguf(path, loaded, title):
     arch, config, weights = exported_model(loaded.model, loaded.tokenizer, LLAMA_CPP, "llama.cpp")
     with replacing(path) as file:
         writer = gguf.GGUFWriter(file.name, arch)
-        writer.add_name(title)
+        writer.add_name(path.stem)
         add_sizes(writer, arch, config)
         add_tokenizer(writer, loaded.tokenizer, loaded.task["kind"])
         names = gguf.get_tensor_name_map({"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA}[arch],

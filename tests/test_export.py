@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_exports import error_of, run_export
 from small_models import small_model
 from small_runs import ROOT
 
-import export
 from data.bpe import BPETokenizer
 from data.dialogues import prompt_ids
 from data.tokenizer import CharTokenizer
@@ -75,23 +75,6 @@ def exported(tmp_path_factory):
         return made[name]
 
     return get
-
-
-def run_export(*arguments):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["export.py", *map(str, arguments)])
-        export.main()
-
-
-def error_of(capsys, *arguments):
-    """The message of an export that must fail: one line, with exit code 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_code:
-        run_export(*arguments)
-    assert exit_code.value.code == 2
-    [message] = capsys.readouterr().err.splitlines()
-    assert message.startswith("error: ")
-    return message
 
 
 def load_theirs(folder):

@@ -6,10 +6,10 @@ import urllib.request
 
 import pytest
 import torch
+from small_exports import error_of, run_export
 from small_models import small_model
 from tokenizers import pre_tokenizers
 
-import export
 from data.bpe import BPETokenizer
 from data.tokenizer import CharTokenizer
 from models.config import SamplingConfig
@@ -17,6 +17,7 @@ from models.generate import generate
 from training.checkpoint import save_checkpoint
 
 gguf = pytest.importorskip("gguf")
+GGUF = ("--format", "gguf")
 TEXT = "Hello there, it's  12 small\n\ntokens: 你好，世界！"
 CHARACTERS = CharTokenizer("".join(dict.fromkeys(TEXT + "\\\0\x01😀")))
 BPE = BPETokenizer.train([TEXT * 3], 400)
@@ -39,22 +40,6 @@ MODELS = [
     ("EasyGPT", {"num_kv_heads": 2, "head_dim": 16}, "BPE"),
     ("Llama", {"num_kv_heads": 8, "tied": False, "bias": True, "rope_theta": 500.0, "norm_eps": 1e-3}, "characters"),
 ]
-
-
-def run_export(*arguments):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["export.py", *map(str, arguments), "--format", "gguf"])
-        export.main()
-
-
-def error_of(capsys, *arguments):
-    """The message of an export that must fail: one line, with exit code 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_code:
-        run_export(*arguments)
-    assert exit_code.value.code == 2
-    [message] = capsys.readouterr().err.splitlines()
-    return message
 
 
 def save(folder, name, changes, tokenizer):
@@ -100,7 +85,7 @@ def serve():
 def test_llama_cpp_generates_the_greedy_tokens_of_the_checkpoint(name, changes, tokenizer, tmp_path, serve):
     tokenizer = TOKENIZERS[tokenizer]
     model = save(tmp_path, name, changes, tokenizer)
-    run_export(tmp_path, tmp_path / "model.gguf")
+    run_export(tmp_path, tmp_path / "model.gguf", *GGUF)
     post = serve(tmp_path / "model.gguf")
     text = "".join(tokenizer.vocab) if isinstance(tokenizer, CharTokenizer) else TEXT
     ids = tokenizer.encode(text)
@@ -114,7 +99,7 @@ def test_llama_cpp_generates_the_greedy_tokens_of_the_checkpoint(name, changes, 
 
 def test_a_character_model_stops_at_no_token(tmp_path):
     save(tmp_path, "GPT2", {}, CHARACTERS)
-    run_export(tmp_path, tmp_path / "model.gguf")
+    run_export(tmp_path, tmp_path / "model.gguf", *GGUF)
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     assert "tokenizer.ggml.eos_token_id" not in reader.fields
     tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -129,21 +114,21 @@ def test_a_character_model_stops_at_no_token(tmp_path):
 ])
 def test_what_llama_cpp_does_not_compute_is_refused_with_the_reason(name, changes, reason, tmp_path, capsys):
     save(tmp_path, name, changes, CHARACTERS)
-    assert reason in error_of(capsys, tmp_path, tmp_path / "model.gguf")
+    assert reason in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
 
 
 def test_a_tokenizer_that_llama_cpp_may_not_know_is_refused(tmp_path, capsys):
     save(tmp_path, "GPT2", {}, bpe_after(pre_tokenizers.Punctuation()))
-    assert "splits text into words" in error_of(capsys, tmp_path, tmp_path / "model.gguf")
+    assert "splits text into words" in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
 
 
 def test_bad_paths_and_a_missing_package_are_one_line(tmp_path, capsys, monkeypatch):
     save(tmp_path, "GPT2", {}, CHARACTERS)
-    assert "ends with .gguf" in error_of(capsys, tmp_path, tmp_path / "folder")
+    assert "ends with .gguf" in error_of(capsys, tmp_path, tmp_path / "folder", *GGUF)
     other = tmp_path / "other.gguf"
     other.write_text("mine")
-    assert "is not a GGUF file" in error_of(capsys, tmp_path, other)
+    assert "is not a GGUF file" in error_of(capsys, tmp_path, other, *GGUF)
     assert other.read_text() == "mine"
     monkeypatch.setitem(sys.modules, "gguf", None)
-    assert "pip install gguf" in error_of(capsys, tmp_path, tmp_path / "model.gguf")
+    assert "pip install gguf" in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
