@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from data.bpe import MAX_BYTES, BPETokenizer
+from data.char_files import characters_in, to_library
 from data.download import download, hub_endpoints
 from data.library_tokenizer import MAX_FILE_BYTES, SPECIAL_TOKENS, SURROGATE
 from data.llama2c import read_tokenizer_bin
@@ -120,6 +121,11 @@ class CharTokenizer:
             saved["special"] = True
         return saved
 
+    @property
+    def library(self):
+        """The same tokenizer as one of the `tokenizers` library."""
+        return to_library(self.vocab, self.special)
+
     def save(self, path):
         """Write the result of `to_dict` as JSON. Raises UserError."""
         with replacing(path) as file:
@@ -197,6 +203,9 @@ def load_file(path):
         raise UserError(f"{path} is damaged or not a tokenizer ({error}): create it again") from None
     if isinstance(saved, dict) and "kind" in saved:
         return tokenizer_from_dict(saved, path)
+    characters = characters_in(saved)
+    if characters:
+        return CharTokenizer(characters[0], path, special=characters[1])
     if is_sentencepiece(saved):
         return SentencePieceTokenizer(content, path)
     return BPETokenizer(content, path)

@@ -8,14 +8,14 @@ from safetensors import SafetensorError, safe_open
 from data.tokenizer import load_tokenizer
 from formats.foreign import Foreign, check_tokenizer
 from formats.huggingface_config import Fields, read_config, read_json
-from formats.names import GPT2, LLAMA, Table, check_weights, to_ours
+from formats.names import GPT2, LLAMA, PERSIMMON, check_weights, to_ours
 from models.config import ReplyConfig
 from utils.errors import UserError
 from utils.printable import one_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD = "lm_head.weight"
-TABLES = {"GPT2": GPT2, "Llama": LLAMA}
+TABLES = {"GPT2": GPT2, "Llama": LLAMA, "BardGPT": PERSIMMON, "TransformerModel": GPT2}
 DTYPES = ("F32", "F16", "BF16")
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 
@@ -44,7 +44,7 @@ def without_prefix(table, names):
     if any(name.startswith(prefix) for name in names):
         return table
     layers = [layer._replace(theirs=layer.theirs.removeprefix(prefix)) for layer in table.layers]
-    return Table(tuple(layers), table.buffers)
+    return table._replace(layers=tuple(layers))
 
 
 def check_tied_head(tensors, table, folder):

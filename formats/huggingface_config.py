@@ -119,9 +119,43 @@ def gpt2(fields):
         "n_hidden": fields.get("n_inner", int, None),
         "dropout": fields.get("resid_pdrop", float, 0.1),
         "feed_forward": ACTIVATIONS[activation],
-        "bias": True,
+        **biases(fields),
         "tied": fields.get("tie_word_embeddings", bool, True),
         "norm_eps": fields.get("layer_norm_epsilon", float, 1e-5),
+    }
+
+
+def biases(fields):
+    """The fields of ModelConfig about biases, of an architecture that always has them: export.py records that they are
+    zeros."""
+    return {"bias": fields.get("bias", bool, True), "qkv_bias": fields.get("qkv_bias", bool, None)}
+
+
+def your_gpt(fields):
+    """The fields of ModelConfig of the class in formats/remote/modeling_your_gpt.py."""
+    return gpt2(fields) | {name: fields.get(name, bool, False) for name in ("qk_norm", "head_bias")}
+
+
+def persimmon(fields):
+    """The fields of ModelConfig of a PersimmonForCausalLM."""
+    activation = fields.get("hidden_act", str, "relu2")
+    if activation not in ACTIVATIONS:
+        raise fields.refuse(f"hidden_act {activation}")
+    return {
+        "n_embd": fields.size("hidden_size"),
+        "block_size": fields.size("max_position_embeddings"),
+        "n_blocks": fields.size("num_hidden_layers"),
+        "num_heads": fields.size("num_attention_heads"),
+        "vocab_size": fields.size("vocab_size"),
+        "n_hidden": fields.size("intermediate_size"),
+        "dropout": fields.get("hidden_dropout", float, 0.0),
+        "position": "rotary",
+        "feed_forward": ACTIVATIONS[activation],
+        "qk_norm": fields.get("qk_layernorm", bool, True),
+        **biases(fields),
+        "tied": fields.get("tie_word_embeddings", bool, False),
+        "norm_eps": fields.get("layer_norm_eps", float, 1e-5),
+        "rope_theta": rope_theta(fields, rotated=0.5),
     }
 
 
@@ -153,8 +187,9 @@ def llama(fields):
     }
 
 
-def rope_theta(fields):
-    """The base of the rotary frequencies. Raises UserError for any scaling of them.
+def rope_theta(fields, rotated=1.0):
+    """The base of the rotary frequencies. Raises UserError for any scaling of them, and unless all channels are
+    rotated: the share `rotated` is where there is no other.
 
     transformers 5 writes it, and the scaling, to rope_parameters; before, they were rope_theta and rope_scaling.
     """
@@ -162,8 +197,7 @@ def rope_theta(fields):
     kind = rope.get("rope_type", str, rope.get("type", str, "default"))
     if kind != "default":
         raise fields.refuse(f"rope scaling of the type {kind}")
-    for place in (fields, rope):
-        place.require("partial_rotary_factor", float, 1.0, 1.0)
+    rope.require("partial_rotary_factor", float, fields.get("partial_rotary_factor", float, rotated), 1.0)
     return rope.get("rope_theta", float, fields.get("rope_theta", float, 10_000.0))
 
 
@@ -177,4 +211,5 @@ def mistral(fields):
 
 
 ARCHITECTURES = {"GPT2LMHeadModel": ("GPT2", gpt2), "LlamaForCausalLM": ("Llama", llama),
-                 "MistralForCausalLM": ("Llama", mistral)}
+                 "MistralForCausalLM": ("Llama", mistral), "PersimmonForCausalLM": ("BardGPT", persimmon),
+                 "YourGPTForCausalLM": ("TransformerModel", your_gpt)}

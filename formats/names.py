@@ -4,6 +4,8 @@ In the functions, c is a ModelConfig.
 """
 
 import re
+from dataclasses import replace
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -26,13 +28,21 @@ class Layer(NamedTuple):
     weight: str = ".weight"
     """How the name of their weight ends."""
     bias: str = ".bias"
+    """How the name of their bias ends."""
+    by_head: bool = False
+    """Whether the rows of ours alternate in theirs: those of the first head of each, those of the second, ..."""
 
 
 class Table(NamedTuple):
-    """The layers of an architecture, and a regular expression for the names of tensors that are no weights."""
+    """The layers of an architecture."""
 
     layers: tuple
-    buffers: str
+    buffers: str = "(?!)"
+    """A regular expression for the names of tensors that are no weights; by default it matches nothing."""
+    biases: bool = False
+    """Whether all linear layers in the blocks have biases. They are zeros in a model without biases."""
+    qk_norm: dict = {}
+    """The constants in the place of weights that our norms of queries and keys do not have, by name."""
 
 
 class TheirWeight(NamedTuple):
@@ -42,6 +52,16 @@ class TheirWeight(NamedTuple):
     shape: tuple
     ours: dict
     transposed: bool
+    heads: int | None
+    """Number of heads whose rows alternate; None: the rows of ours follow one another."""
+
+
+class Constant(NamedTuple):
+    """A tensor of another project whose values are all the same in a model of this one, which does not have it."""
+
+    name: str
+    shape: tuple
+    value: float
 
 
 QKV = ("blocks.attention.query", "blocks.attention.key", "blocks.attention.value")
@@ -57,7 +77,7 @@ GPT2 = Table((
     Layer("transformer.h.{i}.mlp.c_proj", ("blocks.feed_forward.down",), transposed=True),
     Layer("transformer.ln_f", ("final_norm",)),
     Layer("lm_head", ("head",)),
-), buffers=r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")  # fmt: skip
+), buffers=r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias", biases=True)  # fmt: skip
 
 OPENAI = Table((
     Layer("model/wte", ("token_embedding",), weight=""),
@@ -86,6 +106,19 @@ LLAMA = Table((
     Layer("lm_head", ("head",)),
 ), buffers=r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # fmt: skip
 
+PERSIMMON = Table((
+    Layer("model.embed_tokens", ("token_embedding",)),
+    Layer("model.layers.{i}.input_layernorm", ("blocks.attention_norm",)),
+    Layer("model.layers.{i}.self_attn.query_key_value", QKV, by_head=True),
+    Layer("model.layers.{i}.self_attn.dense", ("blocks.attention.out",)),
+    Layer("model.layers.{i}.post_attention_layernorm", ("blocks.feed_forward_norm",)),
+    Layer("model.layers.{i}.mlp.dense_h_to_4h", ("blocks.feed_forward.up",)),
+    Layer("model.layers.{i}.mlp.dense_4h_to_h", ("blocks.feed_forward.down",)),
+    Layer("model.final_layernorm", ("final_norm",)),
+    Layer("lm_head", ("head",)),
+), biases=True, qk_norm={f"model.layers.{{i}}.self_attn.{part}_layernorm.{kind}": value
+                         for part in "qk" for kind, value in (("weight", 1.0), ("bias", 0.0))})  # fmt: skip
+
 
 def their_weights(table, c):
     """Yield every `TheirWeight` of a model, without a tied head, which is the token embedding.
@@ -95,14 +128,30 @@ def their_weights(table, c):
     shapes = {row.component: row.shape for row in parameter_table(c)}
     for layer in table.layers:
         if "{i}" not in layer.theirs:
-            yield from weights_of_layer(layer, shapes)
+            yield from weights_of_layer(layer, shapes, c.num_heads)
     for i in range(c.n_blocks):
         for layer in table.layers:
             if "{i}" in layer.theirs:
-                yield from weights_of_layer(layer, shapes, i)
+                yield from weights_of_layer(layer, shapes, c.num_heads, i)
 
 
-def weights_of_layer(layer, shapes, i=None):
+def their_constants(table, c):
+    """Yield every `Constant` of a model."""
+    own = {row.component for row in parameter_table(c)}
+    with_biases = {row.component: row.shape for row in parameter_table(replace(c, bias=True, qkv_bias=None))}
+    sizes = {}  # of the biases that the model lacks
+    for layer in table.layers if table.biases else ():
+        biases = [f"{name}.bias" for name in layer.ours]
+        if "{i}" in layer.theirs and biases[0] not in own:
+            sizes[f"{layer.theirs}.bias"] = sum(with_biases[bias][0] for bias in biases)
+    for i in range(c.n_blocks):
+        for name, size in sizes.items():
+            yield Constant(name.format(i=i), (size,), 0.0)
+        for name, value in table.qk_norm.items() if c.qk_norm else ():
+            yield Constant(name.format(i=i), (c.head_size,), value)
+
+
+def weights_of_layer(layer, shapes, num_heads, i=None):
     """Yield the weight and the bias of a layer, in block i, as far as the model has them: `shapes` are those of ours.
     """
     for kind, ending in (("weight", layer.weight), ("bias", layer.bias)):
@@ -112,14 +161,15 @@ def weights_of_layer(layer, shapes, i=None):
         rows = {numbered(name, i): shapes[name][0] for name in names}
         shape = (sum(rows.values()), *shapes[names[0]][1:])
         transposed = layer.transposed and kind == "weight"
-        yield TheirWeight(f"{layer.theirs}{ending}".format(i=i), shape[::-1] if transposed else shape, rows, transposed)
+        yield TheirWeight(f"{layer.theirs}{ending}".format(i=i), shape[::-1] if transposed else shape, rows, transposed,
+                          num_heads if layer.by_head else None)
 
 
 def check_weights(table, c, shapes, where):
     """Raise UserError, with the name that another project gives it, for a weight that is missing, unexpected or
     misshapen in `shapes`, the shapes by name of all tensors in `where`."""
     expected = set()
-    for weight in their_weights(table, c):  # at most one more than there are tensors
+    for weight in chain(their_weights(table, c), their_constants(table, c)):  # at most one more than there are tensors
         if weight.name not in shapes:
             raise UserError(f"{where} is missing the weight {weight.name}: download it again, or use another model")
         if tuple(shapes[weight.name]) != weight.shape:
@@ -134,14 +184,23 @@ def check_weights(table, c, shapes, where):
 def to_ours(table, c, read, where):
     """Yield (name in a checkpoint file, tensor) of all weights of a model. `read` returns the tensor of their name.
 
-    Raises UserError for values that are not finite.
+    Raises UserError for values that are not finite, and for constants with other values.
     """
+    for constant in their_constants(table, c):
+        if not (read(constant.name) == constant.value).all():
+            raise UserError(f"{where}: the weight {constant.name} is not {constant.value:g} everywhere, as in a model "
+                            "that this project computes: use another model")
     for weight in their_weights(table, c):
         tensor = read(weight.name)
         if not is_finite(tensor):
             raise UserError(f"{where}: the weight {weight.name} has values that are not finite: use another model")
         tensor = tensor.T if weight.transposed else tensor
-        for name, part in zip(weight.ours, tensor.split([*weight.ours.values()]), strict=True):
+        if weight.heads is None:
+            parts = tensor.split([*weight.ours.values()])
+        else:  # (nh x 3 x hs, C) -> (nh, 3, hs, C) -> 3 times (nh, hs, C) -> 3 times (nh x hs, C)
+            by_head = tensor.unflatten(0, (weight.heads, len(weight.ours), -1)).unbind(1)
+            parts = [part.flatten(0, 1) for part in by_head]
+        for name, part in zip(weight.ours, parts, strict=True):
             yield name, part
             if name == "token_embedding.weight" and c.tied_head:
                 yield "head.weight", part
@@ -150,5 +209,11 @@ def to_ours(table, c, read, where):
 def to_theirs(table, c, weights):
     """Yield (their name, tensor) of all weights of a model from those of a checkpoint file, without a tied head."""
     for weight in their_weights(table, c):
-        tensor = torch.cat([weights[name] for name in weight.ours])
+        parts = [weights[name] for name in weight.ours]
+        if weight.heads is None:
+            tensor = torch.cat(parts)
+        else:  # the reverse of `to_ours`
+            tensor = torch.stack([part.unflatten(0, (weight.heads, -1)) for part in parts], dim=1).flatten(0, 2)
         yield weight.name, tensor.T.contiguous() if weight.transposed else tensor
+    for constant in their_constants(table, c):
+        yield constant.name, torch.full(constant.shape, constant.value)

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data.dialogues
-from data.bpe import SPECIAL_TOKENS
 from data.dialogues import (
     dialogue_examples,
     dialogue_parts,
@@ -25,6 +24,7 @@ from data.dialogues import (
     to_dialogue,
 )
 from data.examples import IGNORED, next_token_example
+from data.library_tokenizer import SPECIAL_TOKENS
 from data.poems import GENERAL_REQUESTS
 from data.readers import ReadOptions
 from data.report import DataReport

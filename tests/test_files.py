@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import UserError
-from utils.files import lock_run, replacing
+from utils.files import lock_run, replacing, replacing_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 DAY = 24 * 3600
@@ -126,6 +126,39 @@ def test_what_killed_writers_left_is_removed_after_a_day(tmp_path):
         assert leftover.exists() == remains
         leftover.unlink(missing_ok=True)
         assert set(tmp_path.iterdir()) == {path, *others}
+
+
+# ---- Replacing a folder ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_replaced_as_a_whole_and_abandoned_ones_are_removed(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    for name in ("first", "second"):
+        with replacing_folder(folder) as partial:
+            (partial / name).touch()
+            assert [path.name for path in folder.glob("*")] == ["first"] * (name == "second")
+        abandoned = folder.with_name(f"folder.{'0' * 8}.partial")
+        abandoned.mkdir()
+        os.utime(abandoned, (time.time() - 2 * DAY,) * 2)
+    assert [path.name for path in folder.iterdir()] == ["second"]
+    abandoned.rmdir()
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_the_previous_folder_is_back_if_the_new_one_cannot_be_renamed(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "previous").touch()
+
+    def fail_for_the_new_one(source, target):
+        if source.suffix == ".partial":
+            raise OSError(errno.EIO, "broken")
+        os.replace(source, target)
+
+    monkeypatch.setattr("utils.files.rename", fail_for_the_new_one)
+    with pytest.raises(UserError, match="cannot write .*folder: broken"), replacing_folder(folder):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "previous"]
 
 
 # ---- The lock of a run -----------------------------------------------------------------------------------------------

@@ -609,6 +609,30 @@ def test_a_checkpoint_is_called_one(tmp_path):
     assert "is a checkpoint" in error_of(load_tokenizer, tmp_path / "best.pt")
 
 
+@pytest.mark.parametrize("special", [False, True])
+def test_a_tokenizer_json_of_characters_is_read(tmp_path, special):
+    tokenizer = CharTokenizer("ba\n 'é😀", special=special)
+    path = tmp_path / "tokenizer.json"
+    tokenizer.library.save(str(path))
+    assert load_tokenizer(path).to_dict() == tokenizer.to_dict()
+    assert tokenizer.library.encode("a 'b\n😀").ids == tokenizer.encode("a 'b\n😀")
+
+
+@pytest.mark.parametrize("key, value", [
+    ("normalizer", {"type": "Lowercase"}), ("pre_tokenizer", {"type": "Whitespace"}),
+    ("model", {"type": "WordLevel", "vocab": {"a": 0, "bc": 1}, "unk_token": "a"}),
+    ("model", {"type": "WordLevel", "vocab": {"a": 0, "b": 2}, "unk_token": "a"}),
+    ("model", {"type": "WordLevel", "vocab": ["a", "b"], "unk_token": "a"}),
+    ("added_tokens", [{"id": 2, "content": "<s>", "special": True}]),
+])
+def test_a_tokenizer_json_of_words_that_are_not_all_characters_is_refused(tmp_path, key, value):
+    saved = json.loads(CharTokenizer("ab").library.to_str())
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(saved | {key: value}))
+    with pytest.raises(UserError, match="WordLevel|damaged"):
+        load_tokenizer(path)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_what_is_not_a_regular_file_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and the lock of a run."""
+"""Files and folders that are written completely or not at all, and the lock of a run."""
 
 import contextlib
 import errno
@@ -6,6 +6,7 @@ import glob
 import io
 import os
 import secrets
+import shutil
 import time
 from pathlib import Path
 
@@ -77,12 +78,47 @@ def partial_path(path):
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
 
 
+@contextlib.contextmanager
+def replacing_folder(path):
+    """Create an empty folder that replaces the folder `path` once the context ends; after a failure, that one is
+    unchanged. If the process is killed between two renames, it is there with the suffix `.old`.
+
+    Raises UserError if it cannot be written.
+    """
+    token = secrets.token_hex(4)
+    partial, old = (path.with_name(f"{path.name}.{token}.{suffix}") for suffix in ("partial", "old"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path)
+        partial.mkdir()
+        yield partial
+        for file in partial.iterdir():
+            with open(file, "rb+") as written:
+                os.fsync(written.fileno())
+        if path.exists():
+            rename(path, old)
+        try:
+            rename(partial, path)
+        except OSError:
+            if old.exists():
+                rename(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # already renamed, or never created
+
+
 def remove_abandoned(path):
-    """Remove what killed processes left when they were replacing the file `path`."""
+    """Remove what killed processes left when they were replacing the file or folder `path`."""
     for partial in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > ABANDONED_AFTER:
-                partial.unlink()
+                if partial.is_dir():
+                    shutil.rmtree(partial)
+                else:
+                    partial.unlink()
 
 
 def rename(partial, path):

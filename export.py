@@ -1,0 +1,50 @@
+"""Export a checkpoint to the files of other projects.
+
+    python export.py checkpoints/my_run my_model                      a folder for Hugging Face transformers
+    python export.py checkpoints/my_run my_model.gguf --format gguf   a file for llama.cpp
+
+The folder opens with AutoModelForCausalLM and AutoTokenizer. Its logits and token ids are compared with those of the
+checkpoint; if they differ, nothing is written. An earlier export is replaced as a whole.
+"""
+
+import json
+from pathlib import Path
+
+from formats.export import export_folder
+from formats.llama_cpp import export_gguf
+from training.checkpoint import checkpoint_file, load_checkpoint
+from utils.errors import Parser, UserError, command
+from utils.printable import one_line
+
+
+@command
+def main():
+    parser = Parser(__doc__)
+    parser.add_argument("checkpoint", help="a checkpoint of train.py or transformer_4d.py, or a folder with a best.pt")
+    parser.add_argument("output", type=Path, help="the folder, or for gguf the file, that is written")
+    parser.add_argument("--format", choices=("huggingface", "gguf"), default="huggingface", help="(%(default)s)")
+    args = parser.parse_args()
+    loaded = load_checkpoint(args.checkpoint)
+    if args.format == "gguf":
+        name = export_gguf(args.output, loaded)
+    else:
+        name = export_folder(args.output, loaded, measured_loss(args.checkpoint))
+    print(one_line(f"{args.output}: {name}"))
+
+
+def measured_loss(checkpoint):
+    """The validation loss of the best.pt of a run, the lowest in the metrics.jsonl beside it; None without that file.
+    Raises UserError if it is damaged."""
+    path = checkpoint_file(checkpoint)
+    metrics = path.with_name("metrics.jsonl")
+    if path.name != "best.pt" or not metrics.is_file():
+        return None
+    try:
+        lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        return float(min(line[name] for line in lines for name in ("val_loss", "ema_val_loss") if name in line))
+    except (ValueError, TypeError, LookupError):
+        raise UserError(f"{metrics} is damaged: remove it, and the validation loss is left out") from None
+
+
+if __name__ == "__main__":
+    main()

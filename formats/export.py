@@ -1,0 +1,77 @@
+"""Export of a model as a Hugging Face folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from formats.export_config import EXPORTED_BY, write_config, write_generation_config
+from formats.export_tokenizer import end_marker, write_tokenizer, write_tokenizer_config
+from formats.huggingface import TABLES, WEIGHTS
+from formats.huggingface_config import ARCHITECTURES, read_json
+from formats.model_card import write_card
+from formats.names import to_theirs
+from formats.targets import TRANSFORMERS, exported_model
+from formats.verify import verify_folder
+from utils.errors import UserError
+from utils.files import replacing_folder
+
+REMOTE_CODE = Path(__file__).parent / "remote" / "modeling_your_gpt.py"
+
+
+def export_folder(folder, loaded, val_loss=None):
+    """Write a model, as `Loaded` of training/checkpoint.py, to a Hugging Face folder, and verify it before it replaces
+    an earlier export. Prints the largest differences; returns the name of the class of transformers.
+
+    The validation loss is for the model card. Raises UserError if no class of transformers computes the model, if the
+    folder is not an earlier export, or if the verification fails.
+    """
+    folder = Path(folder).resolve()
+    check_replaceable(folder)
+    class_name, config, weights = exported_model(loaded.model, loaded.tokenizer, TRANSFORMERS, "transformers")
+    with replacing_folder(folder) as partial:
+        write_descriptions(partial, class_name, config, loaded)
+        write_weights(partial / WEIGHTS, class_name, config, weights)
+        shutil.copymode(partial / "config.json", partial / WEIGHTS)  # safetensors lets nobody else read it
+        card = write_card(folder.name, class_name, config, loaded.task["kind"], val_loss)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        if class_name == "YourGPTForCausalLM":
+            shutil.copy(REMOTE_CODE, partial)
+        verify_folder(partial, loaded)
+    return class_name
+
+
+def check_replaceable(folder):
+    """Raise UserError unless there is no folder, or an empty one, or an earlier export."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    config = folder / "config.json"
+    if not config.is_file() or not read_json(config).items() >= EXPORTED_BY.items():
+        raise UserError(f"{folder} is not an earlier export, and is not replaced: choose another folder")
+
+
+def write_weights(path, class_name, config, weights):
+    """Write model.safetensors. Raises UserError if it cannot be written."""
+    table = TABLES[ARCHITECTURES[class_name][0]]
+    try:
+        save_file(dict(to_theirs(table, config, weights)), path, {"format": "pt"})
+    except SafetensorError as error:
+        raise UserError(f"cannot write {path} ({error}): free some space, or choose another folder") from None
+
+
+def write_descriptions(folder, class_name, config, loaded):
+    """Write the JSON files."""
+    tokenizer, task = loaded.tokenizer, loaded.task["kind"]
+    end = end_marker(tokenizer, task)
+    end_id = None if end is None else getattr(tokenizer, end)
+    start_id = tokenizer.start_id if task == "language" else None
+    contents = {
+        "config.json": write_config(class_name, config, end_id),
+        "generation_config.json": write_generation_config(config, loaded.reply, start_id, end_id, tokenizer.padding),
+        "tokenizer.json": write_tokenizer(tokenizer),
+        "tokenizer_config.json": write_tokenizer_config(tokenizer, task, config.block_size),
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

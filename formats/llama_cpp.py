@@ -1,0 +1,136 @@
+"""Export of a model as a GGUF file, for llama.cpp."""
+
+import json
+
+from data.tokenizer import CharTokenizer
+from formats.export_tokenizer import DIALOGUE, END_MARKERS, end_marker
+from formats.names import GPT2, LLAMA, to_theirs
+from formats.targets import LLAMA_CPP, exported_model
+from utils.errors import UserError
+from utils.files import replacing
+
+LINEAR = tuple(layer._replace(transposed=False) for layer in GPT2.layers)  # in a GGUF, weights are (outputs, inputs)
+TABLES = {"gpt2": GPT2._replace(layers=LINEAR), "llama": LLAMA}
+MAGIC = b"GGUF"
+# How a tokenizer.json splits text into words, by steps with their option: those of llama.cpp that are tested here.
+PRE_TOKENIZERS = {(("ByteLevel", True),): "gpt-2", (("Digits", True), ("ByteLevel", True)): "smollm"}
+
+
+def export_gguf(path, loaded):
+    """Write a model, as `Loaded` of training/checkpoint.py, to a GGUF file in float32. Returns its architecture.
+
+    Raises UserError if llama.cpp does not compute the model or does not know its tokenizer, and if there is a file that
+    is not GGUF.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise UserError("the package gguf is not installed: pip install gguf") from None
+    if path.suffix != ".gguf":
+        raise UserError(f"{path} is not the name of a GGUF file: give one that ends with .gguf")
+    if path.exists() and not is_gguf(path):
+        raise UserError(f"{path} is not a GGUF file, and is not replaced: choose another name")
+    arch, config, weights = exported_model(loaded.model, loaded.tokenizer, LLAMA_CPP, "llama.cpp")
+    with replacing(path) as file:
+        writer = gguf.GGUFWriter(file.name, arch)
+        writer.add_name(path.stem)
+        add_sizes(writer, arch, config)
+        add_tokenizer(writer, loaded.tokenizer, loaded.task["kind"])
+        names = gguf.get_tensor_name_map({"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA}[arch],
+                                         config.n_blocks)
+        for name, tensor in to_theirs(TABLES[arch], config, weights):
+            writer.add_tensor(names.get_name(name, (".weight", ".bias")), rotated_pairs(name, tensor, config).numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return arch
+
+
+def is_gguf(path):
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def add_sizes(writer, arch, c):
+    """Write the ModelConfig c."""
+    writer.add_file_type(0)  # float32
+    writer.add_context_length(c.block_size)
+    writer.add_embedding_length(c.n_embd)
+    writer.add_feed_forward_length(c.hidden_size)
+    writer.add_block_count(c.n_blocks)
+    writer.add_head_count(c.num_heads)
+    writer.add_head_count_kv(c.kv_heads)
+    if arch == "gpt2":
+        writer.add_layer_norm_eps(c.norm_eps)
+    else:
+        writer.add_layer_norm_rms_eps(c.norm_eps)
+        writer.add_rope_freq_base(c.rope_theta)
+        writer.add_rope_dimension_count(c.head_size)
+        writer.add_key_length(c.head_size)
+        writer.add_value_length(c.head_size)
+        writer.add_vocab_size(c.vocab_size)
+
+
+def rotated_pairs(name, tensor, c):
+    """A weight of queries or keys with its rows in the order of llama.cpp; any other tensor unchanged.
+
+    Here, channels i and i + hs / 2 of a head are rotated together, and there, channels 2 i and 2 i + 1.
+    """
+    if "q_proj" not in name and "k_proj" not in name:
+        return tensor
+    return tensor.unflatten(0, (-1, 2, c.head_size // 2)).transpose(1, 2).flatten(0, 2).contiguous()
+
+
+# ---- Tokenizer -------------------------------------------------------------------------------------------------------
+
+
+def add_tokenizer(writer, tokenizer, task):
+    """Write the tokens, their types and how a text is split. Raises UserError if llama.cpp does not know that."""
+    import gguf
+
+    if isinstance(tokenizer, CharTokenizer):
+        writer.add_tokenizer_model("rwkv")  # the longest token that the text starts with
+        tokens = [escape(token) for token in tokenizer.tokens]
+    else:
+        description = json.loads(tokenizer.library.to_str())
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre_tokenizer(description, tokenizer))
+        merges = description["model"]["merges"]
+        writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+        tokens = [tokenizer.library.id_to_token(i) for i in range(tokenizer.vocab_size)]
+    kinds = gguf.TokenType
+    writer.add_token_list(tokens)
+    writer.add_token_types([kinds.CONTROL if i in tokenizer.special_ids else kinds.NORMAL for i in range(len(tokens))])
+    writer.add_add_bos_token(False)
+    end = end_marker(tokenizer, task)
+    if end is not None:
+        writer.add_eos_token_id(getattr(tokenizer, end))
+        writer.add_bos_token_id(getattr(tokenizer, end))
+    if tokenizer.padding is not None:
+        writer.add_pad_token_id(tokenizer.padding)
+    if END_MARKERS.get(task) == "message_end":
+        writer.add_chat_template(DIALOGUE)
+
+
+def escape(token):
+    r"""A token as those of RWKV are written.
+
+    >>> escape("\\")
+    '\\\\'
+    """
+    return token.replace("\\", "\\\\").replace("\0", "\\x00")
+
+
+def pre_tokenizer(description, tokenizer):
+    """The name that llama.cpp has for the way in which a tokenizer splits text into words. Raises UserError."""
+    if tokenizer.end_of_text is None:
+        raise UserError("the tokenizer has no end-of-text token, and llama.cpp would end a text at the token 11: use a "
+                        "tokenizer with <|endoftext|>")
+    found = description["pre_tokenizer"]
+    parts = found["pretokenizers"] if found["type"] == "Sequence" else [found]
+    steps = tuple((part["type"], part.get("individual_digits", part.get("use_regex", True))) for part in parts)
+    if steps not in PRE_TOKENIZERS:
+        raise UserError("the tokenizer splits text into words in a way that is not known to be one of llama.cpp's: use "
+                        "a model with the tokenizer of GPT-2 or SmolLM, or one that was trained here")
+    return PRE_TOKENIZERS[steps]

@@ -1,0 +1,134 @@
+"""GGUF files: llama.cpp computes the model of the checkpoint."""
+
+import json
+import sys
+import urllib.request
+
+import pytest
+import torch
+from small_exports import error_of, run_export
+from small_models import small_model
+from tokenizers import pre_tokenizers
+
+from data.bpe import BPETokenizer
+from data.tokenizer import CharTokenizer
+from models.config import SamplingConfig
+from models.generate import generate
+from training.checkpoint import save_checkpoint
+
+gguf = pytest.importorskip("gguf")
+GGUF = ("--format", "gguf")
+TEXT = "Hello there, it's  12 small\n\ntokens: 你好，世界！"
+CHARACTERS = CharTokenizer("".join(dict.fromkeys(TEXT + "\\\0\x01😀")))
+BPE = BPETokenizer.train([TEXT * 3], 400)
+
+
+def bpe_after(step):
+    """A BPE tokenizer with a step before its split into words."""
+    library = BPE.library.from_str(BPE.library.to_str())
+    library.pre_tokenizer = pre_tokenizers.Sequence([step, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    return BPETokenizer(library.to_str())
+
+
+SMOLLM = bpe_after(pre_tokenizers.Digits(individual_digits=True))
+TOKENIZERS = {"characters": CHARACTERS, "BPE": BPE, "SmolLM's BPE": SMOLLM}
+MODELS = [
+    ("GPT2", {}, "characters"),
+    ("GPT2", {"tied": False, "qkv_bias": False}, "BPE"),
+    ("PoemGPT", {}, "BPE"),
+    ("Llama", {"num_kv_heads": 2}, "SmolLM's BPE"),
+    ("EasyGPT", {"num_kv_heads": 2, "head_dim": 16}, "BPE"),
+    ("Llama", {"num_kv_heads": 8, "tied": False, "bias": True, "rope_theta": 500.0, "norm_eps": 1e-3}, "characters"),
+]
+
+
+def save(folder, name, changes, tokenizer):
+    """A checkpoint of a model with more tokens than its tokenizer has."""
+    model = small_model(name, **{"n_embd": 64, "block_size": 128, "vocab_size": tokenizer.vocab_size + 5} | changes)
+    with torch.no_grad():  # otherwise, greedy tokens are soon the same
+        for weight in model.blocks.parameters():
+            weight *= 2
+        if model.config.norm == "layer":
+            model.final_norm.bias *= 0.1
+    save_checkpoint(folder / "best.pt", model, tokenizer)
+    return model
+
+
+@pytest.fixture
+def serve():
+    """A function that opens a GGUF file in llama.cpp, and returns a function for requests to it."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    servers = []
+
+    def start(path):
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 128, 1, 1
+        params.warmup = params.fit_params = False
+        params.verbosity = -1
+        servers.append(xllamacpp.Server(params))
+        address = servers[0].listening_address
+
+        def post(endpoint, **body):
+            request = urllib.request.Request(f"{address}/{endpoint}", json.dumps(body).encode(),
+                                             {"Content-Type": "application/json"})
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+                return json.load(answer)
+
+        return post
+
+    yield start
+    servers.clear()
+
+
+@pytest.mark.parametrize("name, changes, tokenizer", MODELS)
+def test_llama_cpp_generates_the_greedy_tokens_of_the_checkpoint(name, changes, tokenizer, tmp_path, serve):
+    tokenizer = TOKENIZERS[tokenizer]
+    model = save(tmp_path, name, changes, tokenizer)
+    run_export(tmp_path, tmp_path / "model.gguf", *GGUF)
+    post = serve(tmp_path / "model.gguf")
+    text = "".join(tokenizer.vocab) if isinstance(tokenizer, CharTokenizer) else TEXT
+    ids = tokenizer.encode(text)
+    assert post("tokenize", content=text)["tokens"] == ids
+    assert post("detokenize", tokens=ids)["content"] == text
+    expected = list(generate(model, ids, 50, SamplingConfig(temperature=0), vocab_size=tokenizer.vocab_size))
+    assert not tokenizer.special_ids & {*expected} and len({*expected}) > 3
+    found = post("completion", prompt=ids, n_predict=50, temperature=0, return_tokens=True)["tokens"]
+    assert found == expected
+
+
+def test_a_character_model_stops_at_no_token(tmp_path):
+    save(tmp_path, "GPT2", {}, CHARACTERS)
+    run_export(tmp_path, tmp_path / "model.gguf", *GGUF)
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    assert "tokenizer.ggml.eos_token_id" not in reader.fields
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    assert len(tensors["token_embd.weight"].data) == CHARACTERS.vocab_size
+    assert {tensor.tensor_type for tensor in reader.tensors} == {gguf.GGMLQuantizationType.F32}
+
+
+@pytest.mark.parametrize("name, changes, reason", [
+    ("BardGPT", {}, "gpt2 has no position rotary, feed_forward relu2, qk_norm True"),
+    ("RainbowGPT", {}, "gpt2 has no feed_forward relu"),
+    ("GPT2", {"feed_forward": "gelu_exact"}, "gpt2 has no feed_forward gelu_exact"),
+])
+def test_what_llama_cpp_does_not_compute_is_refused_with_the_reason(name, changes, reason, tmp_path, capsys):
+    save(tmp_path, name, changes, CHARACTERS)
+    assert reason in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_a_tokenizer_that_llama_cpp_may_not_know_is_refused(tmp_path, capsys):
+    save(tmp_path, "GPT2", {}, bpe_after(pre_tokenizers.Punctuation()))
+    assert "splits text into words" in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
+
+
+def test_bad_paths_and_a_missing_package_are_one_line(tmp_path, capsys, monkeypatch):
+    save(tmp_path, "GPT2", {}, CHARACTERS)
+    assert "ends with .gguf" in error_of(capsys, tmp_path, tmp_path / "folder", *GGUF)
+    other = tmp_path / "other.gguf"
+    other.write_text("mine")
+    assert "is not a GGUF file" in error_of(capsys, tmp_path, other, *GGUF)
+    assert other.read_text() == "mine"
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert "pip install gguf" in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
