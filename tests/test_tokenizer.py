@@ -458,7 +458,7 @@ def test_vocabulary_smaller_than_the_alphabet_is_refused(vocab_size):
 
 @pytest.mark.parametrize("texts, max_bytes", [([], 100), (["", ""], 100), (["text"], 3)])
 def test_training_on_nothing_is_refused(texts, max_bytes):
-    assert "no text" in error_of(BPETokenizer.train, texts, 300, max_bytes)
+    assert "is empty" in error_of(BPETokenizer.train, texts, 300, max_bytes)
 
 
 @pytest.mark.parametrize("content", [
