@@ -19,12 +19,12 @@ import shlex
 import sys
 import time
 from functools import lru_cache, partial
+from pathlib import Path
 
 from data.readers import stamp
 from data.tokenizer import quote_all, without_unknown
 from models.quantize import int8_summary, quantize_int8
-from tasks.dialogue import Conversation
-from tasks.kinds import TASKS
+from tasks.kinds import answers_of
 from training.checkpoint import SHIPPED, checkpoint_file, load_checkpoint
 from training.precision import inference_dtype, pick_device
 from utils.errors import Parser, UserError, command
@@ -52,10 +52,10 @@ def chat(message, history=None, checkpoint=CHAT_MODEL, device="auto", **sampling
     reply are appended. `sampling` changes fields of ReplyConfig, such as `temperature=0`. Raises UserError.
     """
     model, tokenizer, task, reply = load_once(checkpoint, pick_device(device))
-    if task["kind"] != "dialogue":
+    conversation = answers_of(task)(model, tokenizer, task, print_message)
+    if not conversation.has_history:
         raise UserError(f"{checkpoint} is for the task {task['kind']}: train a dialogue model with "
                         "python train.py config/chat_small.yaml")
-    conversation = Conversation(model, tokenizer, task, print_message)
     if history is not None:
         conversation.history = history
     message, _ = without_unknown(message, tokenizer)
@@ -74,12 +74,14 @@ def load(path, device, quantize=None):
 def load_once(path, device):
     """`load`, unless the last call was for the same file and it has not changed since."""
     file = checkpoint_file(path)
-    return load_version(file, stamp(file) if os.path.isfile(file) else None, device)
+    if not os.path.isfile(file):  # a model of another project
+        file = Path(path)
+    return load_version(str(file), stamp(file) if os.path.exists(file) else None, device)
 
 
 @lru_cache(maxsize=1)
-def load_version(file, version, device):
-    return load(file, device)
+def load_version(path, version, device):
+    return load(path, device)
 
 
 def print_message(text):
@@ -139,7 +141,7 @@ class Demo:
         """Load another checkpoint, and forget the conversation. Raises UserError and then keeps the current model."""
         self.model, self.tokenizer, task, reply = load(path, self.device, self.quantize)
         self.config, self.path = dataclasses.replace(reply, **self.changes), path
-        self.session = TASKS[task["kind"]].answers(self.model, self.tokenizer, task, print_message)
+        self.session = answers_of(task)(self.model, self.tokenizer, task, print_message)
         if self.quantize == "int8":
             print_message(int8_summary(self.model.config))
 

@@ -33,6 +33,14 @@ class ChatTemplate(NamedTuple):
     special_tokens: dict
 
 
+class Chat(NamedTuple):
+    """How a chat model of another project is talked to."""
+
+    template: ChatTemplate
+    stop_tokens: frozenset
+    """The ids of the tokens that end a reply."""
+
+
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -75,10 +83,13 @@ def config_token(config, name, where):
     return token
 
 
-def read_stop_tokens(folder, tokenizer):
-    """`stop_tokens` of the files in a folder of Hugging Face."""
-    return stop_tokens(read_json(folder / "tokenizer_config.json"), read_json(folder / "generation_config.json"),
-                       tokenizer)
+def read_chat(folder, tokenizer):
+    """The Chat of a folder of Hugging Face, None if it has no chat template. Raises UserError."""
+    template = read_chat_template(folder)
+    if template is None:
+        return None
+    configs = [read_json(folder / f"{name}_config.json") for name in ("tokenizer", "generation")]
+    return Chat(template, stop_tokens(*configs, tokenizer) or tokenizer.special_ids)
 
 
 def stop_tokens(tokenizer_config, generation_config, tokenizer):
@@ -97,10 +108,10 @@ def stop_tokens(tokenizer_config, generation_config, tokenizer):
     if tokenizer_config.get("eos_token") is None:
         return frozenset(ids)
     name = config_token(tokenizer_config, "eos_token", "tokenizer_config.json")
-    if name not in tokenizer.special:
+    if name not in tokenizer.special_tokens:
         raise UserError(f"tokenizer_config.json names the eos_token {name!r}, which is no special token of the "
                         "tokenizer: use the files of one model")
-    return frozenset([*ids, tokenizer.special[name]])
+    return frozenset([*ids, tokenizer.special_tokens[name]])
 
 
 def read_json(path):

@@ -285,18 +285,16 @@ def quote(dialogue):
 # ---- Chat ------------------------------------------------------------------------------------------------------------
 
 
-def fit_history(messages, tokenizer, room):
-    """(history, number of messages dropped): the last messages of a chat whose `prompt_ids` have at most `room` tokens.
+def fit_history(messages, make_prompt, room):
+    """(prompt, number of messages dropped): the token ids that `make_prompt` returns for the last messages of a chat,
+    for as many of them as take at most `room` tokens.
 
     The oldest messages are dropped in pairs, so that the history starts with the user. Raises UserError if the last
     message alone does not fit.
     """
-    lengths = [len(ids) + 2 for ids in tokenizer.encode_batch(messages)]  # with both markers
-    dropped = 0
-    while sum(lengths[dropped:]) + 1 > room and dropped < len(messages) - 1:
-        dropped += 2
-    needed = sum(lengths[dropped:]) + 1
-    if needed > room:
-        raise UserError(f"the message takes {needed:,} tokens, but the context has room for {room:,}: shorten it, or "
-                        "allow fewer tokens for the reply")
-    return messages[dropped:], dropped
+    for dropped in range(0, len(messages), 2):
+        prompt = make_prompt(messages[dropped:])
+        if len(prompt) <= room:
+            return prompt, dropped
+    raise UserError(f"the message takes {len(prompt):,} tokens, but the context has room for {room:,}: shorten it, or "
+                    "allow fewer tokens for the reply")

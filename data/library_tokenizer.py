@@ -25,8 +25,8 @@ class LibraryTokenizer:
     """A tokenizer of the `tokenizers` library, read from the content of a tokenizer.json.
 
     `padding`, `message_start`, `message_end` and `end_of_text` are the ids of the special tokens, None where the
-    vocabulary has no such token; `special` maps the names of all special tokens to their ids, which `special_ids`
-    holds, too. `encode` never returns them: their names in a text, such as "<|im_end|>", are encoded as ordinary
+    vocabulary has no such token; `special_tokens` maps the names of all special tokens to their ids, which are also in
+    `special_ids`. `encode` never returns them: their names in a text, such as "<|im_end|>", are encoded as ordinary
     characters. Otherwise, whoever writes a text could end a message in it and start one that seems to come from someone
     else. `text_start` is the id of the token that the file says to put before every text, None if there is none.
 
@@ -56,13 +56,13 @@ class LibraryTokenizer:
         if any(names.get(token["id"]) != token["content"] for token in description.get("added_tokens") or ()):
             raise UserError(f"{where} has special tokens whose ids are out of range or used twice: create it again")
         self.library, self.added, self.special_ids = library, added, frozenset(names)
-        self.special = {name: i for i, name in names.items()}
+        self.special_tokens = {name: i for i, name in names.items()}
         self.tokens = [tokens.get(i) for i in range(len(tokens))]
         if None in self.tokens:
             raise UserError(f"{where} has {len(tokens)} tokens, but their ids are not 0 to {len(tokens) - 1}: use "
                             "another tokenizer")
         for name, token in SPECIAL_TOKENS.items():
-            setattr(self, name, self.special.get(token))
+            setattr(self, name, self.special_tokens.get(token))
         if self.text_start is not None:
             if not 0 <= self.text_start < len(tokens):
                 raise UserError(f"{where} puts the token {self.text_start} before every text, but has only "

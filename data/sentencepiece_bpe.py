@@ -34,7 +34,7 @@ class SentencePieceTokenizer(LibraryTokenizer):
         """As in LibraryTokenizer."""
         super().__init__(content, where)
         if self.end_of_text is None:
-            self.end_of_text = self.special.get(END)
+            self.end_of_text = self.special_tokens.get(END)
         description = json.loads(self.library.to_str())
         scheme = (description["pre_tokenizer"] or {}).get("prepend_scheme", "never")
         if scheme != "never" or PREPEND in parts(description["normalizer"]):
@@ -81,8 +81,8 @@ class SentencePieceTokenizer(LibraryTokenizer):
     @property
     def start_id(self):
         """The context of the first token of a text: `text_start`, else "<s>", else as in LibraryTokenizer."""
-        if self.text_start is None and START in self.special:
-            return self.special[START]
+        if self.text_start is None and START in self.special_tokens:
+            return self.special_tokens[START]
         return super().start_id
 
     def encode_continuation(self, text):

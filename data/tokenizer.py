@@ -6,13 +6,14 @@
 """
 
 import json
+import re
 from itertools import chain
 from pathlib import Path
 
 from data.bpe import MAX_BYTES, BPETokenizer
 from data.char_files import characters_in, to_library
 from data.download import download, hub_endpoints
-from data.library_tokenizer import MAX_FILE_BYTES, SPECIAL_TOKENS, SURROGATE
+from data.library_tokenizer import MAX_FILE_BYTES, NEVER, SPECIAL_TOKENS, SURROGATE
 from data.llama2c import read_tokenizer_bin
 from data.meta_pickle import characters_in_meta
 from data.sentencepiece_bpe import SentencePieceTokenizer, is_sentencepiece
@@ -34,8 +35,8 @@ KINDS = {tokenizer.kind: tokenizer for tokenizer in (BPETokenizer, SentencePiece
 class CharTokenizer:
     """One token per character and, if `special`, the tokens of SPECIAL_TOKENS behind them.
 
-    `padding`, `message_start`, `message_end`, `end_of_text`, `special_ids` and `text_start` are as in LibraryTokenizer:
-    `encode` never returns a special token.
+    `padding`, `message_start`, `message_end`, `end_of_text`, `special_tokens`, `special_ids` and `text_start` are as in
+    LibraryTokenizer: `encode` never returns a special token.
 
     >>> tokenizer = CharTokenizer("abc", special=True)
     >>> tokenizer.encode("cab")
@@ -51,9 +52,10 @@ class CharTokenizer:
         if it is empty, repeats a character or has a lone surrogate."""
         self.vocab, self.special = vocab, special
         self.tokens = [*vocab, *SPECIAL_TOKENS.values()] if special else [*vocab]
-        self.special_ids = frozenset(range(len(vocab), len(self.tokens)))
-        for i, name in enumerate(SPECIAL_TOKENS, len(vocab)):
-            setattr(self, name, i if special else None)
+        self.special_tokens = {token: i for i, token in enumerate(self.tokens[len(vocab) :], len(vocab))}
+        self.special_ids = frozenset(self.special_tokens.values())
+        for name, token in SPECIAL_TOKENS.items():
+            setattr(self, name, self.special_tokens.get(token))
         self.ids = {character: i for i, character in enumerate(vocab)}
         if not vocab:
             raise UserError(f"{where} has an empty vocabulary: use another one")
@@ -99,6 +101,13 @@ class CharTokenizer:
     def encode_batch(self, texts):
         """A list of token ids for each text. Raises UserError as `encode` does."""
         return [self.encode(text) for text in texts]
+
+    def encode_with_special_tokens(self, text, fill):
+        """As in LibraryTokenizer."""
+        names, ids = "|".join(map(re.escape, self.special_tokens)), []
+        for i, part in enumerate(re.split(f"({names or NEVER})", text)):
+            ids += [self.special_tokens[part]] if i % 2 else self.encode(fill(part))
+        return ids
 
     def decode(self, ids):
         """The text of token ids, special tokens by name."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from data.chat_template import Chat
 from models.config import ModelConfig
 from utils.errors import UserError
 
@@ -21,8 +22,8 @@ class Foreign(NamedTuple):
     weights: Iterator
     """Yields (name in a checkpoint file, tensor) for every weight of models.weights.file_weights, reading one after the
     other. Raises UserError for values that are not finite."""
-    chat_template: str | None = None
-    """A Jinja template for dialogues."""
+    chat: Chat | None = None
+    """Of a chat model."""
     sampling: dict = {}
     """The fields of ReplyConfig that are recorded with the model."""
 

@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 import torch
 from safetensors import SafetensorError, safe_open
 
+from data.chat_template import read_chat
 from data.tokenizer import load_tokenizer
 from formats.foreign import Foreign, check_tokenizer
 from formats.huggingface_config import Fields, read_config, read_json
@@ -35,7 +36,7 @@ def open_huggingface(folder):
     tokenizer = load_tokenizer(folder.absolute())  # `gpt2` alone is a name there
     check_tokenizer(tokenizer, config, folder)
     weights = to_ours(table, config, tensors.read, folder)
-    return Foreign(model_class, config, tokenizer, weights, read_chat_template(folder), read_sampling(folder))
+    return Foreign(model_class, config, tokenizer, weights, read_chat(folder, tokenizer), read_sampling(folder))
 
 
 def without_prefix(table, names):
@@ -119,19 +120,6 @@ def read_header(path):
 
 
 # ---- Other files -----------------------------------------------------------------------------------------------------
-
-
-def read_chat_template(folder):
-    """The chat template of a model, None if it has none. Raises UserError."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    path = folder / "tokenizer_config.json"
-    template = read_json(path).get("chat_template") if path.is_file() else None
-    if isinstance(template, list):  # several, with names
-        named = {each["name"]: each["template"] for each in template if isinstance(each, dict) and len(each) == 2}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
 
 
 def read_sampling(folder):

@@ -1,11 +1,12 @@
 """Dialogue: the model replies to messages. And poems, which are replies to their title."""
 
 import dataclasses
-from itertools import chain, islice
+from itertools import chain, cycle, islice
 
 import torch
 from tqdm import tqdm
 
+from data.chat_template import chat_ids
 from data.dialogues import (
     dialogue_examples,
     fit_history,
@@ -17,8 +18,8 @@ from data.dialogues import (
 from data.examples import Examples, next_token_example
 from data.metrics import measure_replies
 from data.tokenizer import without_unknown
-from models.generate import generate
-from tasks.examples import ExampleTask, reply_pieces
+from models.generate import generate, generate_text
+from tasks.examples import ExampleTask
 from tasks.task import Answers
 from utils.errors import UserError
 from utils.printable import one_line
@@ -36,18 +37,23 @@ class Conversation(Answers):
 
     def __init__(self, model, tokenizer, entry, tell):
         super().__init__(model, tokenizer, entry, tell)
-        self.history = []
+        self.history, self.stop_tokens = [], tokenizer.special_ids
+
+    def prompt(self, messages):
+        """The token ids of a history that ends with a user message, up to where the reply starts. Raises UserError."""
+        return prompt_ids(messages, self.tokenizer)
 
     def answer(self, message, config):
         """Yield the pieces of a reply, by ReplyConfig. The history then has both, unless the reply was not read to its
         end. Raises UserError if the message is too long."""
-        room = room_for_prompt(self.model, config)
-        messages, dropped = fit_history([*self.history, message], self.tokenizer, room)
+        messages = [*self.history, message]
+        prompt, dropped = fit_history(messages, self.prompt, room_for_prompt(self.model, config))
+        messages = messages[dropped:]
         if dropped:
             self.tell(f"forgot the oldest {dropped} messages: with a reply of {config.max_tokens} tokens, the "
                       f"conversation would exceed the context of {self.model.block_size}")
         if config.candidates == 1:
-            pieces = reply_pieces(self.model, self.tokenizer, prompt_ids(messages, self.tokenizer), config)
+            pieces = generate_text(self.model, self.tokenizer, prompt, config.max_tokens, config, self.stop_tokens)
         else:  # they are complete before one is chosen
             pieces = [self.tokenizer.decode(reply_ids(self.model, self.tokenizer, messages, config))]
         reply = []
@@ -59,6 +65,27 @@ class Conversation(Answers):
     def flush(self):
         """Forget the conversation so far."""
         self.history.clear()
+
+
+class TemplateConversation(Conversation):
+    """A conversation with a chat model of another project, by its chat template: `entry["chat"]` is a `Chat`."""
+
+    max_tokens = Answers.max_tokens
+
+    def __init__(self, model, tokenizer, entry, tell):
+        super().__init__(model, tokenizer, entry, tell)
+        self.template, self.stop_tokens = entry["chat"]
+
+    def prompt(self, messages):
+        roles = cycle(("user", "assistant"))
+        messages = [{"role": role, "content": content} for role, content in zip(roles, messages, strict=False)]
+        return chat_ids(self.template, messages, self.tokenizer)
+
+    def answer(self, message, config):
+        """As in Conversation. Raises UserError for several candidates, too: they are for models trained here."""
+        if config.candidates > 1:
+            raise UserError("candidates must be 1 for a model of another project: /candidates 1")
+        return super().answer(message, config)
 
 
 def room_for_prompt(model, config):

@@ -6,7 +6,6 @@ from functools import cached_property
 from data.examples import ExampleBatches
 from data.report import DataReport, highlight, print_examples
 from data.tokenizer import load_tokenizer, train_tokenizer
-from models.generate import generate_text
 from tasks.task import Task
 from utils.errors import UserError
 
@@ -76,8 +75,3 @@ class ExampleTask(Task):
     def digest(self):
         """A fingerprint of the validation data, by which a resumed run recognizes its data."""
         return hashlib.sha256(self.val.tokens.tobytes() + self.val.targets.tobytes()).hexdigest()
-
-
-def reply_pieces(model, tokenizer, ids, config):
-    """Yield the pieces of a reply to `ids`, which ends at a special token, by ReplyConfig."""
-    return generate_text(model, tokenizer, ids, config.max_tokens, config, stop_tokens=tokenizer.special_ids)

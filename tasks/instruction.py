@@ -14,7 +14,8 @@ from data.instructions import (
     write_answers,
 )
 from data.tables import JSON_FILES
-from tasks.examples import ExampleTask, reply_pieces
+from models.generate import generate_text
+from tasks.examples import ExampleTask
 from tasks.task import Answers
 from utils.errors import UserError
 from utils.printable import one_line
@@ -33,7 +34,7 @@ class Response(Answers):
         if len(ids) >= self.model.block_size:
             raise UserError(f"with its prompt, the instruction has {len(ids)} tokens, and the context "
                             f"{self.model.block_size}: use a shorter one")
-        return reply_pieces(self.model, self.tokenizer, ids, config)
+        return generate_text(self.model, self.tokenizer, ids, config.max_tokens, config, self.tokenizer.special_ids)
 
 
 class Instruct(ExampleTask):

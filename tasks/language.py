@@ -19,7 +19,10 @@ class Completion(Answers):
 
     def answer(self, prompt, config):
         """Yield the pieces of a continuation, by ReplyConfig."""
-        ids = self.tokenizer.encode(prompt) or [self.tokenizer.start_id]
+        start, ids = self.tokenizer.text_start, self.tokenizer.encode(prompt)
+        if start is not None:
+            ids = [start, *ids]
+        ids = ids or [self.tokenizer.start_id]
         return generate_text(self.model, self.tokenizer, ids, config.max_tokens, config)
 
 

@@ -14,7 +14,7 @@ from tokenizers import AddedToken
 import data.chat_template
 import data.template_process
 from data.bpe import BPETokenizer
-from data.chat_template import ChatTemplate, chat_ids, read_chat_template, read_stop_tokens, render, stop_tokens
+from data.chat_template import Chat, ChatTemplate, chat_ids, read_chat, read_chat_template, render, stop_tokens
 from data.sentencepiece_bpe import SentencePieceTokenizer
 from utils.errors import UserError
 
@@ -232,7 +232,7 @@ def test_folders_that_transformers_writes_are_read(tmp_path, separate):
     reference.save_pretrained(tmp_path, save_jinja_files=separate)
     template = read_chat_template(tmp_path)
     assert template.source == ZEPHYR and template.special_tokens.items() >= CONTROL.items()
-    assert read_stop_tokens(tmp_path, TOKENIZERS["first"]) == {2}
+    assert read_chat(tmp_path, TOKENIZERS["first"]) == Chat(template, {2})
 
 
 @pytest.mark.parametrize("config, generation, expected", [
@@ -243,7 +243,9 @@ def test_folders_that_transformers_writes_are_read(tmp_path, separate):
 def test_stop_tokens_are_those_of_both_files(tmp_path, config, generation, expected):
     assert stop_tokens(config, generation, TOKENIZERS["first"]) == expected
     write(tmp_path, tokenizer_config=config, generation_config=generation)
-    assert read_stop_tokens(tmp_path, TOKENIZERS["first"]) == expected
+    assert read_chat(tmp_path, TOKENIZERS["first"]) is None
+    write(tmp_path, tokenizer_config=config | {"chat_template": "A"}, generation_config=generation)
+    assert read_chat(tmp_path, TOKENIZERS["first"]).stop_tokens == (expected or TOKENIZERS["first"].special_ids)
 
 
 @pytest.mark.parametrize("config, generation, quoted", [
@@ -255,8 +257,10 @@ def test_stop_tokens_are_those_of_both_files(tmp_path, config, generation, expec
     ("[" * 99_999, {}, "tokenizer_config.json"), ({}, "7", "generation_config.json"),
 ])  # fmt: skip
 def test_malformed_files_are_one_line(tmp_path, config, generation, quoted):
+    if isinstance(config, dict):
+        config = config | {"chat_template": "A"}
     write(tmp_path, tokenizer_config=config, generation_config=generation)
-    assert quoted in error_of(read_stop_tokens, tmp_path, TOKENIZERS["first"])
+    assert quoted in error_of(read_chat, tmp_path, TOKENIZERS["first"])
 
 
 @pytest.mark.parametrize("config, quoted", [

@@ -3,6 +3,7 @@
 import doctest
 import json
 import time
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -468,13 +469,14 @@ def test_the_oldest_turns_are_dropped_whole(room, dropped):
     """The messages take 3 + 4, 4 + 3 and 5 tokens with their markers, and the reply's start marker one."""
     history = ["A", "BC", "DE", "F", "GHI"]
     assert len(prompt_ids(history, LETTERS)) == 20
-    kept, n_dropped = fit_history(history, LETTERS, room)
-    assert (kept, n_dropped) == (history[dropped:], dropped) and len(history) == 5
-    assert len(prompt_ids(kept, LETTERS)) <= room
+    prompt, n_dropped = fit_history(history, partial(prompt_ids, tokenizer=LETTERS), room)
+    assert (prompt, n_dropped) == (prompt_ids(history[dropped:], LETTERS), dropped) and len(history) == 5
+    assert len(prompt) <= room
 
 
 def test_a_message_that_does_not_fit_alone_is_one_line_with_its_length_and_the_room():
-    assert fit_history(["ABC"], LETTERS, 6) == (["ABC"], 0)
+    make_prompt = partial(prompt_ids, tokenizer=LETTERS)
+    assert fit_history(["ABC"], make_prompt, 6) == (prompt_ids(["ABC"], LETTERS), 0)
     for history in (["ABC"], ["A", "B", "ABC"]):
-        message = error_of(fit_history, history, LETTERS, 5)
+        message = error_of(fit_history, history, make_prompt, 5)
         assert "takes 6 tokens" in message and "room for 5" in message

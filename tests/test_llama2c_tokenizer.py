@@ -85,7 +85,7 @@ def test_it_is_a_sentencepiece_tokenizer_with_the_same_ids(tmp_path):
     for path in (tmp_path, tmp_path / "tokenizer.bin"):
         loaded = load_tokenizer(path)
         assert type(loaded) is SentencePieceTokenizer and loaded.to_dict() == TOKENIZER.to_dict()
-    assert TOKENIZER.special == {name: i for i, name in enumerate(SPECIAL_NAMES)} and TOKENIZER.text_start == 1
+    assert TOKENIZER.special_tokens == {name: i for i, name in enumerate(SPECIAL_NAMES)} and TOKENIZER.text_start == 1
     assert TOKENIZER.end_of_text == 2 and TOKENIZER.vocab_size == len(SP_VOCAB)
     assert TOKENIZER.tokens[3:259] == [bytes([byte]) for byte in range(256)]
     assert TOKENIZER.tokens[259:] == [token for token, _ in ENTRIES[259:]]

@@ -13,8 +13,8 @@ from data.dialogues import prompt_ids
 from data.tokenizer import CharTokenizer
 from models.config import ReplyConfig
 from models.generate import generate
-from tasks import examples
 from tasks.dialogue import Conversation
+from tasks.kinds import answers_of
 from terminal_demo import chat
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.run import train as run
@@ -151,7 +151,7 @@ def test_the_history_and_the_longest_reply_fit_the_context_and_no_turn_is_cut(ch
 def test_a_reply_that_is_interrupted_leaves_the_history_unchanged(chat_folder, monkeypatch):
     conversation = Conversation(*load_model(chat_folder / "dialogue.pt"), {}, print)
     conversation.history = ["hello a", "hi, a!"]
-    monkeypatch.setattr(examples, "generate_text", lambda *_, **__: iter("fine"))
+    monkeypatch.setattr("tasks.dialogue.generate_text", lambda *_, **__: iter("fine"))
     assert next(conversation.answer("how are you", GREEDY)) == "f"
     assert conversation.history == ["hello a", "hi, a!"]
 
@@ -187,7 +187,7 @@ def test_chat_replies_without_hidden_state_unless_it_is_given_a_history(chat_fol
 def test_a_poem_answers_its_title_whatever_was_asked_before(chat_folder):
     model, tokenizer = load_model(chat_folder / "poem.pt")
     answers = load_checkpoint(chat_folder / "poem.pt")
-    session = terminal_demo.TASKS[answers.task["kind"]].answers(model, tokenizer, {}, print)
+    session = answers_of(answers.task)(model, tokenizer, {}, print)
     sampling = dataclasses.replace(GREEDY, temperature=0.1, seed=1)
     poems = ["".join(session.answer(title, sampling)) for title in ("春歌", "李白《月歌》", "春歌")]
     ids = generate(model, prompt_ids(["春歌"], tokenizer), 8, sampling, tokenizer.special_ids)

@@ -11,6 +11,7 @@ from models.config import ReplyConfig
 from models.lora import add_lora, fingerprint, load_lora_weights, lora_weights, merge_lora, merged_weights
 from models.weights import SkipInitialization, file_weights, load_file_weights
 from models.zoo import ZOO
+from tasks.kinds import answers_of
 from training.checks import check_lora_entry, check_model, check_task
 from training.preflight import free_memory
 from utils.archive import read_archive
@@ -111,7 +112,9 @@ def load_checkpoint(path, device="cpu"):
     if foreign:
         model = build_to_load(path, foreign.model_class, foreign.config)
         load_file_weights(model, foreign.weights)
-        return Loaded(model.to(device).eval(), foreign.tokenizer, {"kind": "language"}, ReplyConfig(**foreign.sampling))
+        task = {"kind": "language"} | ({} if foreign.chat is None else {"chat": foreign.chat})
+        reply = answers_of(task).with_max_tokens(ReplyConfig(**foreign.sampling))
+        return Loaded(model.to(device).eval(), foreign.tokenizer, task, reply)
     path = checkpoint_file(path)
     checkpoint = read_checkpoint(path)
     config, tokenizer = check_model(checkpoint, path)
