@@ -299,7 +299,7 @@ def main():
                 args.activation_checkpointing, args.device, args.gpus, strategy=args.strategy, ema=args.ema,
                 lora_rank=args.lora_rank, lora_targets=tuple(args.lora_targets), trainable_blocks=args.trainable_blocks)
     c = build_config(args)
-    print(f"{args.model}: {count_parameters(c):,} parameters\n")
+    print(f"{one_line(args.model, 200)}: {count_parameters(c):,} parameters\n")
     print_parameters(c)
     print_training(c, plan)
     print_inference(c, args.device)
