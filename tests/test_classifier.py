@@ -17,8 +17,8 @@ every_model = pytest.mark.parametrize("name", ZOO)
 @every_model
 def test_the_head_has_one_zero_initialized_output_per_class_and_is_never_tied(name):
     model, language_model = ZOO[name](n_labels=3, n_embd=48, num_heads=12), ZOO[name](n_embd=48, num_heads=12)
-    assert model.head.weight.shape == (3, 32) and not model.head.weight.any()
-    head = 3 * 32 + (3 if model.config.head_bias else 0)
+    assert model.head.weight.shape == (3, 48) and not model.head.weight.any()
+    head = 3 * 48 + (3 if model.config.head_bias else 0)
     theirs = 0 if model.config.tied else sum(weight.numel() for weight in language_model.head.parameters())
     n = sum(weight.numel() for weight in model.parameters())
     assert n == sum(weight.numel() for weight in language_model.parameters()) - theirs + head

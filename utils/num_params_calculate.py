@@ -305,7 +305,7 @@ def main():
     c = build_config(args)
     if args.plot:
         check_plot(args.plot)
-    print(f"{args.model}: {count_parameters(c):,} parameters\n")
+    print(f"{one_line(args.model, 200)}: {count_parameters(c):,} parameters\n")
     print_parameters(c)
     print_training(c, plan)
     print_inference(c, args.device)
