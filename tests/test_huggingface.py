@@ -323,7 +323,8 @@ def test_sampling_and_chat_template_of_a_folder(tmp_path):
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     loaded, foreign = load_checkpoint(folder), open_huggingface(folder)
     assert (loaded.reply.temperature, loaded.reply.top_p, loaded.reply.top_k) == (0.6, 0.9, None)
-    assert foreign.chat_template == "{{ messages }}" and loaded.task == {"kind": "language"}
+    assert foreign.chat.template.source == "{{ messages }}"
+    assert loaded.task == {"kind": "language", "chat": foreign.chat}
     edit_json(folder / "generation_config.json", top_p=7)
     assert "generation_config.json: top_p cannot be 7" in error_of(folder)
 
