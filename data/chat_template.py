@@ -18,7 +18,7 @@ from typing import NamedTuple
 from data.library_tokenizer import MAX_FILE_BYTES
 from data.template_process import MAX_SECONDS
 from utils.errors import UserError
-from utils.files import PROJECT
+from utils.files import PROJECT, read_json_object
 
 VARIABLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MARKS = "\ue000\ue001"  # characters for private use, which templates do not contain
@@ -47,7 +47,7 @@ class Chat(NamedTuple):
 def read_chat_template(folder):
     """The ChatTemplate of a folder of Hugging Face, None if it has none. Raises UserError."""
     config_path, template_path = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = read_json(config_path)
+    config = read_if_there(config_path)
     source = config.get("chat_template")
     if isinstance(source, list):
         source = default_template(source, config_path)
@@ -88,7 +88,7 @@ def read_chat(folder, tokenizer):
     template = read_chat_template(folder)
     if template is None:
         return None
-    configs = [read_json(folder / f"{name}_config.json") for name in ("tokenizer", "generation")]
+    configs = [read_if_there(folder / f"{name}_config.json") for name in ("tokenizer", "generation")]
     return Chat(template, stop_tokens(*configs, tokenizer) or tokenizer.special_ids)
 
 
@@ -114,17 +114,9 @@ def stop_tokens(tokenizer_config, generation_config, tokenizer):
     return frozenset([*ids, tokenizer.special_tokens[name]])
 
 
-def read_json(path):
-    """The dictionary in a JSON file, {} if there is no file. Raises UserError."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged or not JSON ({error}): download it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object: download it again")
-    return content
+def read_if_there(path):
+    """The object in a JSON file, {} if there is no file. Raises UserError."""
+    return read_json_object(path) if path.is_file() else {}
 
 
 def read_text(path):

@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 from formats.export_config import EXPORTED_BY, write_config, write_generation_config
 from formats.export_tokenizer import end_marker, write_tokenizer, write_tokenizer_config
 from formats.huggingface import TABLES, WEIGHTS
-from formats.huggingface_config import ARCHITECTURES, read_json
+from formats.huggingface_config import ARCHITECTURES
 from formats.model_card import write_card
 from formats.names import to_theirs
 from formats.targets import TRANSFORMERS, exported_model
 from formats.verify import verify_folder
 from utils.errors import UserError
-from utils.files import replacing_folder
+from utils.files import read_json_object, replacing_folder
 
 REMOTE_CODE = Path(__file__).parent / "remote" / "modeling_your_gpt.py"
 
@@ -48,7 +48,7 @@ def check_replaceable(folder):
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     config = folder / "config.json"
-    if not config.is_file() or not read_json(config).items() >= EXPORTED_BY.items():
+    if not config.is_file() or not read_json_object(config).items() >= EXPORTED_BY.items():
         raise UserError(f"{folder} is not an earlier export, and is not replaced: choose another folder")
 
 

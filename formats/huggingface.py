@@ -8,10 +8,11 @@ from safetensors import SafetensorError, safe_open
 from data.chat_template import read_chat
 from data.tokenizer import load_tokenizer
 from formats.foreign import Foreign, check_tokenizer
-from formats.huggingface_config import Fields, read_config, read_json
+from formats.huggingface_config import Fields, read_config
 from formats.names import GPT2, LLAMA, PERSIMMON, check_weights, to_ours
 from models.config import ReplyConfig
 from utils.errors import UserError
+from utils.files import read_json_object
 from utils.printable import one_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -89,7 +90,7 @@ def read_index(folder):
         others = [file.name for pattern in ("*.bin", "*.pt", "*.h5", "*.msgpack") for file in folder.glob(pattern)]
         found = f" {others[0]} is not read, as such files can contain code:" if others else ""
         raise UserError(f"{folder} has no {WEIGHTS}:{found} save the model with save_pretrained of transformers")
-    names = Fields(path, read_json(path)).get("weight_map", dict, {})
+    names = Fields(path, read_json_object(path)).get("weight_map", dict, {})
     shards = {}
     for name, shard in names.items():
         if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard or shard in ("", ".."):
@@ -127,7 +128,7 @@ def read_sampling(folder):
     path = folder / "generation_config.json"
     if not path.is_file():
         return {}
-    recorded = read_json(path)
+    recorded = read_json_object(path)
     sampling = {name: recorded[name] for name in SAMPLING if recorded.get(name) is not None}
     if sampling.get("top_k") == 0:  # in transformers, off
         del sampling["top_k"]

@@ -9,28 +9,11 @@ from pathlib import Path
 from models.config import ModelConfig
 from utils.errors import UserError
 from utils.fields import describe, has_type
+from utils.files import read_json_object
 from utils.printable import one_line
 
-LARGEST = 1 << 24  # bytes of a JSON file
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu": "gelu_exact",
                "gelu_python": "gelu_exact", "relu": "relu", "relu2": "relu2"}
-
-
-def read_json(path):
-    """The object in a JSON file. Raises UserError."""
-    try:
-        if not path.is_file():
-            raise UserError(f"there is no file {path}: give the folder of a complete model")
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{path} has more than {LARGEST:,} bytes, too many for a configuration: download it again")
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): give the folder of a readable model") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): download it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a JSON object: download it again")
-    return found
 
 
 class Fields:
@@ -71,7 +54,7 @@ def read_config(path):
     UserError."""
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
-    fields = Fields(path, read_json(path))
+    fields = Fields(path, read_json_object(path))
     architecture = architecture_of(fields)
     if fields.get("quantization_config", object, None) is not None:
         raise fields.refuse("quantization_config")

@@ -5,10 +5,11 @@ from pathlib import PureWindowsPath
 
 from data.tokenizer import load_tokenizer
 from formats.foreign import Foreign, check_tokenizer, read_tensor
-from formats.huggingface_config import Fields, make_config, read_json
+from formats.huggingface_config import Fields, make_config
 from formats.names import OPENAI, check_weights, to_ours
 from formats.tensor_bundle import read_bundle
 from models.zoo import GPT2
+from utils.files import read_json_object
 
 
 def open_tensorflow(folder):
@@ -29,7 +30,7 @@ def open_tensorflow(folder):
 
 def read_hparams(path):
     """The ModelConfig in hparams.json. Raises UserError."""
-    fields = Fields(path, read_json(path))
+    fields = Fields(path, read_json_object(path))
     return make_config(path, vars(GPT2.config) | {
         "n_embd": fields.size("n_embd"),
         "block_size": fields.size("n_ctx"),

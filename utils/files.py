@@ -4,6 +4,7 @@ import contextlib
 import errno
 import glob
 import io
+import json
 import os
 import secrets
 import shutil
@@ -14,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from utils.errors import UserError
 
+LARGEST_JSON = 1 << 24  # bytes of the JSON file of a model
 PROJECT = Path(__file__).resolve().parents[1]  # its folder; defaults do not depend on the working directory
 ABANDONED_AFTER = 24 * 3600  # seconds without a write
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # network drives
@@ -165,3 +167,21 @@ def lock_run(folder):
             folder.rmdir()
             if new_parent:
                 folder.parent.rmdir()
+
+
+def read_json_object(path):
+    """The object in a JSON file of a model. Raises UserError."""
+    try:
+        if not path.is_file():
+            raise UserError(f"there is no file {path}: give the folder of a complete model")
+        if path.stat().st_size > LARGEST_JSON:
+            raise UserError(f"{path} has more than {LARGEST_JSON:,} bytes, too many for a configuration: download "
+                            "it again")
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): give the folder of a readable model") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): download it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object: download it again")
+    return found
