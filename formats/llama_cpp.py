@@ -127,7 +127,7 @@ def pre_tokenizer(description, tokenizer):
     if tokenizer.end_of_text is None:
         raise UserError("the tokenizer has no end-of-text token, and llama.cpp would end a text at the token 11: use a "
                         "tokenizer with <|endoftext|>")
-    found = description["pre_tokenizer"]
+    found = description["pre_tokenizer"] or {"type": "Sequence", "pretokenizers": []}
     parts = found["pretokenizers"] if found["type"] == "Sequence" else [found]
     steps = tuple((part["type"], part.get("individual_digits", part.get("use_regex", True))) for part in parts)
     if steps not in PRE_TOKENIZERS:
