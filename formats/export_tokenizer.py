@@ -2,8 +2,6 @@
 
 import json
 
-from data.library_tokenizer import SPECIAL_TOKENS
-
 DIALOGUE = (
     "{% set before = namespace(system='') %}"
     "{% for message in messages %}"
@@ -21,6 +19,11 @@ def end_marker(tokenizer, task):
     return None if getattr(tokenizer, name) is None else name
 
 
+def name_of(token, tokenizer):
+    """The name of a special token, given its id."""
+    return next(name for name, i in tokenizer.special_tokens.items() if i == token)
+
+
 def write_tokenizer(tokenizer):
     """The content of a tokenizer.json."""
     description = json.loads(tokenizer.library.to_str())
@@ -36,9 +39,9 @@ def write_tokenizer_config(tokenizer, task, block_size):
         "clean_up_tokenization_spaces": False,  # true removes the space before a comma
         "model_max_length": block_size,
         "bos_token": None,
-        "eos_token": None if end is None else SPECIAL_TOKENS[end],
+        "eos_token": None if end is None else name_of(getattr(tokenizer, end), tokenizer),
         "unk_token": None,
-        "pad_token": None if tokenizer.padding is None else SPECIAL_TOKENS["padding"],
+        "pad_token": None if tokenizer.padding is None else name_of(tokenizer.padding, tokenizer),
     }
     if END_MARKERS.get(task) == "message_end":
         config["chat_template"] = DIALOGUE

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from small_exports import error_of, run_export
 from small_models import small_model
 from small_runs import ROOT
+from small_tokenizers import SP_TEXTS, sp_library
 
 from data.bpe import BPETokenizer
 from data.dialogues import prompt_ids
+from data.sentencepiece_bpe import SentencePieceTokenizer
 from data.tokenizer import CharTokenizer
 from formats.names import to_theirs
 from models.config import ReplyConfig, SamplingConfig
@@ -160,6 +162,17 @@ def test_a_bpe_tokenizer_keeps_its_ids_and_ends_at_its_end_of_text(tmp_path):
     again = load_checkpoint(tmp_path / "exported")
     assert torch.equal(again.model.head.weight, model.head.weight[: tokenizer.vocab_size])
     assert (again.reply.top_k, again.reply.temperature) == (5, 0.5)
+
+
+@pytest.mark.parametrize("scheme", ["normalizer", "first"])
+def test_a_sentencepiece_tokenizer_keeps_its_ids_and_ends_at_its_own_token(scheme, tmp_path):
+    tokenizer = SentencePieceTokenizer(sp_library(scheme).to_str())
+    save(tmp_path / "best.pt", small_model("Llama", num_kv_heads=2, vocab_size=tokenizer.vocab_size), tokenizer)
+    run_export(tmp_path, tmp_path / "out")
+    theirs = their_tokenizer_of(tmp_path / "out")
+    assert theirs.eos_token == "</s>" and len(theirs) == tokenizer.vocab_size
+    for text in SP_TEXTS:
+        assert theirs(text)["input_ids"] == tokenizer.encode(text)
 
 
 def end_a_reply(model, tokenizer):

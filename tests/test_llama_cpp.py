@@ -8,9 +8,11 @@ import pytest
 import torch
 from small_exports import error_of, run_export
 from small_models import small_model
+from small_tokenizers import sp_library
 from tokenizers import pre_tokenizers
 
 from data.bpe import BPETokenizer
+from data.sentencepiece_bpe import SentencePieceTokenizer
 from data.tokenizer import CharTokenizer
 from models.config import SamplingConfig
 from models.generate import generate
@@ -118,8 +120,10 @@ def test_what_llama_cpp_does_not_compute_is_refused_with_the_reason(name, change
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
 
 
-def test_a_tokenizer_that_llama_cpp_may_not_know_is_refused(tmp_path, capsys):
-    save(tmp_path, "GPT2", {}, bpe_after(pre_tokenizers.Punctuation()))
+@pytest.mark.parametrize("tokenizer", [bpe_after(pre_tokenizers.Punctuation()),
+                                       SentencePieceTokenizer(sp_library("normalizer").to_str())])
+def test_a_tokenizer_that_llama_cpp_may_not_know_is_refused(tmp_path, capsys, tokenizer):
+    save(tmp_path, "GPT2", {}, tokenizer)
     assert "splits text into words" in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
 
 
