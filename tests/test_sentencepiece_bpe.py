@@ -157,7 +157,7 @@ def test_merged_tokens_are_split_by_bpe_dropout():
 
 
 def test_special_tokens():
-    assert LLAMA.special == {"<unk>": 0, "<s>": 1, "</s>": 2} and LLAMA.special_ids == {0, 1, 2}
+    assert LLAMA.special_tokens == {"<unk>": 0, "<s>": 1, "</s>": 2} and LLAMA.special_ids == {0, 1, 2}
     assert (LLAMA.text_start, LLAMA.start_id, LLAMA.end_of_text, LLAMA.message_end) == (1, 1, 2, None)
     assert LLAMA.decode([1, *LLAMA.encode("The"), 2]) == "<s> The</s>" and LLAMA.show(1) == "'<s>'"
 
