@@ -1,0 +1,85 @@
+"""A Hugging Face folder here and in transformers: time to the first token, and tokens per second after it.
+
+    python benchmarks/huggingface.py PATH/TO/FOLDER
+
+Each turn is a process of its own that loads the model, continues a short prompt greedily, and counts from its start:
+imports are included. Ours computes in the dtype of terminal_demo.py and in float32, transformers in float32.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.errors import Parser, check_numbers, command  # noqa: E402
+from utils.files import PROJECT  # noqa: E402
+
+PROMPT = "Once upon a time"
+OURS = """
+import sys, time
+sys.path.insert(0, {project!r})
+import torch
+from models.config import SamplingConfig
+from models.generate import generate
+from training.checkpoint import load_model
+from training.precision import inference_dtype, pick_device
+torch.set_num_threads({threads})
+model, tokenizer = load_model({folder!r}, pick_device("cpu"))
+model = model.to(inference_dtype("cpu") if {fast} else torch.float32)
+tokens = generate(model, tokenizer.encode({prompt!r}), 1 + {tokens}, SamplingConfig(temperature=0))
+next(tokens)
+first = time.time()
+n = sum(1 for _ in tokens)
+"""
+THEIRS = """
+import time
+import torch, transformers
+torch.set_num_threads({threads})
+model = transformers.AutoModelForCausalLM.from_pretrained({folder!r}, dtype=torch.float32).eval()
+tokenizer = transformers.AutoTokenizer.from_pretrained({folder!r})
+ids = tokenizer({prompt!r}, return_tensors="pt")
+with torch.inference_mode():
+    model.generate(**ids, max_new_tokens=1, do_sample=False)
+    first = time.time()
+    n = model.generate(**ids, min_new_tokens={tokens}, max_new_tokens={tokens}, do_sample=False).size(1)
+    n -= ids["input_ids"].size(1)
+"""
+REPORT = "\nimport json\nprint(json.dumps([first, n / (time.time() - first)]))"
+
+
+def measure(code, **values):
+    """Run a program; return the seconds from its start to its first token, and tokens/s after it."""
+    start = time.time()
+    done = subprocess.run([sys.executable, "-c", code.format(**values) + REPORT], check=True, capture_output=True)
+    first, speed = json.loads(done.stdout.splitlines()[-1])
+    return first - start, speed
+
+
+@command
+def main():
+    parser = Parser(__doc__)
+    parser.add_argument("folder", type=Path, help="a folder with config.json, weights and a tokenizer")
+    parser.add_argument("--tokens", type=int, default=100, help="tokens after the first (%(default)s)")
+    parser.add_argument("--turns", type=int, default=5, help="turns of each; the median counts (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
+    args = parser.parse_args()
+    check_numbers(args, positive=("tokens", "turns", "threads"))
+    values = {"folder": str(args.folder), "project": str(PROJECT), "prompt": PROMPT, "tokens": args.tokens,
+              "threads": args.threads}
+    programs = {"ours": (OURS, {"fast": True}), "ours, float32": (OURS, {"fast": False}), "transformers": (THEIRS, {})}
+    results = {name: [] for name in programs}
+    for _ in range(1 + args.turns):  # the first turn reads the files from the disk, and does not count
+        for name, (code, more) in programs.items():
+            results[name].append(measure(code, **values, **more))
+    print("| | seconds to the first token | tokens/s |\n|---|---|---|")
+    for name, measured in results.items():
+        seconds, speed = (statistics.median(column) for column in zip(*measured[1:], strict=True))
+        print(f"| {name} | {seconds:.2f} | {speed:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
