@@ -3,7 +3,7 @@
     python benchmarks/huggingface.py PATH/TO/FOLDER
 
 Each turn is a process of its own that loads the model, continues a short prompt greedily, and counts from its start:
-imports are included. Ours computes in the dtype of terminal_demo.py and in float32, transformers in float32.
+imports are included. Ours computes in the dtype of terminal_demo.py and in float32, transformers in float32 and bfloat16.
 """
 
 import json
@@ -39,7 +39,7 @@ THEIRS = """
 import time
 import torch, transformers
 torch.set_num_threads({threads})
-model = transformers.AutoModelForCausalLM.from_pretrained({folder!r}, dtype=torch.float32).eval()
+model = transformers.AutoModelForCausalLM.from_pretrained({folder!r}, dtype=torch.{dtype}).eval()
 tokenizer = transformers.AutoTokenizer.from_pretrained({folder!r})
 ids = tokenizer({prompt!r}, return_tensors="pt")
 with torch.inference_mode():
@@ -70,7 +70,9 @@ def main():
     check_numbers(args, positive=("tokens", "turns", "threads"))
     values = {"folder": str(args.folder), "project": str(PROJECT), "prompt": PROMPT, "tokens": args.tokens,
               "threads": args.threads}
-    programs = {"ours": (OURS, {"fast": True}), "ours, float32": (OURS, {"fast": False}), "transformers": (THEIRS, {})}
+    programs = {"ours": (OURS, {"fast": True}), "ours, float32": (OURS, {"fast": False}),
+                "transformers, float32": (THEIRS, {"dtype": "float32"}),
+                "transformers, bfloat16": (THEIRS, {"dtype": "bfloat16"})}
     results = {name: [] for name in programs}
     for _ in range(1 + args.turns):  # the first turn reads the files from the disk, and does not count
         for name, (code, more) in programs.items():
