@@ -3,7 +3,8 @@
     python benchmarks/huggingface.py PATH/TO/FOLDER
 
 Each turn is a process of its own that loads the model, continues a short prompt greedily, and counts from its start:
-imports are included. Ours computes in the dtype of terminal_demo.py and in float32, transformers in float32 and bfloat16.
+imports are included. Ours computes in the dtype of terminal_demo.py and in float32, transformers in float32 and in
+bfloat16.
 """
 
 import json
