@@ -10,7 +10,7 @@ import torch
 from utils.errors import UserError
 
 IGNORED = -100  # a target that is not predicted
-MULTIPLE = 8  # of the length of batches: PyTorch keeps compiled code and buffers for each length that it has seen
+MULTIPLE = 8  # of the length of batches: a CPU keeps kernels for each shape of a product in half precision
 POOL = 32  # training steps whose examples are sorted by length together
 
 
