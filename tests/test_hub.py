@@ -9,10 +9,13 @@ import huggingface_hub.constants
 import pytest
 import torch
 from small_folders import edit_json, save_folder, small_theirs
+from small_text import TEXT
 
 import terminal_demo
 from formats.hub import hub_name
+from training.arguments import parse_settings
 from training.checkpoint import load_model
+from training.run import train
 from utils.errors import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -95,6 +98,18 @@ def error_of(name):
         load_model(name)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def test_a_resumed_run_and_what_lora_trained_keep_the_name_of_their_model(hub, tmp_path, monkeypatch):
+    Path("text.txt").write_text(TEXT, encoding="utf-8")
+    monkeypatch.setattr("training.record.plot_losses", lambda *_: None)
+    start = ["--run=tuned", "--init=openai-community/gpt2", "--lora.rank=2", "--lora.merge=false", "--data.path=text.txt",
+             "--output.folder=runs", "--output.sample_tokens=4", "--training.eval_interval=1", "--training.batch_size=2",
+             "--model.block_size=16", "--training.device=cpu", "--training.dtype=float32", "--training.max_iters=1"]
+    train(parse_settings(start))
+    train(parse_settings(["--run=tuned", "--resume", "--output.folder=runs", "--training.max_iters=2"]))
+    monkeypatch.chdir(tmp_path)
+    load_model(tmp_path / "here" / "runs" / "tuned")
 
 
 def assert_loads(hub, name):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from formats.hub import hub_name
 from formats.open import open_foreign
 from models.config import ReplyConfig
 from models.lora import add_lora, fingerprint, load_lora_weights, lora_weights, merge_lora, merged_weights
@@ -71,7 +72,7 @@ def save_best(path, model, tokenizer, settings, **more):
 def places_of_base(init, path):
     """Where the checkpoint file `path` finds the model `init` that its adapters belong to: relative to its own folder,
     for when both have moved together, and absolute. A name on the Hugging Face hub is returned as it is."""
-    if not os.path.exists(init):
+    if hub_name(init):
         return [init]
     base, folder = os.path.realpath(init), os.path.realpath(os.path.dirname(path))
     try:

@@ -11,6 +11,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from formats.hub import hub_name
 from models.lora import lora_weights
 from training.checkpoint import save_best, save_checkpoint
 from training.evaluate import estimate_loss
@@ -116,7 +117,7 @@ class Record:
     def write_settings(self):
         settings = dataclasses.asdict(self.settings)
         del settings["resume"]  # settings.yaml starts a new run
-        if self.settings.init is not None:
+        if self.settings.init is not None and not hub_name(self.settings.init):
             settings["init"] = os.path.abspath(self.settings.init)  # the run may be resumed in another folder
         for section, name in (("data", "path"), ("output", "folder")):
             if settings[section][name] == getattr(getattr(Settings(), section), name):
