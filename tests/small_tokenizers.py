@@ -1,6 +1,7 @@
-"""Tiny SentencePiece-style tokenizers, trained here."""
+"""Tiny SentencePiece-style tokenizers, trained here, and tokenizer files with mistakes."""
 
 import json
+import random
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -40,3 +41,13 @@ def sp_library(scheme, more=()):
     library.decoder = decoders.Sequence(decoded)
     library.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s>:1 $B:1", [("<s>", 1)])
     return library
+
+
+def mutations(content, n, settings):
+    """Yield the bytes of a tokenizer.json n times, each with a mistake, often in its first `settings` bytes or near its
+    end."""
+    draw = random.Random(0)
+    snippets = [b"null", b"[]", b"{}", b"-1", b"1e9", b'"Sequence"', b'"##"', b"true", b"\xff", b"0", b'"']
+    for _ in range(n):
+        at = draw.choice((draw.randrange(len(content)), draw.randrange(settings), -draw.randrange(1, 400)))
+        yield content[:at] + draw.choice(snippets) + content[at:][draw.randrange(8) :]

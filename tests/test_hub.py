@@ -103,10 +103,10 @@ def error_of(name):
 def test_a_resumed_run_and_what_lora_trained_keep_the_name_of_their_model(hub, tmp_path, monkeypatch):
     Path("text.txt").write_text(TEXT, encoding="utf-8")
     monkeypatch.setattr("training.record.plot_losses", lambda *_: None)
-    start = ["--run=tuned", "--init=openai-community/gpt2", "--lora.rank=2", "--lora.merge=false", "--data.path=text.txt",
-             "--output.folder=runs", "--output.sample_tokens=4", "--training.eval_interval=1", "--training.batch_size=2",
-             "--model.block_size=16", "--training.device=cpu", "--training.dtype=float32", "--training.max_iters=1"]
-    train(parse_settings(start))
+    train(parse_settings([
+        "--run=tuned", "--init=openai-community/gpt2", "--lora.rank=2", "--lora.merge=false", "--data.path=text.txt",
+        "--model.block_size=16", "--output.folder=runs", "--output.sample_tokens=4", "--training.eval_interval=1",
+        "--training.batch_size=2", "--training.device=cpu", "--training.dtype=float32", "--training.max_iters=1"]))
     train(parse_settings(["--run=tuned", "--resume", "--output.folder=runs", "--training.max_iters=2"]))
     monkeypatch.chdir(tmp_path)
     load_model(tmp_path / "here" / "runs" / "tuned")

@@ -3,7 +3,6 @@
 import doctest
 import json
 import os
-import random
 import re
 import tracemalloc
 from collections import Counter
@@ -15,6 +14,7 @@ import tiktoken.load
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from small_tokenizers import mutations
 from tiktoken_ext.openai_public import r50k_pat_str
 
 import data.bpe
@@ -568,13 +568,10 @@ def test_a_split_that_backtracks_without_end_is_one_line():
 
 
 def test_mutated_files_load_as_a_tokenizer_that_reproduces_text_or_are_one_line(tmp_path, fuzz):
-    draw, path = random.Random(0), tmp_path / "tokenizer.json"
+    path, loaded = tmp_path / "tokenizer.json", 0
     content = json.dumps(description(), ensure_ascii=False).encode()
-    snippets = [b"null", b"[]", b"{}", b"-1", b"1e9", b'"Sequence"', b'"##"', b"true", b"\xff", b"0", b'"']
-    loaded = 0
-    for _ in range(300 * fuzz):
-        at = draw.choice((draw.randrange(len(content)), draw.randrange(1000), -draw.randrange(1, 400)))
-        path.write_bytes(content[:at] + draw.choice(snippets) + content[at:][draw.randrange(8) :])
+    for mutated in mutations(content, 300 * fuzz, settings=1000):
+        path.write_bytes(mutated)
         try:
             tokenizer = load_tokenizer(path)
         except UserError as error:
