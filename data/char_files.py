@@ -23,10 +23,11 @@ def characters_in(description):
     """(characters, special) of the content of a tokenizer.json, as given to `to_library`; None if it is of another kind
     of tokenizer."""
     try:
+        if description["model"]["type"] != "WordLevel":
+            return None
         ids = description["model"]["vocab"]
         characters = sorted(ids, key=ids.get)
-        is_of_characters = description["model"]["type"] == "WordLevel" and all(len(word) == 1 for word in characters)
-        if not is_of_characters or [ids[word] for word in characters] != list(range(len(ids))):
+        if [ids[word] for word in characters] != list(range(len(ids))) or any(len(word) != 1 for word in characters):
             return None
         for special in (False, True):
             written = json.loads(to_library("".join(characters), special).to_str())

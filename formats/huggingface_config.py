@@ -38,6 +38,13 @@ class Fields:
             raise UserError(f"{self.path}: {name} must be an integer > 0, not {value}: use another model")
         return value
 
+    def activation(self, name, default):
+        """Our name of an activation. Raises UserError."""
+        value = self.get(name, str, default)
+        if value not in ACTIVATIONS:
+            raise self.refuse(f"{name} {value}")
+        return ACTIVATIONS[value]
+
     def refuse(self, what):
         return UserError(f"{self.path} has {one_line(str(what), 200)}, which this project does not compute: use "
                          "another model")
@@ -90,9 +97,6 @@ def gpt2(fields):
     fields.require("scale_attn_weights", bool, True, True)
     fields.require("scale_attn_by_inverse_layer_idx", bool, False, False)
     fields.require("add_cross_attention", bool, False, False)
-    activation = fields.get("activation_function", str, "gelu_new")
-    if activation not in ACTIVATIONS:
-        raise fields.refuse(f"activation_function {activation}")
     return {
         "n_embd": fields.size("n_embd"),
         "block_size": fields.size("n_positions"),
@@ -101,7 +105,7 @@ def gpt2(fields):
         "vocab_size": fields.size("vocab_size"),
         "n_hidden": fields.get("n_inner", int, None),
         "dropout": fields.get("resid_pdrop", float, 0.1),
-        "feed_forward": ACTIVATIONS[activation],
+        "feed_forward": fields.activation("activation_function", "gelu_new"),
         **biases(fields),
         "tied": fields.get("tie_word_embeddings", bool, True),
         "norm_eps": fields.get("layer_norm_epsilon", float, 1e-5),
@@ -121,9 +125,6 @@ def your_gpt(fields):
 
 def persimmon(fields):
     """The fields of ModelConfig of a PersimmonForCausalLM."""
-    activation = fields.get("hidden_act", str, "relu2")
-    if activation not in ACTIVATIONS:
-        raise fields.refuse(f"hidden_act {activation}")
     return {
         "n_embd": fields.size("hidden_size"),
         "block_size": fields.size("max_position_embeddings"),
@@ -133,7 +134,7 @@ def persimmon(fields):
         "n_hidden": fields.size("intermediate_size"),
         "dropout": fields.get("hidden_dropout", float, 0.0),
         "position": "rotary",
-        "feed_forward": ACTIVATIONS[activation],
+        "feed_forward": fields.activation("hidden_act", "relu2"),
         "qk_norm": fields.get("qk_layernorm", bool, True),
         **biases(fields),
         "tied": fields.get("tie_word_embeddings", bool, False),

@@ -89,7 +89,7 @@ OPENAI = Table((
     Layer("model/h{i}/mlp/c_fc", ("blocks.feed_forward.up",), True, "/w", "/b"),
     Layer("model/h{i}/mlp/c_proj", ("blocks.feed_forward.down",), True, "/w", "/b"),
     Layer("model/ln_f", ("final_norm",), weight="/g", bias="/b"),
-), buffers="")  # fmt: skip
+))  # fmt: skip
 
 LLAMA = Table((
     Layer("model.embed_tokens", ("token_embedding",)),

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import torch
 
+from formats.huggingface_config import ACTIVATIONS
 from models.weights import file_weights
 from utils.errors import UserError
 
-ACTIVATIONS = {"relu", "relu2", "gelu", "gelu_exact"}
 MULTI_HEAD = {"key and value heads": {"as many as heads"}, "head size": {"n_embd / num_heads"}}
-GPT2 = {"norm": {"layer"}, "position": {"learned"}, "feed_forward": ACTIVATIONS, "qk_norm": {False},
-        "head bias": {"none", "solvable"}, **MULTI_HEAD}
+GPT2 = {"norm": {"layer"}, "position": {"learned"}, "feed_forward": {*ACTIVATIONS.values()},
+        "qk_norm": {False}, "head bias": {"none", "solvable"}, **MULTI_HEAD}
 LLAMA = {"norm": {"rms"}, "position": {"rotary"}, "feed_forward": {"swiglu"}, "qk_norm": {False}, "head bias": {"none"},
          "biases": {"all", "none"}}
 

@@ -51,7 +51,7 @@ def sample_ids(loaded):
 @torch.inference_mode()
 def first_logits(model, tokenizer, ids):
     """Logits (B, T, number of tokens in the tokenizer) of token ids (B, T)."""
-    return model(ids.to(model.head.weight.device))[0][..., : tokenizer.vocab_size].cpu()
+    return model(ids.to(model.device))[0][..., : tokenizer.vocab_size].cpu()
 
 
 def reload(folder):
@@ -59,8 +59,7 @@ def reload(folder):
     foreign = open_foreign(folder)
     with SkipInitialization():
         model = ZOO[foreign.model_class](**vars(foreign.config))
-    with torch.no_grad():
-        load_file_weights(model, foreign.weights)
+    load_file_weights(model, foreign.weights)
     return model.eval(), foreign.tokenizer
 
 

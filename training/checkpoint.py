@@ -198,8 +198,8 @@ def load_start(model, start):
     """Load the weights of a checkpoint, a result of `read_start`, into a model of the same architecture.
 
     If the model has more tokens, a new one starts as the mean of all others (Hewitt, 2021). If its context is shorter,
-    it gets the first of the learned positions. A classifier keeps its own
-    head, unless the checkpoint is one with as many labels; its second head starts as that of a language model.
+    it gets the first of the learned positions. A classifier keeps its own head, unless the checkpoint is one with as
+    many labels; its second head starts as that of a language model.
     """
     weights, n_labels = dict(start["weights"]), start["config"]["n_labels"]
     if model.config.n_labels != n_labels:

@@ -9,7 +9,7 @@ from data.tokenizer import tokenizer_from_dict
 from models.config import ReplyConfig
 from models.weights import is_finite
 from models.zoo import ZOO
-from tasks.kinds import TASKS
+from tasks.kinds import TASKS, answers_of
 from utils.errors import UserError
 from utils.fields import has_type
 from utils.parameters import count_parameters, weight_shapes
@@ -29,7 +29,7 @@ def check_task(checkpoint, path):
         raise UserError(f"{path} is damaged: its model has {n_classes} classes, and its task {len(labels)} labels: use "
                         "another checkpoint")
     try:
-        return task, TASKS[kind].answers.with_max_tokens(ReplyConfig(**checkpoint.get("sampling", {})))
+        return task, answers_of(task).with_max_tokens(ReplyConfig(**checkpoint.get("sampling", {})))
     except (TypeError, UserError) as error:
         raise UserError(f"{path} has invalid sampling settings ({error}): use another checkpoint") from None
 
