@@ -36,6 +36,7 @@ from training.loop import Progress, Trainer, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
 from training.precision import pick_device  # noqa: E402
 from training.settings import OptimSettings  # noqa: E402
+from training.shares import Shares  # noqa: E402
 from training.step import TrainStep, accelerate  # noqa: E402
 from utils.errors import Parser, command  # noqa: E402
 from utils.memory import MIB, Plan, cublas_workspace, inference_memory, readable, training_memory  # noqa: E402
@@ -95,12 +96,12 @@ def train(model, plan):
     dtype = getattr(torch, plan.dtype)
     n_ids = min(model.config.vocab_size, model.config.n_outputs)  # valid as tokens and as classes
     tokens = np.random.default_rng(0).integers(n_ids, size=100_000)
-    batches = WindowBatches(RandomWindows(tokens, model.block_size, plan.batch_size, seed=0), plan.accumulation)
+    shares = Shares(WindowBatches(RandomWindows(tokens, model.block_size, plan.batch_size, seed=0), plan.accumulation))
     optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype)
     scaler = torch.amp.GradScaler(plan.device, enabled=dtype == torch.float16)
     train_step = TrainStep(model, optimizers, 1.0, dtype, scaler)
-    accelerate(train_step, batches, "no", micro_steps=0)  # on CUDA, captures the step as train.py does
-    trainer = Trainer(train_step, batches, lambda step: 1.0, lambda *_: False, max_iters=2, eval_interval=1000, seed=0)
+    accelerate(train_step, shares, "no", micro_steps=0)  # on CUDA, captures the step as train.py does
+    trainer = Trainer(train_step, shares, lambda step: 1.0, lambda *_: False, max_iters=2, eval_interval=1000)
     fit(trainer, Progress())
 
 

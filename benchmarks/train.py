@@ -36,6 +36,7 @@ from training.loop import Progress, Trainer, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
 from training.precision import autocast, pick_device, pick_dtype  # noqa: E402
 from training.settings import OptimSettings  # noqa: E402
+from training.shares import Shares  # noqa: E402
 from training.step import TrainStep, accelerate  # noqa: E402
 from utils.errors import Parser, check_numbers, command  # noqa: E402
 from utils.parameters import flops_per_token  # noqa: E402
@@ -56,16 +57,17 @@ CASES = {"cpu": [Case("RainbowGPT", 16)],
 
 def our_trainer(model, optimizer, batches, dtype):
     """A function that trains for a number of steps."""
+    shares = Shares(batches)
     device = model.head.weight.device.type
     progress = Progress()
     optimizers = make_optimizers(model, OptimSettings(name=optimizer), dtype)
     train_step = TrainStep(model, optimizers, 1.0, dtype, torch.amp.GradScaler(device, enabled=False))
     if device == "cuda":
-        accelerate(train_step, batches, "yes", micro_steps=0)
+        accelerate(train_step, shares, "yes", micro_steps=0)
 
     def advance(steps):
-        trainer = Trainer(train_step, batches, lambda step: 1.0, lambda *_: False, progress.step + steps,
-                          eval_interval=10**9, seed=0)
+        trainer = Trainer(train_step, shares, lambda step: 1.0, lambda *_: False, progress.step + steps,
+                          eval_interval=10**9)
         with contextlib.redirect_stderr(io.StringIO()):  # hides the progress bar: one line per turn is enough
             fit(trainer, progress)
         synchronize(device)

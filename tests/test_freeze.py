@@ -7,6 +7,7 @@ from small_models import small_model
 from models.freeze import freeze_below
 from training.optim import WeightAverage, make_optimizers
 from training.settings import OptimSettings
+from training.shares import Shares
 from training.step import TrainStep
 from utils.errors import UserError
 
@@ -21,7 +22,8 @@ def train(model, name="muon", steps=20, ema=None):
                            average)
     for step in range(steps):
         x = torch.randint(11, (2, 4, 12))
-        train_step(step, list(zip(x, x % model.config.n_outputs, strict=True)), 1.0)
+        batches = list(zip(x, x % model.config.n_outputs, strict=True))
+        train_step(step, Shares(lambda _, batches=batches: batches)(step), 1.0)
     return train_step
 
 

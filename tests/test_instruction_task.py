@@ -20,6 +20,7 @@ from tasks.instruction import Response
 from training.checkpoint import load_checkpoint
 from training.loop import Progress, Trainer, fit
 from training.run import train as run
+from training.shares import Shares
 from training.step import TrainStep
 from utils.errors import UserError
 
@@ -36,8 +37,8 @@ def test_a_partial_accumulation_window_is_a_step_of_its_own_with_the_whole_gradi
     models = [small_model("DevModel", vocab_size=tokenizer.vocab_size, block_size=256) for _ in range(2)]
     train_step = TrainStep(models[0], [torch.optim.SGD(models[0].parameters(), lr=torch.tensor(0.1))], 1e9,
                            torch.float32, torch.amp.GradScaler("cpu", enabled=False))
-    fit(Trainer(train_step, batches, lambda step: 1.0, lambda *_: False, max_iters=2, eval_interval=9, seed=0),
-        Progress())
+    trainer = Trainer(train_step, Shares(batches), lambda step: 1.0, lambda *_: False, max_iters=2, eval_interval=9)
+    fit(trainer, Progress())
 
     four, fifth = [[instruction_of(x, tokenizer) for x, _ in batches(step)] for step in (0, 1)]
     assert len(four) == 4 and len(fifth) == 1 and sorted(four + fifth) == [0, 1, 2, 3, 4]

@@ -1,15 +1,16 @@
 """The training step against a plain loop; CUDA graphs against eager steps."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from small_models import small_model
 
 from training import step as step_module
-from training.loop import seed_step
 from training.optim import WeightAverage, make_optimizers
 from training.settings import OptimSettings
+from training.shares import Shares
 from training.step import TrainStep, accelerate
 
 DISABLED = torch.amp.GradScaler("cpu", enabled=False)
@@ -28,16 +29,15 @@ def batches(step, n=1):
     return [tuple(torch.randint(11, (2, 4, 12))) for _ in range(n)]
 
 
-batches.same_shape = True
+def shares(n=1):
+    """The Shares of the only rank, with n micro-batches per step."""
+    each = partial(batches, n=n)
+    each.same_shape = True
+    return Shares(each)
 
 
 def run(train_step, steps, n=1):
-    losses = []
-    for step in steps:
-        micro_batches = batches(step, n)
-        seed_step(0, step)
-        losses.append(train_step(step, micro_batches, 1 / (1 + step)).item())
-    return losses
+    return [train_step(step, shares(n)(step), 1 / (1 + step)).item() for step in steps]
 
 
 def weights_of(model):
@@ -52,7 +52,7 @@ def test_a_step_equals_a_plain_loop():
     adamw = torch.optim.AdamW([{"params": blocks, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
                               betas=(0.9, 0.95), foreach=False)
     for step in range(3):
-        loss = train_step(step, batches(step, 3), 0.5)
+        loss = train_step(step, shares(3)(step), 0.5)
         whole = [torch.cat(ids) for ids in zip(*batches(step, 3), strict=True)]
         expected = plain(*whole)[1]
         for group in adamw.param_groups:
@@ -112,7 +112,7 @@ def test_on_a_gpu_compiling_is_chosen_for_long_runs(monkeypatch, capsys, seconds
     monkeypatch.setattr(step_module, "compile_forward", compile_forward)
     model, train_step = make_step()
     train_step.device = torch.device("cuda")
-    assert accelerate(train_step, batches, wish, micro_steps=10_000) is compiled
+    assert accelerate(train_step, shares(), wish, micro_steps=10_000) is compiled
     assert captures == [model] * (wish == "auto" or not compiled) + ["fast"] * compiled
     line = capsys.readouterr().out
     assert line.startswith(f"training step: captured as CUDA graphs; {'compiled' if compiled else 'not compiled'} (")
@@ -150,7 +150,7 @@ def test_a_step_that_cannot_be_compiled_trains_on_the_batches_it_is_given(monkey
     _, train_step = make_step()
     train_step.device = torch.device("cuda")
     monkeypatch.setattr(step_module, "autocast", lambda *_: torch.enable_grad())
-    assert not accelerate(train_step, batches, "auto", micro_steps=10_000) and train_step.captured
+    assert not accelerate(train_step, shares(), "auto", micro_steps=10_000) and train_step.captured
     assert run(train_step, range(1, 4)) == run(eager, range(1, 4))
 
 
@@ -158,7 +158,7 @@ def test_what_cannot_be_captured_is_said(capsys, monkeypatch):
     model, train_step = make_step()
     model.activation_checkpointing = True
     train_step.device = torch.device("cuda")
-    assert not accelerate(train_step, batches, "no", micro_steps=10) and not train_step.captured
+    assert not accelerate(train_step, shares(), "no", micro_steps=10) and not train_step.captured
     assert "not captured as CUDA graphs: activation checkpointing" in capsys.readouterr().out
 
 
@@ -180,10 +180,9 @@ def test_captured_steps_equal_eager_steps(name, n):
 def test_captured_dropout_depends_on_seed_and_step_only():
     def first_loss(seed, step):
         _, train_step = make_step("cuda", dropout=0.5)
+        train_step.seed = seed
         train_step.capture(*batches(0)[0])
-        micro_batches = batches(0)
-        seed_step(seed, step)
-        return train_step(0, micro_batches, 0.0).item()
+        return train_step(step, shares()(0), 0.0).item()
 
     losses = [first_loss(seed, step) for seed, step in ((0, 0), (0, 1), (1, 0))]
     assert len(set(losses)) == 3 and first_loss(0, 1) == losses[1]

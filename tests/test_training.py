@@ -33,6 +33,7 @@ from training.optim import Muon, lr_factor, make_optimizers
 from training.run import model_config
 from training.run import train as run
 from training.settings import OptimSettings
+from training.shares import Shares
 from training.step import TrainStep, compile_forward
 from utils.errors import UserError
 
@@ -107,7 +108,7 @@ def plain_step(model, lr=0.1, average=None):
 
 
 def trainer_for(train_step, batches, evaluate=lambda *_: False, **changes):
-    trainer = Trainer(train_step, batches, lambda step: 1.0, evaluate, max_iters=1, eval_interval=1000, seed=0)
+    trainer = Trainer(train_step, Shares(batches), lambda step: 1.0, evaluate, max_iters=1, eval_interval=1000)
     return dataclasses.replace(trainer, **changes)
 
 
@@ -142,8 +143,10 @@ def test_the_seed_and_the_step_decide_what_dropout_drops():
         losses = []
         model = tiny_model()
         model.dropout.p = 0.5
-        trainer = trainer_for(plain_step(model), lambda step: [(x, y)], lambda _, loss: losses.append(loss) or False,
-                              max_iters=step + 1, seed=seed)
+        train_step = plain_step(model)
+        train_step.seed = seed
+        trainer = trainer_for(train_step, lambda step: [(x, y)], lambda _, loss: losses.append(loss) or False,
+                              max_iters=step + 1)
         fit(trainer, Progress(step=step, best_loss=0.0))
         return losses[-1]
 

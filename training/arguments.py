@@ -28,6 +28,7 @@ EXAMPLE = "config/dev_model.yaml is an example"
 LARGEST_YAML = 1 << 20  # bytes
 PATHS = ("init", "data.path", "data.val_path", "data.tokenizer", "output.folder")  # settings in which ~ is expanded
 UNUSABLE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # the surrogates between stand for bytes of a file name
+ALIASES = {"run_name": "run"}  # torchrun takes --run for an abbreviation of an option of its own
 YES, NO = ("yes", "true", "on"), ("no", "false", "off")
 
 
@@ -106,6 +107,7 @@ def parse_options(arguments):
     while rest:
         argument = rest.pop(0)
         name, equals, value = argument.removeprefix("--").partition("=")
+        name = ALIASES.get(name, name)
         if not argument.startswith("--"):
             raise UserError(f"unexpected argument {argument}: the YAML file comes first, options are --name value, and "
                             'several texts are --data.path "[a.txt, b.txt]"')

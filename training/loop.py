@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
+from training.distributed import ALONE, World
 from utils.errors import UserError
 
 
@@ -32,9 +31,9 @@ class Trainer:
     """What `fit` needs."""
 
     train_step: Callable
-    """(step, batches, lr_factor) -> mean loss, a 0-dim tensor: a `training.step.TrainStep`."""
-    batches: Callable
-    """step -> the micro-batches of a step, a list of x and y, int64, (B, T) each."""
+    """(step, share, lr_factor) -> loss, a 0-dim tensor: a `training.step.TrainStep`."""
+    shares: Callable
+    """step -> the `training.shares.Share` of this rank."""
     lr_factor: Callable
     """step -> learning rate as a fraction of the peak learning rate."""
     evaluate: Callable
@@ -42,12 +41,15 @@ class Trainer:
     end, with the mean training loss since the last call (None at the start); it evaluates, saves and reports."""
     max_iters: int
     eval_interval: int
-    seed: int
+    world: World = ALONE
 
 
 @contextlib.contextmanager
-def interrupt_as_flag():
-    """Context in which the first Ctrl-C or SIGTERM sets the event that it yields, and a second one ends the process."""
+def interrupt_as_flag(world):
+    """Context in which the first Ctrl-C or SIGTERM sets the event that it yields, and a second one ends the process.
+
+    With several ranks a second one has no effect: torchrun repeats the signal, and ends the process after 30 seconds.
+    """
     interrupted = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -57,7 +59,8 @@ def interrupt_as_flag():
 
     def set_flag(*_):
         interrupted.set()
-        restore()
+        if world.size == 1:
+            restore()
 
     for number in before:
         signal.signal(number, set_flag)
@@ -74,39 +77,34 @@ def fit(trainer, progress):
     on a CPU, and up to rounding on a GPU, where sums have no fixed order.
     Raises UserError if the loss is not finite.
     """
+    world = trainer.world
     first, started = progress.step, time.perf_counter() - progress.seconds
     evaluated_at_start = progress.best_loss < math.inf  # a resumed run was evaluated at the step where it resumes
     loss_sum, n_losses = 0.0, 0
-    with interrupt_as_flag() as interrupted, tqdm(unit=" tokens", unit_scale=True, smoothing=0.05) as bar:
+    with interrupt_as_flag(world) as signal_received, tqdm(unit=" tokens", unit_scale=True, smoothing=0.05) as bar:
         for step in range(first, trainer.max_iters + 1):
-            last = interrupted.is_set() or step == trainer.max_iters
+            interrupted = world.any(signal_received.is_set())
+            last = interrupted or step == trainer.max_iters
             due = last or step % trainer.eval_interval == 0
             if due and not (step == first and evaluated_at_start):
-                if interrupted.is_set():
+                if interrupted:
                     tqdm.write("interrupted: one last evaluation (a second Ctrl-C ends the run at once)")
-                train_loss = check_finite(loss_sum / n_losses, step) if n_losses else None
+                train_loss = check_finite(world.mean(loss_sum / n_losses), step) if n_losses else None
                 progress.step, progress.seconds = step, time.perf_counter() - started
                 last |= trainer.evaluate(progress, train_loss)
                 loss_sum, n_losses = 0.0, 0
             if last:
                 return
 
-            seed_step(trainer.seed, step)
-            batches = trainer.batches(step)
-            loss = trainer.train_step(step, batches, trainer.lr_factor(step))
+            share = trainer.shares(step)
+            loss = trainer.train_step(step, share, trainer.lr_factor(step))
             loss_sum, n_losses = loss_sum + loss, n_losses + 1  # a tensor: reading its value would wait for the device
-            tokens = sum(x.numel() for x, _ in batches)
-            progress.tokens += tokens
+            progress.tokens += share.n_tokens
             if step % 10 == 0 or bar.total is None:  # steps may differ in size: the total is an estimate
-                bar.total = round((bar.n + tokens) * (trainer.max_iters - first) / (step + 1 - first))
+                bar.total = round((bar.n + share.n_tokens) * (trainer.max_iters - first) / (step + 1 - first))
             if step % 10 == 0:
-                bar.set_postfix(loss=f"{check_finite(loss, step):.3f}", refresh=False)
-            bar.update(tokens)
-
-
-def seed_step(seed, step):
-    """Seed the random generators of all devices for one step."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
+                bar.set_postfix(loss=f"{check_finite(world.mean(loss), step):.3f}", refresh=False)
+            bar.update(share.n_tokens)
 
 
 def check_finite(loss, step):

@@ -5,7 +5,9 @@ import math
 import warnings
 
 import torch
+import torch.distributed as dist
 
+from training.distributed import ALONE, is_sharded, local, own_rows, shard_like
 from utils.memory import MUON_STACK
 
 
@@ -18,12 +20,13 @@ class Muon(torch.optim.Optimizer):
 
     `rows` has the numbers of rows of the matrices in a weight that consists of several, such as queries, keys and
     values: each is orthogonalized separately. The learning rate is a 0-dim tensor, so that a CUDA graph reads its
-    current value.
+    current value. The ranks of a `world` have the same gradients, or the same shards of them: each orthogonalizes a
+    part of the matrices.
     """
 
-    def __init__(self, params, lr, weight_decay, momentum, dtype, rows=None):
+    def __init__(self, params, lr, weight_decay, momentum, dtype, rows=None, world=ALONE):
         super().__init__(params, {"lr": torch.as_tensor(lr), "weight_decay": weight_decay, "momentum": momentum})
-        self.dtype, self.rows = dtype, rows or {}
+        self.dtype, self.rows, self.world = dtype, rows or {}, world
 
     @torch.no_grad()
     def step(self):
@@ -31,19 +34,54 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight not in self.state:
                     self.state[weight]["momentum"] = torch.zeros_like(weight)
+            averages = [local(self.state[weight]["momentum"]) for weight in group["params"]]
+            gradients = [local(weight.grad) for weight in group["params"]]
+            torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
             for stack in self.stacks(group["params"]):
-                weights = [weight[rows] for weight, rows in stack]  # views, (r, c) each
-                gradients = [weight.grad[rows] for weight, rows in stack]
-                averages = [self.state[weight]["momentum"][rows] for weight, rows in stack]
-                torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-                updates = torch.stack(torch._foreach_lerp(gradients, averages, group["momentum"]))  # Nesterov
+                updates = torch.stack(self.nesterov(stack, group["momentum"]))
                 updates /= updates.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # float16 has no smaller numbers
                 updates = updates.to(self.dtype)  # (N, r, c); a line of its own, which frees the float32 numbers
-                updates = orthogonalize(updates).float()
+                updates = self.orthogonalize(updates).float()
                 updates *= group["lr"] * max(1, updates.size(1) / updates.size(2)) ** 0.5
-                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_sub_(weights, updates.unbind())
+                self.apply(stack, updates, 1 - group["lr"] * group["weight_decay"])
                 del updates  # before those of the next stack
+
+    def nesterov(self, stack, momentum):
+        """Nesterov's momentum of the matrices of a stack, a list of (r, c), whole on every rank."""
+        if not is_sharded(stack[0][0]):
+            gradients = [weight.grad[rows] for weight, rows in stack]
+            averages = [self.state[weight]["momentum"][rows] for weight, rows in stack]
+            return torch._foreach_lerp(gradients, averages, momentum)
+        gathered = {}
+        for weight, _ in stack:
+            if weight not in gathered:
+                gathered[weight] = weight.grad.lerp(self.state[weight]["momentum"], momentum).full_tensor()
+        return [gathered[weight][rows] for weight, rows in stack]
+
+    def orthogonalize(self, updates):
+        """`orthogonalize` matrices (N, r, c): a part of them on each rank."""
+        size, rank = self.world.size, self.world.rank
+        if size == 1:
+            return orthogonalize(updates)
+        count = -(-len(updates) // size)
+        results = updates.new_zeros(size, count, *updates.shape[1:])
+        own = updates[rank * count : (rank + 1) * count]
+        results[rank, : len(own)] = orthogonalize(own)
+        dist.all_gather(list(results), results[rank].clone())
+        return results.flatten(0, 1)[: len(updates)]
+
+    def apply(self, stack, updates, decay):
+        """Multiply the matrices of a stack by `decay` and subtract updates (N, r, c); only the rows of this rank."""
+        weights, parts = [], []
+        for (weight, rows), update in zip(stack, updates, strict=True):
+            first, end = own_rows(weight, self.world)
+            start, stop = max(rows.start, first), min(rows.stop, end)
+            if start < stop:
+                weights.append(local(weight)[start - first : stop - first])
+                parts.append(update[start - rows.start : stop - rows.start])
+        if weights:
+            torch._foreach_mul_(weights, decay)
+            torch._foreach_sub_(weights, parts)
 
     def stacks(self, weights):
         """Group matrices by shape: lists of (weight, slice of its rows), with at most MUON_STACK numbers each."""
@@ -70,7 +108,7 @@ def orthogonalize(x):
     return x
 
 
-def make_optimizers(model, settings, dtype):
+def make_optimizers(model, settings, dtype, world=ALONE):
     """The optimizers of a GPT's trainable weights, by OptimSettings. Only the matrices in its blocks have weight decay.
 
     Muon is for matrices that multiply activations. Embeddings, norms, biases, the head and the adapters of LoRA belong
@@ -93,7 +131,8 @@ def make_optimizers(model, settings, dtype):
                 if block.attention.qkv.weight.requires_grad}
         matrices = [*rows, *(weight for weight in matrices if weight not in rows)]
         muon_lr = torch.tensor(settings.muon_lr, device=device)
-        optimizers.insert(0, Muon(matrices, muon_lr, settings.weight_decay, settings.momentum, dtype, rows))
+        optimizers.insert(0, Muon(matrices, muon_lr, settings.weight_decay, settings.momentum, dtype, rows,
+                                  world))
     return optimizers
 
 
@@ -147,4 +186,4 @@ class WeightAverage:
     def load(self, averages):
         """Continue from saved averages, a dictionary like `self.averages`."""
         for name, average in self.averages.items():
-            average.copy_(averages[name])
+            average.copy_(shard_like(averages[name], average))

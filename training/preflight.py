@@ -6,6 +6,8 @@ from dataclasses import replace
 import psutil
 import torch
 
+from training.distributed import ALONE
+from training.shares import divide
 from utils.errors import UserError
 from utils.memory import CONTEXT, Plan, advice, cublas_workspace, fitting_plan, readable, training_memory
 
@@ -18,23 +20,25 @@ def free_memory():
     return psutil.virtual_memory().available
 
 
-def make_plan(training, settings, device, dtype):
-    """The Plan of TrainingSettings with a given batch size, and of the other sections of Settings.
+def make_plan(training, settings, device, dtype, world=ALONE):
+    """The Plan of one rank, by TrainingSettings with a given batch size and the other sections of Settings.
 
-    MPS shares the CPU's memory, and its plan is that of a CPU.
+    MPS shares the CPU's memory, and its plan is that of a CPU. Raises UserError if the ranks cannot divide a step.
     """
     optim, lora = settings.optim, settings.lora
-    plan = Plan(batch_size=training.batch_size, accumulation=training.accumulation,
+    parts = divide(training.batch_size, training.accumulation, world.size)
+    plan = Plan(batch_size=training.batch_size // parts, accumulation=training.accumulation * parts // world.size,
                 dtype=str(dtype).removeprefix("torch."), optimizer=optim.name, ema=optim.ema is not None,
                 activation_checkpointing=training.activation_checkpointing, lora_rank=lora.rank,
-                lora_targets=lora.targets, trainable_blocks=training.trainable_blocks)
+                lora_targets=lora.targets, trainable_blocks=training.trainable_blocks, gpus=world.size)
     if device != "cuda":
         return plan
     return replace(plan, device="cuda", workspace=cublas_workspace(torch.cuda.get_device_capability()[0]))
 
 
-def fit_to_memory(settings, model_config, device, dtype):
-    """Return the TrainingSettings of a run, with a batch size that fits in free memory if it is `auto`, and their Plan.
+def fit_to_memory(settings, model_config, device, dtype, world=ALONE):
+    """Return the TrainingSettings of a run, with a batch size that fits in free memory if it is `auto`, and the Plan of
+    one rank, with a strategy that fits if that is `auto`.
 
     Prints the memory that training needs. Raises UserError, with settings that fit, if that is more than is free.
     """
@@ -42,18 +46,25 @@ def fit_to_memory(settings, model_config, device, dtype):
     auto = training.batch_size == "auto"
     if auto:
         training = replace(training, batch_size=16)
-    plan = make_plan(training, settings, device, dtype)
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
-    free += CONTEXT[plan.device]  # the forecast includes it, and it is in use by now
+    plan = make_plan(training, settings, device, dtype, world)
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory() // world.local_size
+    free = min(world.gather(free)) + CONTEXT[plan.device]  # the forecast includes it, and it is in use by now
+    strategies = ("ddp", "fsdp") if training.parallel == "auto" else (training.parallel,)
+    for strategy in strategies[: world.size]:
+        plan = replace(plan, strategy=strategy)
+        if auto:
+            plan = fitting_plan(model_config, plan, free) or plan
+        needed = training_memory(model_config, plan).total
+        if needed <= free:
+            break
     if auto:
-        plan = fitting_plan(model_config, plan, free) or plan
-        training = replace(training, batch_size=plan.batch_size, accumulation=plan.accumulation)
+        training = replace(training, batch_size=plan.batch_size, accumulation=plan.accumulation * world.size)
 
-    needed = training_memory(model_config, plan).total
     if needed > free:
         raise UserError(f"training needs {readable(needed)} of memory, and {readable(free)} is free: "
                         f"{advice(model_config, plan, free)}")
-    print(f"memory: {readable(needed)} of {readable(free)} for batch size {plan.batch_size}")
+    per_rank = " per rank" if world.size > 1 else ""
+    print(f"memory: {readable(needed)} of {readable(free)}{per_rank} for batch size {plan.batch_size}")
     return training, plan
 
 

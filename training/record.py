@@ -12,8 +12,10 @@ import yaml
 from tqdm import tqdm
 
 from formats.hub import hub_name
-from models.lora import lora_weights
+from models.lora import add_lora, lora_weights
+from models.weights import SkipInitialization
 from training.checkpoint import save_best, save_checkpoint
+from training.distributed import World, is_sharded, whole
 from training.evaluate import estimate_loss
 from training.loop import check_finite
 from training.optim import WeightAverage
@@ -27,7 +29,7 @@ from utils.printable import escape_controls
 
 @dataclasses.dataclass
 class Record:
-    """A run in progress, and the folder that its results are written to.
+    """A run in progress, and the folder that its results are written to, by the first rank.
 
     last.pt decides whether a run exists: it is written before everything else, and is all that resuming needs.
     """
@@ -43,16 +45,21 @@ class Record:
     average: WeightAverage | None
     dtype: torch.dtype
     """Of matrix products."""
-    metrics: list
+    batch_size: int
+    """Of a rank, for evaluation."""
+    world: World
+    metrics: list = dataclasses.field(default_factory=list)
     """The lines of metrics.jsonl, as dictionaries."""
     compiled: bool = False
 
     def __post_init__(self):
         self.device = self.model.head.weight.device.type
-        self.val_batches = self.task.val_batches(self.settings.training.batch_size)
+        self.val_batches = self.task.val_batches(self.batch_size)
         self.text_digest = self.task.digest()
         self.entries = {"task": task_entry(self.settings, self.task), "sampling": vars(self.settings.sampling)}
-        self.board = make_board(self.folder) if self.settings.output.tensorboard else None
+        self.board = None
+        if self.settings.output.tensorboard and self.world.is_first:
+            self.board = make_board(self.folder)
 
     def evaluate_and_save(self, progress, train_loss):
         """Evaluate the model, write all files, print losses and a sample. Returns whether patience is exhausted."""
@@ -62,8 +69,11 @@ class Record:
         if self.average:
             with self.average.in_model():
                 line["ema_val_loss"] = self.validation_loss()
-        with self.better_weights(line), autocast(self.device, self.dtype):
-            line |= self.task.measure(self.model.eval())
+        with self.better_weights(line):
+            model = self.whole_model()
+            if self.world.is_first:
+                with autocast(model.device.type, self.dtype):
+                    line |= self.task.measure(model.eval())
         self.model.train()
         self.metrics.append(line)
         loss = min(line["val_loss"], line.get("ema_val_loss", np.inf))
@@ -75,33 +85,57 @@ class Record:
 
         self.save_last(progress)
         self.save_results(improved)
-        self.report(line, improved)
+        model = self.whole_model()
+        if self.world.is_first:
+            self.report(line, improved)
+            self.print_samples(model)
         return training.patience is not None and progress.evaluations_since_best >= training.patience
 
     def validation_loss(self):
         with autocast(self.device, self.dtype):
-            return estimate_loss(self.model, self.val_batches)
+            return estimate_loss(self.model, self.val_batches, self.world)
 
     def save_last(self, progress):
-        training = self.settings.training
+        model, training = self.whole_model(), self.settings.training
+        states = [whole(optimizer.state_dict()["state"]) for optimizer in self.optimizers]
+        average = whole(self.average.averages) if self.average else None
+        if not self.world.is_first:
+            return
         run_config = {"path": self.settings.data.path, "text": self.text_digest, "optimizer": self.settings.optim.name,
                       "device": self.device, "batch_size": training.batch_size, "accumulation": training.accumulation,
                       "dtype": str(self.dtype).removeprefix("torch."), "compile": "yes" if self.compiled else "no",
                       **trained_part(self.settings)}
-        adapters = {} if self.settings.lora.rank is None else lora_weights(self.model)
-        save_checkpoint(self.folder / "last.pt", self.model, self.task.tokenizer, progress=vars(progress),
-                        optimizer_states=[optimizer.state_dict()["state"] for optimizer in self.optimizers],
-                        scaler=self.scaler.state_dict(), metrics=self.metrics, run_config=run_config,
-                        average=self.average.averages if self.average else None, adapters=adapters, **self.entries)
+        adapters = {} if self.settings.lora.rank is None else lora_weights(model)
+        save_checkpoint(self.folder / "last.pt", model, self.task.tokenizer, progress=vars(progress),
+                        optimizer_states=states, scaler=self.scaler.state_dict(), metrics=self.metrics,
+                        run_config=run_config, average=average, adapters=adapters, **self.entries)
 
     def save_results(self, improved):
         """Write what follows from last.pt: best.pt if the last evaluation improved, metrics.jsonl and loss.png."""
         line = self.metrics[-1]
         if improved:
             with self.better_weights(line):
-                save_best(self.folder / "best.pt", self.model, self.task.tokenizer, self.settings, **self.entries)
+                model = self.whole_model()
+                if self.world.is_first:
+                    save_best(self.folder / "best.pt", model, self.task.tokenizer, self.settings, **self.entries)
+        if not self.world.is_first:
+            return
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
         plot_losses(self.metrics, self.folder / "loss.png", f"{self.settings.run}: {type(self.model).__name__}")
+
+    def whole_model(self):
+        """The model; if it is sharded, a copy in main memory on the first rank, and None on others."""
+        if not is_sharded(self.model.head.weight):
+            return self.model
+        weights, lora = whole(self.model.state_dict()), self.settings.lora
+        if not self.world.is_first:
+            return None
+        with SkipInitialization():
+            model = type(self.model)(**vars(self.model.config))
+        if lora.rank is not None:
+            add_lora(model, lora.rank, lora.alpha, lora.targets)
+        model.load_state_dict(weights)
+        return model
 
     def better_weights(self, line):
         """Context in which the model has the averaged weights if they had the lower validation loss."""
@@ -129,7 +163,7 @@ class Record:
             file.write(text.encode())
 
     def report(self, line, improved):
-        """Print the losses of a line of metrics and a sample; send the losses to TensorBoard."""
+        """Print the losses of a line of metrics; send them to TensorBoard."""
         names = {"train_loss": "training loss", "val_loss": "validation loss", "ema_val_loss": "of averaged weights",
                  "accuracy": "accuracy"}
         losses = "  ".join(f"{text} {line[name]:.4f}" for name, text in names.items() if line.get(name) is not None)
@@ -139,16 +173,16 @@ class Record:
                 if line.get(name) is not None:
                     self.board.add_scalar(f"loss/{tag}", line[name], line["step"])
             self.board.flush()
-        if self.settings.output.sample_tokens:
-            self.print_samples()
 
-    def print_samples(self):
-        sampling = self.settings.sampling
-        config = dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, self.settings.output.sample_tokens))
-        self.model.eval()
-        for sample in self.task.samples(self.model, config):
+    def print_samples(self, model):
+        sampling, limit = self.settings.sampling, self.settings.output.sample_tokens
+        if not limit:
+            return
+        config = dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, limit))
+        model.eval()
+        for sample in self.task.samples(model, config):
             tqdm.write("    " + escape_controls(sample.strip()).replace("\n", "\n    "))
-        self.model.train()
+        model.train()
 
 
 def trained_part(settings):

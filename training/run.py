@@ -1,5 +1,6 @@
 """A run: settings in; a folder with checkpoints, metrics and a plot of the losses out."""
 
+import contextlib
 import dataclasses
 import shlex
 from operator import attrgetter
@@ -16,6 +17,16 @@ from models.zoo import ZOO
 from tasks.kinds import TASKS
 from training.arguments import all_settings, parse_settings
 from training.checkpoint import checkpoint_file, load_start, read_checkpoint, read_start
+from training.distributed import (
+    ALONE,
+    check_same,
+    is_restarted,
+    open_world,
+    pick_rank_device,
+    replicate,
+    shard,
+    shard_like,
+)
 from training.loop import Progress, Trainer, fit
 from training.optim import WeightAverage, lr_factor, make_optimizers
 from training.precision import pick_device, pick_dtype
@@ -23,6 +34,7 @@ from training.preflight import fit_to_memory, memory_advice
 from training.record import Record, trained_part
 from training.run_state import check_averages, check_optimizer_states, read_run
 from training.settings import DataSettings, ModelSettings
+from training.shares import Shares, divide
 from training.step import TrainStep, accelerate
 from utils.errors import UserError
 from utils.files import PROJECT, lock_run
@@ -30,49 +42,47 @@ from utils.printable import one_line
 
 
 def train(settings):
-    """Train the model that `settings` describe, or resume its training. Raises UserError."""
+    """Train the model that `settings` describe, or resume its training; on all ranks, if torchrun has started several.
+    Raises UserError."""
     folder = Path(settings.output.folder) / settings.run
-    with lock_run(folder):
-        train_in(folder, settings)
+    with open_world() as world, contextlib.ExitStack() as stack:
+        world.decide(lambda: stack.enter_context(lock_run(folder)))
+        train_in(folder, settings, world)
 
 
-def train_in(folder, settings):
+def train_in(folder, settings, world=ALONE):
     """`train`, in a folder that no other process uses."""
-    saved = open_run(folder, settings)
-    start = None if saved else open_start(settings)
-    task = open_task(settings, saved or start)
-    settings.sampling = task.answers.with_max_tokens(settings.sampling)
-    sizes = saved if settings.init else None  # those of --init, which may be gone by now
-    config = model_config(settings.model, task.tokenizer.vocab_size, task.head, start or sizes)
-    task.prepare(config.block_size)
-    if saved:
-        check_same_run(saved, settings, config, task, folder / "last.pt")
-        print_changes(folder / "settings.yaml", settings)
-        settings.training = resolve_as_before(settings.training, saved["run_config"])
+    saved, start, task, config = world.in_turn(lambda: open_inputs(folder, settings))
+    check_same(world, {"last.pt": saved and saved["progress"], "validation text": task.digest()})
 
     torch.manual_seed(settings.training.seed)
-    device = pick_device(settings.training.device)
-    dtype = pick_dtype(device, settings.training.dtype)
-    settings.training, plan = fit_to_memory(settings, config, device, dtype)
-    batches = task.train_batches(settings.training)
+    device = world.together(lambda: pick_rank_device(settings.training, world))
+    dtype = world.decide(lambda: pick_dtype(device, settings.training.dtype))
+    settings.training, plan = world.together(lambda: fit_to_memory(settings, config, device, dtype, world))
+    batches = world.together(lambda: task.train_batches(settings.training))
     settings.training = training = resolve_epochs(settings.training, batches.steps_per_epoch)
-    model = build_model(settings, config, saved, start).to(device)
-    record, progress = build(settings, folder, model, task, dtype), Progress()
+    model = world.together(lambda: build_model(settings, config, saved, start)).to(device)
+    if plan.strategy == "fsdp":
+        shard(model)
+    record, progress = build(settings, folder, model, task, dtype, plan, world), Progress()
     if saved:
-        load_state(record, progress, saved, folder / "last.pt")
+        world.together(lambda: load_state(record, progress, saved, folder / "last.pt"))
         record.complete(progress)
         print(f"resuming at step {progress.step}")
         if progress.step >= training.max_iters:
             print(f"nothing is left to do: to continue, use a --training.max_iters above {progress.step}")
             return
-    del saved, start  # as large as the model and its optimizers
+    saved = start = None  # as large as the model and its optimizers
 
-    train_step = TrainStep(record.model, record.optimizers, training.grad_clip, dtype, record.scaler, record.average)
-    micro_steps = (training.max_iters - progress.step) * training.accumulation
-    trainer = Trainer(train_step, batches, lambda step: lr_factor(step, settings.optim, training.max_iters),
-                      record.evaluate_and_save, training.max_iters, training.eval_interval, training.seed)
+    forward = replicate(model) if world.size > 1 and plan.strategy == "ddp" else model
+    train_step = TrainStep(forward, record.optimizers, training.grad_clip, dtype, record.scaler, record.average,
+                           training.seed, world)
+    shares = Shares(batches, divide(training.batch_size, training.accumulation, world.size), world)
+    micro_steps = (training.max_iters - progress.step) * plan.accumulation
+    trainer = Trainer(train_step, shares, lambda step: lr_factor(step, settings.optim, training.max_iters),
+                      record.evaluate_and_save, training.max_iters, training.eval_interval, world)
     with memory_advice(config, plan):
-        record.compiled = accelerate(train_step, batches, training.compile, micro_steps)
+        record.compiled = accelerate(train_step, shares, training.compile, micro_steps)
         record.write_settings()
         fit(trainer, progress)
     minutes = progress.seconds / 60
@@ -84,11 +94,28 @@ def train_in(folder, settings):
 # ---- Before training -------------------------------------------------------------------------------------------------
 
 
+def open_inputs(folder, settings):
+    """What a run starts from, by Settings, which are completed: the contents of its last.pt and of the checkpoint of
+    --init, or None; its task; and its ModelConfig. Raises UserError."""
+    saved = open_run(folder, settings)
+    start = None if saved else open_start(settings)
+    task = open_task(settings, saved or start)
+    settings.sampling = task.answers.with_max_tokens(settings.sampling)
+    sizes = saved if settings.init else None  # those of --init, which may be gone by now
+    config = model_config(settings.model, task.tokenizer.vocab_size, task.head, start or sizes)
+    task.prepare(config.block_size)
+    if saved:
+        check_same_run(saved, settings, config, task, folder / "last.pt")
+        print_changes(folder / "settings.yaml", settings)
+        settings.training = resolve_as_before(settings.training, saved["run_config"])
+    return saved, start, task, config
+
+
 def open_run(folder, settings):
     """The contents of last.pt, which decides whether a run exists; None for a new run. Raises UserError."""
     path = folder / "last.pt"
     if path.exists():
-        if not settings.resume:
+        if not settings.resume and not is_restarted():
             raise UserError(f"{folder} already contains a run: add --resume to continue it, or pick another --run NAME")
         saved = read_run(path)
         kind = saved.get("task", {}).get("kind", "language")
@@ -187,18 +214,19 @@ def build_model(settings, config, saved, start):
     return model
 
 
-def build(settings, folder, model, task, dtype):
-    """The Record of a new run, with the optimizers."""
+def build(settings, folder, model, task, dtype, plan, world=ALONE):
+    """The Record of a new run, with the optimizers, for a rank whose Plan is given."""
     device = model.head.weight.device.type
     n_params = sum(weight.numel() for weight in model.parameters())
     n_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     trained = "" if n_trained == n_params else f" ({n_trained:,} of them are trained)"
+    ranks = f", {plan.strategy.upper()} on {world.size} ranks" if world.size > 1 else ""
     print(f"model: {settings.model.name}, {n_params:,} parameters{trained}, on {device} in "
-          f"{str(dtype).removeprefix('torch.')}")
-    optimizers = make_optimizers(model, settings.optim, dtype)
+          f"{str(dtype).removeprefix('torch.')}{ranks}")
+    optimizers = make_optimizers(model, settings.optim, dtype, world)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     average = None if settings.optim.ema is None else WeightAverage(model, settings.optim.ema)
-    return Record(folder, settings, model, task, optimizers, scaler, average, dtype, metrics=[])
+    return Record(folder, settings, model, task, optimizers, scaler, average, dtype, plan.batch_size, world)
 
 
 # ---- Resuming --------------------------------------------------------------------------------------------------------
@@ -236,6 +264,9 @@ def load_state(record, progress, saved, path):
     """Load the state in last.pt, read from `path`, into a new run. Raises UserError."""
     check_optimizer_states(record.optimizers, saved["optimizer_states"], path)
     for optimizer, state in zip(record.optimizers, saved["optimizer_states"], strict=True):
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        state = {i: {name: shard_like(value, weights[i]) for name, value in values.items()}
+                 for i, values in state.items()}
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})  # learning rates are those of today
     if saved["scaler"]:  # empty unless the run used float16
         record.scaler.load_state_dict(saved["scaler"])

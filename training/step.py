@@ -1,9 +1,12 @@
 """One training step: forward and backward passes of its micro-batches, then one update of the weights."""
 
+import contextlib
 import time
 
+import numpy as np
 import torch
 
+from training.distributed import ALONE
 from training.precision import autocast
 from utils.cuda_graph import cuda_graph
 
@@ -11,19 +14,24 @@ COMPILE_SECONDS = 30  # what torch.compile takes, as measured on an H100: 26 to 
 
 
 class TrainStep:
-    """A training step as a function: `train_step(step, batches, lr_factor)`.
+    """A training step as a function: `train_step(step, share, lr_factor)`.
 
-    - `forward`: the model, compiled or not: a function of x and y, (B, T) each, whose second result is the loss.
+    - `forward`: the model, or its DistributedDataParallel: a function of x and y, (B, T) each, whose second result is
+      the loss.
     - `optimizers`: their learning rates are 0-dim tensors, and the values at this point are the peak learning rates.
     - `scaler`: a GradScaler, disabled unless `dtype`, of the matrix products, is float16.
     - `average`: a WeightAverage to update in every step, or None.
+    - `seed`: dropout depends only on it, the number of the step, and that of the micro-batch among those of all ranks.
+    - `world`: the ranks that take the step together.
 
     After `capture`, a step is two CUDA graphs, and nothing in it waits for the device.
     """
 
-    def __init__(self, forward, optimizers, grad_clip, dtype, scaler, average=None):
+    def __init__(self, forward, optimizers, grad_clip, dtype, scaler, average=None, seed=0, world=ALONE):
         self.forward, self.optimizers, self.grad_clip = forward, optimizers, grad_clip
         self.dtype, self.scaler, self.average = dtype, scaler, average
+        self.seed, self.world = seed, world
+        self.no_sync = getattr(forward, "no_sync", contextlib.nullcontext)  # gradients of replicas are not exchanged
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         self.weights = [weight for group in groups for weight in group["params"]]
         self.device = self.weights[0].device
@@ -34,21 +42,24 @@ class TrainStep:
         self.captured = False
         self.run_micro_step, self.run_update = self.micro_step, self.update
 
-    def __call__(self, step, batches, lr_factor):
-        """Train on micro-batches (x, y), int64, (B, T) each, in host memory; targets of -100 are ignored.
+    def __call__(self, step, share, lr_factor):
+        """Train on a `training.shares.Share`, in host memory; targets of -100 are ignored.
 
-        Returns the mean loss per target, a 0-dim tensor that the next call overwrites.
+        Returns the loss, a 0-dim tensor that the next call overwrites: its mean over all ranks is the mean per target.
         """
         for lr, peak in self.learning_rates:
             lr.fill_(peak * lr_factor)
         if self.average:
             self.average.set_step(step)
-        targets = [int((y != -100).sum()) for _, y in batches]
         self.loss.zero_()
-        for (x, y), n in zip(batches, targets, strict=True):
-            self.share.fill_(n / sum(targets))  # weighted means add up to the mean of one large batch
+        for i, (x, y) in enumerate(share.batches):
+            seed_micro_batch(self.seed, step, share.first + i)
+            # Weighted means add up to the mean of one large batch; gradients are then averaged over the ranks.
+            self.share.fill_(self.world.size * int((y != -100).sum()) / share.n_targets)
             self.load(x, y)
-            self.run_micro_step()
+            last = i == len(share.batches) - 1
+            with contextlib.nullcontext() if last else self.no_sync():
+                self.run_micro_step()
         self.run_update()
         return self.loss
 
@@ -110,30 +121,34 @@ class TrainStep:
         torch.cuda.empty_cache()
 
 
+def seed_micro_batch(seed, step, number):
+    """Seed the random generators of all devices for micro-batch `number` of a step."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, number)).generate_state(1)[0]))
+
+
 def optimizer_tensors(optimizers):
     """The tensors in the states of optimizers, by optimizer, parameter and name."""
     return {(i, id(weight), name): tensor for i, optimizer in enumerate(optimizers)
             for weight, state in optimizer.state.items() for name, tensor in state.items()}
 
 
-def accelerate(train_step, batches, compile, micro_steps):
+def accelerate(train_step, shares, compile, micro_steps):
     """Use torch.compile and CUDA graphs where they pay; print one line that says what was chosen and why.
 
-    `batches` is a function from a step to its micro-batches (x, y), (B, T) each, and its attribute `same_shape` says
-    whether all of them have one shape; `compile` is auto, yes or no; and `micro_steps` is the number of micro-batches
-    left to train on. Returns whether the model is compiled.
+    `shares` are `training.shares.Shares`; `compile` is auto, yes or no; and `micro_steps` is the number of
+    micro-batches left to train on. Returns whether the model is compiled.
     """
-    on_cuda = train_step.device.type == "cuda"
-    batch = batches(0)[0]
-    obstacle = obstacle_to_capture(train_step) if batches.same_shape else "batches differ in length"
+    on_cuda, world = train_step.device.type == "cuda", train_step.world
+    batch = shares(0).batches[0]
+    obstacle = obstacle_to_capture(train_step) if shares.same_shape else "batches differ in length"
     can_capture = on_cuda and obstacle is None
     why = f"by --training.compile {compile}"
-    if compile == "auto" and not batches.same_shape:
+    if compile == "auto" and not shares.same_shape:
         compile, why = "no", "it would compile for each length"
     if compile == "auto" and on_cuda:
         if can_capture:
             train_step.capture(*batch)
-        seconds = micro_steps * time_micro_step(train_step, batch)
+        seconds = micro_steps * world.mean(time_micro_step(train_step, batch))
         compile = "yes" if seconds > 10 * COMPILE_SECONDS else "no"
         why = f"about {seconds / 60:.1f} minutes of training remain, and compiling takes {COMPILE_SECONDS} s"
     compiled = False
@@ -153,6 +168,8 @@ def obstacle_to_capture(train_step):
     """Why a step cannot be a CUDA graph, or None."""
     if train_step.scaler.is_enabled():
         return "the gradient scaler of float16 waits for the device"
+    if train_step.world.size > 1:
+        return "ranks exchange gradients in it"
     if getattr(train_step.forward, "activation_checkpointing", False):
         return "activation checkpointing reads the state of the random generator"
     return None
@@ -179,15 +196,17 @@ def compile_forward(train_step, batch):
     try:
         train_step.forward = torch.compile(plain, dynamic=False)
         train_step.x, train_step.y = (ids.to(train_step.device) for ids in batch)
-        train_step.micro_step()
-        return True
+        with train_step.no_sync():
+            train_step.micro_step()
+        failure = None
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # no compiler, no Triton, or any bug in them: the plain model works
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"torch.compile is not available on this machine ({reason}): training continues without it")
+        failure = (str(error).splitlines() or [type(error).__name__])[0]
+    for optimizer in train_step.optimizers:
+        optimizer.zero_grad(set_to_none=not train_step.captured)
+    failures = [reason for reason in train_step.world.gather(failure) if reason]
+    if failures:
+        print(f"torch.compile is not available on this machine ({failures[0]}): training continues without it")
         train_step.forward = plain
-        return False
-    finally:
-        for optimizer in train_step.optimizers:
-            optimizer.zero_grad(set_to_none=not train_step.captured)
+    return not failures

@@ -73,6 +73,7 @@ class Plan:
     """Save only the input of each block, and recompute the other activations in the backward pass."""
     device: Literal["cpu", "cuda"] = "cpu"
     gpus: int = 1
+    """GPUs, or ranks on a CPU."""
     workspace: int = cublas_workspace(8)
     """CUDA: bytes of a cuBLAS workspace, which depends on the GPU (`cublas_workspace`)."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
@@ -94,8 +95,6 @@ class Plan:
             raise UserError("give lora_rank or trainable_blocks, not both: LoRA freezes all blocks")
         if self.batch_size * self.accumulation >= 2**63:
             raise UserError(f"batch_size {self.batch_size} times accumulation {self.accumulation} must be below 2^63")
-        if self.gpus > 1 and self.device != "cuda":
-            raise UserError(f"{self.gpus} GPUs need device cuda, not {self.device}")
 
     @property
     def autocast(self):
@@ -449,7 +448,8 @@ def advice(c, plan, memory):
     """The options of train.py for a step with as many sequences that fits into `memory` bytes, in words."""
     fitting = fitting_plan(c, plan, memory)
     if fitting:
-        return (f"--training.batch_size {fitting.batch_size} --training.accumulation {fitting.accumulation} takes "
+        accumulation = fitting.accumulation * fitting.gpus  # train.py divides the micro-batches among the GPUs
+        return (f"--training.batch_size {fitting.batch_size} --training.accumulation {accumulation} takes "
                 f"{readable(training_memory(c, fitting).total)} for as many tokens per step")
     if not plan.activation_checkpointing:
         return "not even a batch of 1 fits: try --training.activation_checkpointing true or a smaller model"

@@ -1,0 +1,253 @@
+"""Ranks: processes that train one model together, each on a GPU or on a share of a CPU.
+
+torchrun starts them. A program that it did not start is the only rank of its world, and communicates nothing. What
+ranks have to agree on is exchanged between CPUs (gloo), and gradients between the devices that have them (NCCL on CUDA).
+"""
+
+import contextlib
+import gc
+import io
+import os
+import socket
+import sys
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from training.precision import pick_device
+from utils.errors import UserError
+
+TIMEOUT = timedelta(hours=1)  # one rank prepares data, saves and samples while the others wait
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Socket closed")
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of a run, seen from one of them. Its methods are called by all ranks, in the same order."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Number among the ranks of the same machine."""
+    local_size: int = 1
+
+    @property
+    def is_first(self):
+        """Whether this rank prints, draws and writes files."""
+        return self.rank == 0
+
+    def gather(self, value):
+        """A list with the value of each rank, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def any(self, flag):
+        """Whether a flag is set on any rank."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def mean(self, value):
+        """The mean of a number, or of a 0-dim tensor, as a float that is the same on all ranks."""
+        values = self.gather(float(value))
+        return sum(values) / len(values)
+
+    def together(self, work):
+        """What `work()` returns. If it raises UserError on any rank, all of them end, and the first one of these says
+        why."""
+        result = error = None
+        try:
+            result = work()
+        except UserError as raised:
+            error = raised
+        failed = [i for i, each in enumerate(self.gather(error is not None)) if each]
+        if failed and failed[0] == self.rank:
+            raise error
+        if failed:
+            sys.exit(2)
+        return result
+
+    def in_turn(self, work):
+        """`together`, but the first rank of each machine goes first: the others find the files that it has prepared."""
+        if self.local_rank == 0:
+            result = self.together(work)
+            self.together(lambda: None)
+        else:
+            self.together(lambda: None)
+            result = self.together(work)
+        return result
+
+    def decide(self, work):
+        """What `work()` returns on the first rank, which alone calls it. If it raises UserError, all ranks end."""
+        return self.gather(self.together(work if self.is_first else lambda: None))[0]
+
+
+ALONE = World()
+
+
+# ---- Start and end ---------------------------------------------------------------------------------------------------
+
+
+def started_by_torchrun():
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def is_restarted():
+    """Whether torchrun has started this process again, after a rank failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+@contextlib.contextmanager
+def open_world():
+    """Context with the World of this process. Only its first rank prints. Raises UserError if the ranks cannot reach
+    each other, or if one of them ends."""
+    if not started_by_torchrun():
+        yield ALONE
+        return
+    world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+    check_host_name(world)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(f"rank {world.rank} cannot reach rank 0 at {address} ({first_line(error)}): see "
+                        "docs/many-gpus.md") from None
+    try:
+        with contextlib.nullcontext() if world.is_first else silence():
+            yield world
+    except RuntimeError as error:
+        if not any(words in str(error) for words in LOST):
+            raise
+        raise UserError(f"rank {world.rank} stops, because another rank has ended: the report of torchrun names it. "
+                        "Saved files are unchanged") from None
+    finally:
+        gc.collect()  # a group must not outlive its models, whose threads would abort the process when it exits
+        dist.destroy_process_group()
+
+
+def check_host_name(world):
+    """Raise UserError if other machines would be told a loopback address of this one."""
+    several_machines = world.local_size < world.size
+    if not several_machines or "GLOO_SOCKET_IFNAME" in os.environ or is_loopback(os.environ.get("MASTER_ADDR", "")):
+        return
+    if is_loopback(socket.gethostname()):
+        raise UserError(f"the name of this machine, {socket.gethostname()}, resolves to a loopback address, which "
+                        "other machines cannot reach: set GLOO_SOCKET_IFNAME to the network interface that they can "
+                        "reach, such as eth0")
+
+
+def is_loopback(name):
+    try:
+        return socket.gethostbyname(name).startswith("127.")
+    except OSError:
+        return False
+
+
+def first_line(error):
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def silence():
+    """Context in which nothing is printed."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def check_same(world, values):
+    """Raise UserError on all ranks unless all of them have the same values, a dictionary {what it is: value}."""
+    first, *others = world.gather(values)
+    for rank, other in enumerate(others, start=1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise UserError(f"rank {rank} has another {name} than rank 0: all machines need the same files, in a "
+                                "shared folder or copied")
+
+
+# ---- The model -------------------------------------------------------------------------------------------------------
+
+
+def pick_rank_device(training, world):
+    """Return the name of the device of this rank, by TrainingSettings, and make its GPU the current one. Raises
+    UserError if it is not available, or if ranks cannot use it so."""
+    device = pick_device(training.device)
+    if training.parallel != "auto" and not dist.is_initialized():
+        raise UserError(f"--training.parallel {training.parallel} needs torchrun --nproc_per_node=N train.py ...: "
+                        "without torchrun, leave it out")
+    if training.parallel == "fsdp" and training.dtype == "float16":
+        raise UserError("fsdp has no gradient scaler for float16: use --training.dtype bfloat16, or ddp")
+    if device == "mps" and world.size > 1:
+        raise UserError("several ranks cannot share an MPS device: use --training.device cpu, or one rank")
+    if device == "cuda" and torch.cuda.device_count() < world.local_size:
+        raise UserError(f"this machine has {torch.cuda.device_count()} GPUs for {world.local_size} ranks: use "
+                        f"--nproc_per_node={torch.cuda.device_count()}")
+    if device == "cuda" and world.size > 1:
+        torch.cuda.set_device(world.local_rank)
+    return device
+
+
+def shard(model):
+    """Shard the weights of a GPT over all ranks (FSDP2): each keeps a part of the rows of every weight, and gathers
+    those of a block while it computes with them."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def replicate(model):
+    """The DistributedDataParallel of a GPT: in its backward pass, gradients become their mean over all ranks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has another name in later versions
+        return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def is_sharded(tensor):
+    return hasattr(tensor, "full_tensor")  # a DTensor, whose module takes a second to import
+
+
+def local(tensor):
+    """The part of a tensor that this rank has: all of it, unless it is sharded."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def own_rows(tensor, world):
+    """The rows of a tensor that this rank has, as (first, last + 1)."""
+    if not is_sharded(tensor):
+        return 0, len(tensor)
+    start = min(len(tensor), world.rank * -(-len(tensor) // world.size))
+    return start, start + len(tensor.to_local())
+
+
+def whole(value):
+    """A tensor, or the tensors in nested dictionaries and lists, not sharded. Sharded ones are gathered in main memory
+    of the first rank; on others they are None."""
+    if isinstance(value, dict):
+        return {key: whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [whole(inner) for inner in value]
+    if not is_sharded(value):
+        return value
+    tensor = value.full_tensor()
+    return tensor.cpu() if dist.get_rank() == 0 else None
+
+
+def shard_like(tensor, other):
+    """The part of a tensor, equal on all ranks, that this rank has if it is sharded like `other`."""
+    if not is_sharded(other) or tensor.shape != other.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    tensor = tensor.to(other.device)
+    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
