@@ -1,7 +1,7 @@
 """Ranks: processes that train one model together, each on a GPU or on a share of a CPU.
 
 torchrun starts them. A program that it did not start is the only rank of its world, and communicates nothing. What
-ranks have to agree on is exchanged between CPUs (gloo), and gradients between the devices that have them (NCCL on CUDA).
+ranks have to agree on is exchanged between CPUs (gloo), and gradients between the devices that have them (CUDA: NCCL).
 """
 
 import contextlib
@@ -213,8 +213,9 @@ def replicate(model):
         return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def is_sharded(tensor):
-    return hasattr(tensor, "full_tensor")  # a DTensor, whose module takes a second to import
+def is_sharded(value):
+    """Whether a tensor, or a model, is sharded."""  # without their classes, whose import takes a second
+    return hasattr(value, "reshard" if isinstance(value, torch.nn.Module) else "full_tensor")
 
 
 def local(tensor):

@@ -93,7 +93,10 @@ class Record:
 
     def validation_loss(self):
         with autocast(self.device, self.dtype):
-            return estimate_loss(self.model, self.val_batches, self.world)
+            loss = estimate_loss(self.model, self.val_batches, self.world)
+        if is_sharded(self.model):
+            self.model.reshard()  # only a backward pass frees the weights outside the blocks
+        return loss
 
     def save_last(self, progress):
         model, training = self.whole_model(), self.settings.training
@@ -125,7 +128,7 @@ class Record:
 
     def whole_model(self):
         """The model; if it is sharded, a copy in main memory on the first rank, and None on others."""
-        if not is_sharded(self.model.head.weight):
+        if not is_sharded(self.model):
             return self.model
         weights, lora = whole(self.model.state_dict()), self.settings.lora
         if not self.world.is_first:

@@ -1,0 +1,81 @@
+"""Programs on several ranks, for tests: n processes that call one function of this file together."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+LIMIT = 120  # seconds
+
+
+def on_ranks(n, function, folder, *arguments):
+    """Call a function of this file, by name, on n ranks in a working directory, with a World and arguments."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = os.pathsep.join([str(HERE), str(HERE.parent)])
+    common = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
+                           "MASTER_PORT": str(port), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+    command = [sys.executable, HERE / "ranks.py", function, json.dumps(arguments)]
+    processes = [subprocess.Popen(command, cwd=folder, env=common | {"RANK": str(i), "LOCAL_RANK": str(i)}, text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(n)]
+    outputs = [process.communicate(timeout=LIMIT) for process in processes]
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors
+    return [output for output, _ in outputs]
+
+
+def train_all(world, runs):
+    """Train the runs with these command lines, one after the other. With "kill", it ends after the second save."""
+    from pathlib import Path
+
+    import training.record
+    from training.arguments import parse_settings
+    from training.run import train_in
+
+    training.record.plot_losses = lambda *_: None
+    for arguments in runs:
+        settings = parse_settings(arguments)
+        folder = Path(settings.output.folder) / settings.run
+        folder.mkdir(parents=True, exist_ok=True)
+        train_in(folder, settings, world)
+
+
+def uneven_targets(world, strategy):
+    """One step of gradient descent with 3 targets on rank 0 and none, or 97, on rank 1. Rank 0 saves the weights."""
+    from small_models import small_model
+
+    from training.distributed import replicate, shard, whole
+    from training.shares import Shares
+    from training.step import TrainStep
+
+    model = small_model("BardGPT", block_size=100)
+    forward = model
+    if strategy == "fsdp":
+        shard(model)
+    elif world.size > 1:
+        forward = replicate(model)
+    sgd = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
+    step = TrainStep(forward, [sgd], 1e9, torch.float32, torch.amp.GradScaler("cpu", enabled=False), world=world)
+    losses = []
+    for few, many in ((3, 97), (3, 0)):
+        torch.manual_seed(0)
+        x, y = torch.randint(11, (2, 2, 100))
+        y[0, few:], y[1, many:] = -100, -100
+        share = Shares(lambda _, x=x, y=y: list(zip(x.split(1), y.split(1), strict=True)), world=world)(0)
+        losses.append(world.mean(step(0, share, 1.0)))
+    weights = whole(dict(model.state_dict()))
+    if world.is_first:
+        torch.save({"weights": weights, "losses": losses}, f"{strategy}{world.size}.pt")
+
+
+if __name__ == "__main__":
+    from training.distributed import open_world
+
+    with open_world() as the_world:
+        globals()[sys.argv[1]](the_world, *json.loads(sys.argv[2]))
