@@ -1,11 +1,10 @@
 """Training on several ranks (gloo, on a CPU) against the same training in one process."""
 
-import json
 
 import pytest
 import torch
 from ranks import on_ranks
-from small_runs import HERE, TINY, losses
+from small_runs import TINY, losses
 from small_tasks import CONTEXT, FILES, write_data
 from small_text import TEXT
 
@@ -173,7 +172,7 @@ def test_the_last_step_of_an_epoch_leaves_some_ranks_without_targets():
 
 
 @pytest.mark.parametrize("batch_size, accumulation, ranks, advice", [
-    (16, 1, 3, "use 4 ranks"), (16, 1, 5, "use 4 ranks"), (16, 2, 7, "use 8 ranks"), (1, 1, 2, "use 1 ranks"),
+    (16, 1, 3, "start 2 "), (16, 1, 5, "start 4 "), (16, 2, 7, "start 8 "), (1, 1, 2, "start 1 "),
 ])
 def test_a_number_of_ranks_that_does_not_divide_a_step_is_refused_with_the_nearest(
         batch_size, accumulation, ranks, advice):

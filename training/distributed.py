@@ -97,6 +97,7 @@ ALONE = World()
 
 
 def started_by_torchrun():
+    """Whether this process is one of several ranks, or may be."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -179,9 +180,6 @@ def pick_rank_device(training, world):
     """Return the name of the device of this rank, by TrainingSettings, and make its GPU the current one. Raises
     UserError if it is not available, or if ranks cannot use it so."""
     device = pick_device(training.device)
-    if training.parallel != "auto" and not dist.is_initialized():
-        raise UserError(f"--training.parallel {training.parallel} needs torchrun --nproc_per_node=N train.py ...: "
-                        "without torchrun, leave it out")
     if training.parallel == "fsdp" and training.dtype == "float16":
         raise UserError("fsdp has no gradient scaler for float16: use --training.dtype bfloat16, or ddp")
     if device == "mps" and world.size > 1:

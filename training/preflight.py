@@ -6,7 +6,7 @@ from dataclasses import replace
 import psutil
 import torch
 
-from training.distributed import ALONE
+from training.distributed import ALONE, started_by_torchrun
 from training.shares import divide
 from utils.errors import UserError
 from utils.memory import CONTEXT, Plan, advice, cublas_workspace, fitting_plan, readable, training_memory
@@ -49,8 +49,8 @@ def fit_to_memory(settings, model_config, device, dtype, world=ALONE):
     plan = make_plan(training, settings, device, dtype, world)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory() // world.local_size
     free = min(world.gather(free)) + CONTEXT[plan.device]  # the forecast includes it, and it is in use by now
-    strategies = ("ddp", "fsdp") if training.parallel == "auto" else (training.parallel,)
-    for strategy in strategies[: world.size]:
+    strategies = {"auto": ("ddp", "fsdp")}.get(training.parallel, (training.parallel,))
+    for strategy in strategies if started_by_torchrun() else ("ddp",):
         plan = replace(plan, strategy=strategy)
         if auto:
             plan = fitting_plan(model_config, plan, free) or plan

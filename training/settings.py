@@ -164,8 +164,8 @@ class TrainingSettings:
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """With several ranks (torchrun). ddp: each has the whole model; fsdp: weights, gradients and optimizer states are
-    sharded (FSDP2); auto: ddp if that fits in memory."""
+    """With torchrun. ddp: each rank has the whole model; fsdp: weights, gradients and optimizer states are sharded over
+    the ranks (FSDP2); auto: ddp if that fits in memory."""
     trainable_blocks: int | None = None
     """Train only this many of the last blocks, the final norm and the head, unless it is tied; None: everything."""
 

@@ -68,6 +68,6 @@ def divide(batch_size, accumulation, ranks):
         possible = [n for n in range(1, min(sequences, 2 * ranks) + 1) if sequences % n == 0]
         nearest = min(possible, key=lambda n: abs(n - ranks))
         raise UserError(f"{ranks} ranks cannot divide the {sequences} sequences of a step equally (batch_size "
-                        f"{batch_size}, accumulation {accumulation}): use {nearest} ranks, or --training.batch_size "
-                        f"{ranks * max(1, round(batch_size / ranks))}")
+                        f"{batch_size}, accumulation {accumulation}): start {nearest} instead, or use "
+                        f"--training.batch_size {ranks * max(1, round(batch_size / ranks))}")
     return ranks // gcd(accumulation, ranks)
