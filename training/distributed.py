@@ -20,7 +20,8 @@ import torch.distributed as dist
 from training.precision import pick_device
 from utils.errors import UserError
 
-TIMEOUT = timedelta(hours=1)  # one rank prepares data, saves and samples while the others wait
+CONNECT = timedelta(minutes=2)  # for ranks to find each other
+TIMEOUT = timedelta(hours=1)  # after that: one rank prepares data, saves and samples while the others wait
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Socket closed")
 
 
@@ -116,11 +117,12 @@ def open_world():
     world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
     check_host_name(world)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
-    except (dist.DistError, RuntimeError, ValueError) as error:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=CONNECT)
+    except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise UserError(f"rank {world.rank} cannot reach rank 0 at {address} ({first_line(error)}): see "
+        raise UserError(f"rank {world.rank} cannot reach all others through {address} ({first_line(error)}): see "
                         "docs/many-gpus.md") from None
+    dist.distributed_c10d._set_pg_timeout(TIMEOUT)
     try:
         with contextlib.nullcontext() if world.is_first else silence():
             yield world

@@ -7,6 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from data.readers import ReadOptions
 from data.tokenizer import tokenizer_from_dict
@@ -26,6 +27,7 @@ from training.distributed import (
     replicate,
     shard,
     shard_like,
+    started_by_torchrun,
 )
 from training.loop import Progress, Trainer, fit
 from training.optim import WeightAverage, lr_factor, make_optimizers
@@ -42,8 +44,13 @@ from utils.printable import one_line
 
 
 def train(settings):
-    """Train the model that `settings` describe, or resume its training; on all ranks, if torchrun has started several.
-    Raises UserError."""
+    """Train the model that `settings` describe, or resume its training. Raises UserError."""
+    train_ranks = record(train_rank) if started_by_torchrun() else train_rank  # puts errors into torchrun's report
+    train_ranks(settings)
+
+
+def train_rank(settings):
+    """`train`, on one of several ranks or on the only one."""
     folder = Path(settings.output.folder) / settings.run
     with open_world() as world, contextlib.ExitStack() as stack:
         world.decide(lambda: stack.enter_context(lock_run(folder)))
