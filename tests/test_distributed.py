@@ -1,14 +1,22 @@
 """Training on several ranks (gloo, on a CPU) against the same training in one process."""
 
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
 import pytest
 import torch
 from ranks import on_ranks
-from small_runs import TINY, losses
+from small_runs import ROOT, TINY, losses
 from small_tasks import CONTEXT, FILES, write_data
 from small_text import TEXT
+from torch.distributed.run import get_args_parser
 
-from training.arguments import parse_settings
+from training.arguments import ALIASES, all_settings, parse_settings
 from training.distributed import World
 from training.run import train as run
 from training.shares import EMPTY, Shares, divide
@@ -178,3 +186,69 @@ def test_a_number_of_ranks_that_does_not_divide_a_step_is_refused_with_the_neare
         batch_size, accumulation, ranks, advice):
     with pytest.raises(UserError, match=advice):
         divide(batch_size, accumulation, ranks)
+
+
+# ---- torchrun --------------------------------------------------------------------------------------------------------
+
+LONG = [*TEXTS, "--model.dropout=0.2", "--training.accumulation=2", "--training.max_iters=60",
+        "--training.eval_interval=5"]
+
+
+def start_torchrun(folder, *arguments, options=("--nproc_per_node=2",)):
+    """A run of train.py on two ranks, as a user starts it."""
+    command = [sys.executable, "-m", "torch.distributed.run", *options, ROOT / "train.py", *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def rank_processes(torchrun):
+    """The process numbers of the ranks, in order."""
+    children = psutil.Process(torchrun.pid).children()
+    return [child.pid for child in sorted(children, key=lambda child: int(child.environ()["RANK"]))]
+
+
+def wait_for_lines(folder, run, n):
+    path = folder / "checkpoints" / run / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not path.exists() or len(losses(path.parent)) < n):
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_after_a_rank_is_killed_torchrun_restarts_the_run_and_its_losses_are_those_of_an_uninterrupted_one(here):
+    on_ranks(2, "train_all", here, [[*LONG, "--run=whole"]])
+    process = start_torchrun(here, *LONG, "--run_name=killed", options=("--nproc_per_node=2", "--max_restarts=1"))
+    wait_for_lines(here, "killed", 3)
+    os.kill(rank_processes(process)[1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 0, errors
+    assert "error: rank 0 stops, because another rank has ended" in errors
+    assert losses(here / "checkpoints" / "killed") == losses(here / "checkpoints" / "whole")
+    found, expected = (checkpoint(here, name)["weights"] for name in ("killed", "whole"))
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_sigterm_to_one_rank_stops_all_of_them_at_one_step_with_a_last_save(here):
+    process = start_torchrun(here, *LONG, "--training.max_iters=100000", "--run_name=stopped")
+    wait_for_lines(here, "stopped", 2)
+    os.kill(rank_processes(process)[1], signal.SIGTERM)
+    output, errors = process.communicate(timeout=90)
+    assert process.returncode == 0, errors
+    assert output.count("interrupted: one last evaluation") == 1
+    assert checkpoint(here, "stopped")["progress"]["step"] == losses(here / "checkpoints" / "stopped")[-1][0]
+
+
+def test_a_mistake_is_one_line_whatever_the_number_of_ranks(here):
+    process = start_torchrun(here, *LONG, "--data.path=nowhere.txt", "--run_name=mistake")
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 1 and not (here / "checkpoints" / "mistake").exists()
+    assert [line for line in errors.splitlines() if line.startswith("error: ")] == [
+        "error: cannot read nowhere.txt: No such file or directory. Check the path and its permissions"]
+
+
+def test_no_option_of_train_is_an_abbreviation_of_one_of_torchrun():
+    theirs = [option for action in get_args_parser()._actions for option in action.option_strings]
+    names = [*all_settings(), *ALIASES]
+    taken = [name for name in names if any(option.startswith(f"--{name}") for option in theirs)]
+    assert taken == ["run"] and ALIASES["run_name"] == "run"

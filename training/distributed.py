@@ -16,6 +16,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from training.precision import pick_device
 from utils.errors import UserError
@@ -102,9 +103,9 @@ def started_by_torchrun():
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def is_restarted():
-    """Whether torchrun has started this process again, after a rank failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def restarts():
+    """How often torchrun has started all ranks again because one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 @contextlib.contextmanager
@@ -117,7 +118,7 @@ def open_world():
     world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
     check_host_name(world)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=CONNECT)
+        connect(world)
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(f"rank {world.rank} cannot reach all others through {address} ({first_line(error)}): see "
@@ -134,6 +135,14 @@ def open_world():
     finally:
         gc.collect()  # a group must not outlive its models, whose threads would abort the process when it exits
         dist.destroy_process_group()
+
+
+def connect(world):
+    """Create the process group of all ranks. Raises RuntimeError if they cannot reach each other."""
+    store, *_ = next(rendezvous("env://", timeout=CONNECT))
+    store = dist.PrefixStore(f"start {restarts()}", store)  # it still has the addresses of processes that have ended
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=CONNECT, store=store, rank=world.rank, world_size=world.size)
 
 
 def check_host_name(world):

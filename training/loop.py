@@ -89,7 +89,7 @@ def fit(trainer, progress):
             if due and not (step == first and evaluated_at_start):
                 if interrupted:
                     tqdm.write("interrupted: one last evaluation (a second Ctrl-C ends the run at once)")
-                train_loss = check_finite(world.mean(loss_sum / n_losses), step) if n_losses else None
+                train_loss = mean_loss(loss_sum / n_losses, step, world) if n_losses else None
                 progress.step, progress.seconds = step, time.perf_counter() - started
                 last |= trainer.evaluate(progress, train_loss)
                 loss_sum, n_losses = 0.0, 0
@@ -103,13 +103,18 @@ def fit(trainer, progress):
             if step % 10 == 0 or bar.total is None:  # steps may differ in size: the total is an estimate
                 bar.total = round((bar.n + share.n_tokens) * (trainer.max_iters - first) / (step + 1 - first))
             if step % 10 == 0:
-                bar.set_postfix(loss=f"{check_finite(world.mean(loss), step):.3f}", refresh=False)
+                bar.set_postfix(loss=f"{mean_loss(loss, step, world):.3f}", refresh=False)
             bar.update(share.n_tokens)
 
 
+def mean_loss(loss, step, world):
+    """The mean over the ranks of a loss, a 0-dim tensor, as a float. Raises UserError if it is not finite."""
+    loss = world.mean(loss)
+    return world.together(lambda: check_finite(loss, step))
+
+
 def check_finite(loss, step):
-    """Convert a loss, a float or a 0-dim tensor, to a float. Raises UserError if it is not finite."""
-    loss = float(loss)
+    """Return a loss. Raises UserError if it is not finite."""
     if not math.isfinite(loss):
         raise UserError(f"the loss is {loss} at step {step}: training stops, and saved files are unchanged. Use lower "
                         "learning rates or a longer warmup")

@@ -65,7 +65,8 @@ class Record:
         """Evaluate the model, write all files, print losses and a sample. Returns whether patience is exhausted."""
         training = self.settings.training
         line = {"step": progress.step, "tokens": progress.tokens, "train_loss": train_loss,
-                "val_loss": check_finite(self.validation_loss(), progress.step), "seconds": round(progress.seconds, 1)}
+                "val_loss": self.validation_loss(), "seconds": round(progress.seconds, 1)}
+        self.world.together(lambda: check_finite(line["val_loss"], progress.step))
         if self.average:
             with self.average.in_model():
                 line["ema_val_loss"] = self.validation_loss()

@@ -21,10 +21,10 @@ from training.checkpoint import checkpoint_file, load_start, read_checkpoint, re
 from training.distributed import (
     ALONE,
     check_same,
-    is_restarted,
     open_world,
     pick_rank_device,
     replicate,
+    restarts,
     shard,
     shard_like,
     started_by_torchrun,
@@ -122,7 +122,7 @@ def open_run(folder, settings):
     """The contents of last.pt, which decides whether a run exists; None for a new run. Raises UserError."""
     path = folder / "last.pt"
     if path.exists():
-        if not settings.resume and not is_restarted():
+        if not settings.resume and not restarts():
             raise UserError(f"{folder} already contains a run: add --resume to continue it, or pick another --run NAME")
         saved = read_run(path)
         kind = saved.get("task", {}).get("kind", "language")
