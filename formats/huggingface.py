@@ -1,5 +1,6 @@
 """Folders of Hugging Face models: config.json, weights in safetensors, and the files of a tokenizer."""
 
+import re
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -27,8 +28,9 @@ def open_huggingface(folder):
     UserError."""
     folder = Path(folder)
     model_class, config = read_config(folder)
-    tensors = Tensors(folder)
-    table = without_prefix(TABLES[model_class], tensors.shapes)
+    table = TABLES[model_class]
+    tensors = Tensors(folder, table.buffers)
+    table = without_prefix(table, tensors.shapes)
     shapes = dict(tensors.shapes)
     stored_head = config.tied and shapes.pop(HEAD, None) is not None
     check_weights(table, config, shapes, folder)
@@ -61,18 +63,19 @@ def check_tied_head(tensors, table, folder):
 
 
 class Tensors:
-    """The tensors of model.safetensors, or of the shards in the index, in a folder."""
+    """The weights in model.safetensors, or in the shards of the index, of a folder."""
 
-    def __init__(self, folder):
-        """Read the headers. Raises UserError for files that are missing or damaged."""
+    def __init__(self, folder, buffers):
+        """Read the headers. Tensors with a name that matches `buffers`, a regular expression, are ignored. Raises
+        UserError for files that are missing or damaged."""
         self.files, self.shapes = {}, {}  # by the name of a tensor
         index = read_index(folder)
         for file in [folder / WEIGHTS] if index is None else sorted(set(index.values())):
-            for name, shape in read_header(file).items():
+            for name, shape in read_header(file, buffers).items():
                 if index is None or index.get(name) == file:
                     self.files[name], self.shapes[name] = file, shape
         for name in index or ():
-            if name not in self.files:
+            if name not in self.files and not re.fullmatch(buffers, name):
                 raise UserError(f"{index[name]} is missing the weight {one_line(name, 200)}: download it again")
 
     def read(self, name):
@@ -100,14 +103,17 @@ def read_index(folder):
     return shards
 
 
-def read_header(path):
-    """The shape of every tensor in a .safetensors file by name. Raises UserError unless all can be read."""
+def read_header(path, buffers):
+    """The shape of every tensor in a .safetensors file by name, except for `buffers`, as in Tensors. Raises UserError
+    unless all can be read."""
     if not path.is_file():
         raise UserError(f"there is no file {path}: download it, too")
     shapes = {}
     try:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  it is no dictionary
+                if re.fullmatch(buffers, name):  # of any dtype: uint8 or bool in files of transformers before 4.29
+                    continue
                 tensor = file.get_slice(name)
                 if tensor.get_dtype() not in DTYPES:
                     raise UserError(f"{path}: {one_line(name, 200)} has the dtype {tensor.get_dtype()}, not "

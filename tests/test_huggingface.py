@@ -152,7 +152,8 @@ def test_what_is_missing_in_a_config_has_the_defaults_of_transformers(tmp_path):
     assert (config.norm_eps, config.rope_theta, config.head_size) == (1e-6, 10_000.0, 8)
 
 
-def test_a_gpt2_without_prefix_and_with_the_buffers_of_old_files(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.bool])
+def test_a_gpt2_without_prefix_and_with_the_buffers_of_old_files(dtype, tmp_path):
     folder = make_folder(tmp_path / "model", "gpt2")
     x = torch.randint(VOCAB, (1, 50))
     expected = logits_of_theirs(folder, x)
@@ -160,7 +161,7 @@ def test_a_gpt2_without_prefix_and_with_the_buffers_of_old_files(tmp_path):
     def as_in_old_files(weights):
         weights = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
         for i in range(2):
-            weights[f"h.{i}.attn.bias"] = torch.ones(1, 1, 256, 256).tril()
+            weights[f"h.{i}.attn.bias"] = torch.ones(1, 1, 256, 256).tril().to(dtype)
             weights[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
         return weights
 
@@ -180,6 +181,9 @@ def test_a_gpt2_without_prefix_and_with_the_buffers_of_old_files(tmp_path):
     ("gpt2", {"activation_function": "silu"}, "activation_function silu"),
     ("gpt2", {"architectures": ["GPTNeoForCausalLM"]}, "architecture GPTNeoForCausalLM"),
     ("gpt2", {"architectures": None, "model_type": "bloom"}, "architecture bloom"),
+    ("gpt2", {"architectures": [["GPT2LMHeadModel"]]}, r"the architecture \['GPT2LMHeadModel'\]"),
+    ("llama", {"model_type": "mistral", "sliding_window": 16}, "LlamaForCausalLM with the model_type mistral"),
+    ("llama", {"model_type": "qwen2"}, "LlamaForCausalLM with the model_type qwen2"),
     ("gpt2", {"quantization_config": {"bits": 4}}, "quantization_config"),
     ("gpt2", {"n_embd": 0}, "n_embd must be an integer > 0, not 0"),
     ("gpt2", {"n_embd": "32"}, "n_embd cannot be 32"),
