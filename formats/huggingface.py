@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 import torch
 from safetensors import SafetensorError, safe_open
 
-from data.chat_template import read_chat
+from data.chat_template import config_token, read_chat_template, read_if_there
 from data.tokenizer import load_tokenizer
 from formats.foreign import Foreign, check_tokenizer
 from formats.huggingface_config import Fields, read_config
@@ -36,10 +36,12 @@ def open_huggingface(folder):
     check_weights(table, config, shapes, folder)
     if stored_head:
         check_tied_head(tensors, table, folder)
+    check_tokenizer_config(folder)
     tokenizer = load_tokenizer(folder.absolute())  # `gpt2` alone is a name there
     check_tokenizer(tokenizer, config, folder)
     weights = to_ours(table, config, tensors.read, folder)
-    return Foreign(model_class, config, tokenizer, weights, read_chat(folder, tokenizer), read_sampling(folder))
+    return Foreign(model_class, config, tokenizer, weights, read_chat_template(folder),
+                   read_stop_tokens(folder, tokenizer), read_sampling(folder))
 
 
 def without_prefix(table, names):
@@ -129,12 +131,47 @@ def read_header(path, buffers):
 # ---- Other files -----------------------------------------------------------------------------------------------------
 
 
+def check_tokenizer_config(folder):
+    """Raise UserError if the tokenizer_config.json changes what vocab.json and merges.txt alone describe."""
+    path = folder / "tokenizer_config.json"
+    config = read_if_there(path)
+    for name in ("add_prefix_space", "add_bos_token"):
+        if config.get(name) and not (folder / "tokenizer.json").is_file():
+            raise UserError(f"{path} has {name}, but there is no tokenizer.json: save the tokenizer with "
+                            "save_pretrained of transformers")
+
+
+def read_stop_tokens(folder, tokenizer):
+    """The ids of the tokens that end what the model generates, a frozenset: eos_token of tokenizer_config.json, and
+    eos_token_id, one or a list, of generation_config.json or else of config.json. Raises UserError.
+
+    Chat models may give their end marker in only one of them. A token that the tokenizer lacks is left out.
+    """
+    path = folder / "generation_config.json"
+    ids = read_if_there(path).get("eos_token_id")
+    if ids is None:
+        path = folder / "config.json"
+        ids = read_if_there(path).get("eos_token_id")
+    if ids is None:
+        ids = []
+    elif not isinstance(ids, list):
+        ids = [ids]
+    for i in ids:
+        if type(i) is not int:
+            raise UserError(f"{path} has the eos_token_id {one_line(repr(i), 80)}, which is not a token id: download "
+                            "it again")
+    path = folder / "tokenizer_config.json"
+    config = read_if_there(path)
+    if config.get("eos_token") is not None:
+        i = tokenizer.library.token_to_id(config_token(config, "eos_token", path))
+        ids = ids if i is None else [*ids, i]
+    return frozenset(i for i in ids if 0 <= i < tokenizer.vocab_size)
+
+
 def read_sampling(folder):
     """The fields of ReplyConfig in generation_config.json. Raises UserError."""
     path = folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    recorded = read_json_object(path)
+    recorded = read_if_there(path)
     sampling = {name: recorded[name] for name in SAMPLING if recorded.get(name) is not None}
     if sampling.get("top_k") == 0:  # in transformers, off
         del sampling["top_k"]

@@ -22,8 +22,9 @@ from data.readers import ReadOptions
 from formats.huggingface import open_huggingface
 from formats.huggingface_config import read_config
 from formats.names import GPT2, LLAMA, to_theirs
-from models.config import ModelConfig, SamplingConfig
+from models.config import ModelConfig, ReplyConfig, SamplingConfig
 from models.generate import generate, generate_text
+from tasks.language import Completion
 from training.arguments import parse_settings
 from training.checkpoint import load_checkpoint, load_model, read_start
 from training.optim import make_optimizers
@@ -270,6 +271,20 @@ def test_a_tokenizer_must_be_there_and_fit(tmp_path):
     assert "contains no tokenizer" in error_of(folder)
 
 
+@pytest.mark.parametrize("name", ["add_prefix_space", "add_bos_token"])
+def test_options_that_only_a_tokenizer_config_has_are_refused(name, tmp_path):
+    folder = make_folder(tmp_path / "model", "gpt2")
+    (folder / "tokenizer_config.json").write_text(json.dumps({name: True}))
+    load_checkpoint(folder)  # the tokenizer.json decides
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(map(" ".join, model["merges"])), encoding="utf-8")
+    (folder / "tokenizer.json").unlink()
+    assert f"tokenizer_config.json has {name}" in error_of(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({name: False}))
+    assert load_checkpoint(folder).tokenizer.encode(TEXT) == TOKENIZER.encode(TEXT)
+
+
 # ---- Shards ----------------------------------------------------------------------------------------------------------
 
 
@@ -321,14 +336,33 @@ def test_padding_of_the_vocabulary_is_never_sampled(tmp_path):
     assert max(generate(model, [1], 200, SamplingConfig(temperature=100.0, seed=0), (), tokenizer.vocab_size)) < VOCAB
 
 
+@pytest.mark.parametrize("files", [
+    {"generation_config.json": {"eos_token_id": 99}},
+    {"tokenizer_config.json": {"eos_token": TOKENIZER.library.id_to_token(99)}},
+    {},
+], ids=str)
+def test_a_completion_ends_before_the_end_token_of_the_model(files, tmp_path):
+    theirs = small_theirs("llama")
+    end = 99 if files else TOKENIZER.end_of_text
+    folder = save_folder(tmp_path / "model", theirs)
+    for name, fields in files.items():
+        (folder / name).write_text(json.dumps(fields), encoding="utf-8")
+    loaded = load_checkpoint(folder)
+    config = ReplyConfig(temperature=1.0, seed=1, max_tokens=3000)
+    text = "".join(Completion(loaded.model, loaded.tokenizer, loaded.task, print).answer("The fox", config))
+    prompt = TOKENIZER.encode("The fox")
+    unbounded = list(generate(loaded.model, prompt, 3000, config))
+    assert text == TOKENIZER.decode(unbounded[: unbounded.index(end)])
+
+
 def test_sampling_and_chat_template_of_a_folder(tmp_path):
     folder = make_folder(tmp_path / "model", "gpt2")
     edit_json(folder / "generation_config.json", temperature=0.6, top_p=0.9, top_k=0)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     loaded, foreign = load_checkpoint(folder), open_huggingface(folder)
     assert (loaded.reply.temperature, loaded.reply.top_p, loaded.reply.top_k) == (0.6, 0.9, None)
-    assert foreign.chat.template.source == "{{ messages }}"
-    assert loaded.task == {"kind": "language", "chat": foreign.chat}
+    assert foreign.template.source == "{{ messages }}"
+    assert loaded.task == {"kind": "language", "template": foreign.template, "stop_tokens": frozenset()}
     edit_json(folder / "generation_config.json", top_p=7)
     assert "generation_config.json: top_p cannot be 7" in error_of(folder)
 

@@ -113,7 +113,7 @@ def load_checkpoint(path, device="cpu"):
     if foreign:
         model = build_to_load(path, foreign.model_class, foreign.config)
         load_file_weights(model, foreign.weights)
-        task = {"kind": "language"} | ({} if foreign.chat is None else {"chat": foreign.chat})
+        task = {"kind": "language", "template": foreign.template, "stop_tokens": foreign.stop_tokens}
         reply = answers_of(task).with_max_tokens(ReplyConfig(**foreign.sampling))
         return Loaded(model.to(device).eval(), foreign.tokenizer, task, reply)
     path = checkpoint_file(path)
