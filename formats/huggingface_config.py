@@ -60,7 +60,10 @@ def read_config(path):
     """(name of a class in models.zoo.ZOO, ModelConfig) of a config.json, or of the folder that contains it. Raises
     UserError."""
     path = Path(path)
-    path = path / "config.json" if path.is_dir() else path
+    if path.is_dir():
+        path = path / "config.json"
+    elif path.suffix != ".json":
+        raise UserError(f"{path} is not the config.json of a Hugging Face model: give that, or its folder")
     fields = Fields(path, read_json_object(path))
     architecture = architecture_of(fields)
     if fields.get("quantization_config", object, None) is not None:

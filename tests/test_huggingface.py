@@ -252,6 +252,19 @@ def test_files_that_are_missing_or_damaged(tmp_path):
     assert "config.json is not a JSON object" in error_of(folder)
 
 
+@pytest.mark.parametrize("name", ["config.json", WEIGHTS, INDEX, "pytorch_model.bin", "model-00001.safetensors"])
+def test_one_file_of_a_folder_is_not_a_model(name, tmp_path):
+    folder = make_folder(tmp_path / "model", "gpt2")
+    (folder / name).touch()
+    assert f"{name} is one file of a Hugging Face model: give the folder" in error_of(folder / name)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, INDEX, "pytorch_model.bin"])
+def test_a_folder_without_its_config(name, tmp_path):
+    (tmp_path / name).touch()
+    assert f"there is no file {tmp_path / 'config.json'}" in error_of(tmp_path)
+
+
 def test_a_pytorch_file_never_runs_code(tmp_path):
     class Attack:
         def __reduce__(self):
@@ -468,6 +481,9 @@ def test_the_calculator_counts_the_parameters_of_a_folder(kind, tmp_path, monkey
     for path in (folder, folder / "config.json"):
         main(num_params_calculate, monkeypatch, "--model", str(path))
         assert f"{sum(weight.numel() for weight in theirs.parameters()):,} parameters" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(num_params_calculate, monkeypatch, "--model", str(folder / WEIGHTS))
+    assert f"{WEIGHTS} is not the config.json of a Hugging Face model" in capsys.readouterr().err
     main(num_params_calculate, monkeypatch, "--model", str(folder), "--n_blocks", "1")
     fewer = small_theirs(kind, **{"n_layer" if kind == "gpt2" else "num_hidden_layers": 1})
     assert f"{sum(weight.numel() for weight in fewer.parameters()):,} parameters" in capsys.readouterr().out
