@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from typing import NamedTuple
 
-from data.library_tokenizer import MAX_FILE_BYTES
+from data.library_tokenizer import MAX_FILE_BYTES, SURROGATE
 from data.template_process import MAX_SECONDS
 from utils.errors import UserError
 from utils.files import PROJECT, read_json_object
@@ -70,7 +70,7 @@ def config_token(config, name, where):
     token = config[name]
     if isinstance(token, dict):
         token = token.get("content")
-    if not isinstance(token, str):
+    if not isinstance(token, str) or SURROGATE.search(token):
         raise UserError(f"{where} has a {name} that is not text: download it again")
     return token
 

@@ -248,6 +248,7 @@ def test_stop_tokens_are_those_of_all_files(tmp_path, tokenizer, generation, mod
 
 @pytest.mark.parametrize("config, generation, quoted", [
     ({"eos_token": 2}, {}, "eos_token"), ({"eos_token": {"id": 2}}, {}, "eos_token"),
+    ({"eos_token": "\ud800"}, {}, "eos_token"),
     ({}, {"eos_token_id": "2"}, "'2'"), ({}, {"eos_token_id": True}, "True"), ({}, {"eos_token_id": 2.0}, "2.0"),
     ({}, {"eos_token_id": [[2]]}, "[2]"),
     ({}, {"eos_token_id": {"a": 2}}, "'a'"), ("[]", {}, "tokenizer_config.json"), ("{", {}, "tokenizer_config.json"),
