@@ -1,7 +1,7 @@
 """Folders of Hugging Face models: config.json, weights in safetensors, and the files of a tokenizer."""
 
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -98,7 +98,7 @@ def read_index(folder):
     names = Fields(path, read_json_object(path)).get("weight_map", dict, {})
     shards = {}
     for name, shard in names.items():
-        if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard or shard in ("", ".."):
+        if not isinstance(shard, str) or not re.fullmatch(r"\w[\w.-]{,199}", shard, re.ASCII):
             raise UserError(f"{path} names the file {one_line(str(shard), 80)}, which is not a name in its folder: "
                             "download the model again")
         shards[name] = folder / shard

@@ -327,13 +327,14 @@ def test_a_missing_shard_and_a_shard_without_its_tensor_are_errors(tmp_path):
     assert f"there is no file {shards[1]}" in error_of(folder)
 
 
-@pytest.mark.parametrize("path", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors", "..\\x", "", "..", 7])
+@pytest.mark.parametrize("path", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors", "..\\x", "", "..", 7,
+                                  "x" * 300, "é"])
 def test_an_index_cannot_leave_its_folder(path, tmp_path, monkeypatch):
     folder, _ = sharded(tmp_path / "model")
     names = json.loads((folder / INDEX).read_text())["weight_map"]
     edit_json(folder / INDEX, weight_map=names | {"model.norm.weight": path})
     monkeypatch.setattr("formats.huggingface.safe_open", None)  # nothing is opened
-    assert f"names the file {path}".replace("\\", "") in error_of(folder).replace("\\", "")
+    assert f"names the file {str(path)[:20]}".replace("\\", "") in error_of(folder).replace("\\", "")
 
 
 # ---- Use -------------------------------------------------------------------------------------------------------------
