@@ -8,7 +8,8 @@
     python estimate.py checkpoints/sentiment --data reviews.csv --split test --out errors
 
 The loss of a language model on the validation split is compared with two baselines: the uniform distribution over the
-vocabulary, and a 5-gram model that counts the training split of the same text.
+vocabulary, and a 5-gram model that counts the training split of the same text. As in training, sequences begin anywhere
+in the text, without the start token of a Llama; llama.cpp puts one before each, so its perplexity can be a bit lower.
 """
 
 import math

@@ -63,7 +63,8 @@ class BPETokenizer(LibraryTokenizer):
         Raises UserError, which names `where`."""
         try:
             vocab = json.loads(vocab)
-            pairs = [tuple(line.split(" ")) for line in merges.decode().split("\n") if line and line[:9] != "#version:"]
+            lines = merges.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+            pairs = [tuple(line.split(" ")) for line in lines if line and line[:9] != "#version:"]
             library = byte_level(models.BPE(vocab, pairs))
         except Exception:  # the library raises nothing narrower
             raise UserError(f"{where} is damaged or not a byte-level BPE: download it again") from None

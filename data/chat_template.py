@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from typing import NamedTuple
 
-from data.library_tokenizer import MAX_FILE_BYTES
+from data.library_tokenizer import MAX_FILE_BYTES, SURROGATE
 from data.template_process import MAX_SECONDS
 from utils.errors import UserError
 from utils.files import PROJECT, read_json_object
@@ -31,14 +31,6 @@ class ChatTemplate(NamedTuple):
 
     source: str
     special_tokens: dict
-
-
-class Chat(NamedTuple):
-    """How a chat model of another project is talked to."""
-
-    template: ChatTemplate
-    stop_tokens: frozenset
-    """The ids of the tokens that end a reply."""
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
@@ -78,40 +70,9 @@ def config_token(config, name, where):
     token = config[name]
     if isinstance(token, dict):
         token = token.get("content")
-    if not isinstance(token, str):
+    if not isinstance(token, str) or SURROGATE.search(token):
         raise UserError(f"{where} has a {name} that is not text: download it again")
     return token
-
-
-def read_chat(folder, tokenizer):
-    """The Chat of a folder of Hugging Face, None if it has no chat template. Raises UserError."""
-    template = read_chat_template(folder)
-    if template is None:
-        return None
-    configs = [read_if_there(folder / f"{name}_config.json") for name in ("tokenizer", "generation")]
-    return Chat(template, stop_tokens(*configs, tokenizer) or tokenizer.special_ids)
-
-
-def stop_tokens(tokenizer_config, generation_config, tokenizer):
-    """The ids of the tokens that end a reply: eos_token of a tokenizer_config.json, and eos_token_id, one or a list, of
-    a generation_config.json. Both are dictionaries, empty if there is no such file. Raises UserError.
-
-    Chat models may give their end marker in only one of them.
-    """
-    ids = generation_config.get("eos_token_id")
-    if not isinstance(ids, list):
-        ids = [] if ids is None else [ids]
-    for i in ids:
-        if type(i) is not int or not 0 <= i < tokenizer.vocab_size:
-            raise UserError(f"generation_config.json has the eos_token_id {i!r}, but token ids are 0 to "
-                            f"{tokenizer.vocab_size - 1}: use the files of one model")
-    if tokenizer_config.get("eos_token") is None:
-        return frozenset(ids)
-    name = config_token(tokenizer_config, "eos_token", "tokenizer_config.json")
-    if name not in tokenizer.special_tokens:
-        raise UserError(f"tokenizer_config.json names the eos_token {name!r}, which is no special token of the "
-                        "tokenizer: use the files of one model")
-    return frozenset([*ids, tokenizer.special_tokens[name]])
 
 
 def read_if_there(path):
@@ -136,8 +97,8 @@ def chat_ids(template, messages, tokenizer):
     """The token ids of a conversation by a ChatTemplate, up to where the reply of the assistant starts.
 
     `messages` is a list of {"role": ..., "content": text}. Roles are trusted, contents are not: they are encoded as
-    ordinary text. Raises UserError if the template fails, refuses the messages or changes their text, and as
-    `encode_with_special_tokens` of the tokenizer does.
+    ordinary text. Raises UserError if the template fails, refuses the messages, changes their text or writes nothing,
+    and as `encode_with_special_tokens` of the tokenizer does.
     """
     contents, marked = {}, []
     for message in messages:
@@ -155,7 +116,10 @@ def chat_ids(template, messages, tokenizer):
     def put_in_contents(text):
         return PLACEHOLDER.sub(lambda match: contents[match[0]], text)
 
-    return tokenizer.encode_with_special_tokens(rendered, put_in_contents)
+    ids = tokenizer.encode_with_special_tokens(rendered, put_in_contents)
+    if not ids:
+        raise UserError("the chat template writes nothing: use another model")
+    return ids
 
 
 def check_placeholders(rendered, contents):

@@ -18,6 +18,7 @@ SPECIAL_TOKENS = {  # attribute of a tokenizer: token, named as in ChatML and GP
 MAX_FILE_BYTES = 50_000_000  # of a tokenizer file; the largest in common use have 30 MB
 BYTES_IN_UTF_8 = {*range(0xC0), *range(0xC2, 0xF5)}
 SURROGATE = re.compile("[\ud800-\udfff]")
+WORD = re.compile(r"\w+|\s+")
 NEVER = "(?!)"  # a regular expression that matches nothing
 
 
@@ -28,7 +29,8 @@ class LibraryTokenizer:
     vocabulary has no such token; `special_tokens` maps the names of all special tokens to their ids, which are also in
     `special_ids`. `encode` never returns them: their names in a text, such as "<|im_end|>", are encoded as ordinary
     characters. Otherwise, whoever writes a text could end a message in it and start one that seems to come from someone
-    else. `text_start` is the id of the token that the file says to put before every text, None if there is none.
+    else. Words and white space that a file adds without calling them special are ordinary text. `text_start` is the id
+    of the token that the file says to put before every text, None if there is none.
 
     A subclass has a `kind`, by which a checkpoint names it, a `description` of it for messages, and the functions
     `find_unsupported` and `bytes_of`. `prefix` is what `encode` puts before a text, as bytes, and `reserved` the tokens
@@ -49,14 +51,15 @@ class LibraryTokenizer:
         library.no_padding()
         added = library.get_added_tokens_decoder()
         names = {i: token.content for i, token in added.items()}
-        library.add_special_tokens([*names.values()])  # some files list them as words to be found in a text
+        special = {i: name for i, name in names.items() if is_special(name, added[i].special)}
+        library.add_special_tokens([*special.values()])  # some files list them as words to be found in a text
         library.encode_special_tokens = True  # as ordinary text
         tokens = {i: self.bytes_of(token) for token, i in library.get_vocab().items()}
         tokens |= {i: name.encode() for i, name in names.items()}
         if any(names.get(token["id"]) != token["content"] for token in description.get("added_tokens") or ()):
             raise UserError(f"{where} has special tokens whose ids are out of range or used twice: create it again")
-        self.library, self.added, self.special_ids = library, added, frozenset(names)
-        self.special_tokens = {name: i for i, name in names.items()}
+        self.library, self.added, self.special_ids = library, added, frozenset(special)
+        self.special_tokens = {name: i for i, name in special.items()}
         self.tokens = [tokens.get(i) for i in range(len(tokens))]
         if None in self.tokens:
             raise UserError(f"{where} has {len(tokens)} tokens, but their ids are not 0 to {len(tokens) - 1}: use "
@@ -160,7 +163,8 @@ class LibraryTokenizer:
 
         White space that a special token absorbs is left out.
         """
-        added = sorted(self.added.items(), key=lambda item: len(item[1].content), reverse=True)
+        added = [(i, self.added[i]) for i in self.special_ids]
+        added.sort(key=lambda item: len(item[1].content), reverse=True)
         pattern = "|".join(name_pattern(token) for _, token in added)
         end = 0
         for match in re.finditer(pattern or NEVER, text):
@@ -203,6 +207,15 @@ class LibraryTokenizer:
         return {"kind": self.kind, "tokenizer.json": self.library.to_str()}
 
 
+def is_special(name, special):
+    """Whether an added token of a tokenizer.json is a special token: if it says so, as `special`, or looks like one.
+
+    >>> is_special("<|im_start|>", False), is_special("COVID", False)
+    (True, False)
+    """
+    return special or not WORD.fullmatch(name)
+
+
 def name_pattern(token):
     """A regular expression for the name of an AddedToken, its group 1, and the white space it absorbs on its right."""
     name = f"({re.escape(token.content)})"
@@ -243,7 +256,8 @@ def start_adder(token, name):
 def remove_merges(description, reserved):
     """Remove the merges of a tokenizer.json that make a special or a reserved token out of ordinary text."""
     model = description["model"]
-    names = reserved.union(token["content"] for token in description.get("added_tokens") or ())
+    added = [(token["content"], token.get("special")) for token in description.get("added_tokens") or ()]
+    names = reserved.union(name for name, special in added if is_special(name, special))
     model["merges"] = [merge for merge in model["merges"] if "".join(merge).replace(" ", "") not in names]
 
 

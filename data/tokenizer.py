@@ -29,6 +29,7 @@ GPT2_FILES = (  # name at GPT2_URL, name on the Hugging Face hub, sha256
 )
 SOURCES = ("gpt2, a tokenizer.json, llama2.c's tokenizer.bin, or a folder with tokenizer.json, vocab.json and "
            "merges.txt, encoder.json and vocab.bpe, meta.pkl, or tokenizer.bin")
+UNREAD = {"tokenizer.model": "SentencePiece", "vocab.txt": "WordPiece"}  # files of tokenizers
 KINDS = {tokenizer.kind: tokenizer for tokenizer in (BPETokenizer, SentencePieceTokenizer)}  # besides "char"
 
 
@@ -183,7 +184,8 @@ def load_tokenizer(source):
     except OSError as error:
         raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from None
     if tokenizer is None:
-        raise UserError(f"{path} contains no tokenizer: use {SOURCES}")
+        unread = [f" (the {kind} file {name} is not read)" for name, kind in UNREAD.items() if (path / name).is_file()]
+        raise UserError(f"{path} contains no tokenizer{''.join(unread)}: use {SOURCES}")
     return tokenizer
 
 

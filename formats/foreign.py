@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.chat_template import Chat
+from data.chat_template import ChatTemplate
 from models.config import ModelConfig
 from utils.errors import UserError
 
@@ -22,8 +22,10 @@ class Foreign(NamedTuple):
     weights: Iterator
     """Yields (name in a checkpoint file, tensor) for every weight of models.weights.file_weights, reading one after the
     other. Raises UserError for values that are not finite."""
-    chat: Chat | None = None
+    template: ChatTemplate | None = None
     """Of a chat model."""
+    stop_tokens: frozenset = frozenset()
+    """The ids of the tokens that end what the model generates, as far as the files name them."""
     sampling: dict = {}
     """The fields of ReplyConfig that are recorded with the model."""
 

@@ -80,6 +80,6 @@ def get_if_there(get, file):
 
 
 def describe(error):
-    """The first line of an error, or its type if it has none."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return one_line(lines[0], 300)
+    """The first two lines of an error, of which the second may name a file, or its type if it has none."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return one_line(" ".join(lines[:2]), 300)

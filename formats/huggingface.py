@@ -1,11 +1,12 @@
 """Folders of Hugging Face models: config.json, weights in safetensors, and the files of a tokenizer."""
 
-from pathlib import Path, PurePosixPath
+import re
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from data.chat_template import read_chat
+from data.chat_template import config_token, read_chat_template, read_if_there
 from data.tokenizer import load_tokenizer
 from formats.foreign import Foreign, check_tokenizer
 from formats.huggingface_config import Fields, read_config
@@ -27,17 +28,20 @@ def open_huggingface(folder):
     UserError."""
     folder = Path(folder)
     model_class, config = read_config(folder)
-    tensors = Tensors(folder)
-    table = without_prefix(TABLES[model_class], tensors.shapes)
+    table = TABLES[model_class]
+    tensors = Tensors(folder, table.buffers)
+    table = without_prefix(table, tensors.shapes)
     shapes = dict(tensors.shapes)
     stored_head = config.tied and shapes.pop(HEAD, None) is not None
     check_weights(table, config, shapes, folder)
     if stored_head:
         check_tied_head(tensors, table, folder)
+    check_tokenizer_config(folder)
     tokenizer = load_tokenizer(folder.absolute())  # `gpt2` alone is a name there
     check_tokenizer(tokenizer, config, folder)
     weights = to_ours(table, config, tensors.read, folder)
-    return Foreign(model_class, config, tokenizer, weights, read_chat(folder, tokenizer), read_sampling(folder))
+    return Foreign(model_class, config, tokenizer, weights, read_chat_template(folder),
+                   read_stop_tokens(folder, tokenizer), read_sampling(folder))
 
 
 def without_prefix(table, names):
@@ -61,18 +65,19 @@ def check_tied_head(tensors, table, folder):
 
 
 class Tensors:
-    """The tensors of model.safetensors, or of the shards in the index, in a folder."""
+    """The weights in model.safetensors, or in the shards of the index, of a folder."""
 
-    def __init__(self, folder):
-        """Read the headers. Raises UserError for files that are missing or damaged."""
+    def __init__(self, folder, buffers):
+        """Read the headers. Tensors with a name that matches `buffers`, a regular expression, are ignored. Raises
+        UserError for files that are missing or damaged."""
         self.files, self.shapes = {}, {}  # by the name of a tensor
         index = read_index(folder)
         for file in [folder / WEIGHTS] if index is None else sorted(set(index.values())):
-            for name, shape in read_header(file).items():
+            for name, shape in read_header(file, buffers).items():
                 if index is None or index.get(name) == file:
                     self.files[name], self.shapes[name] = file, shape
         for name in index or ():
-            if name not in self.files:
+            if name not in self.files and not re.fullmatch(buffers, name):
                 raise UserError(f"{index[name]} is missing the weight {one_line(name, 200)}: download it again")
 
     def read(self, name):
@@ -93,21 +98,24 @@ def read_index(folder):
     names = Fields(path, read_json_object(path)).get("weight_map", dict, {})
     shards = {}
     for name, shard in names.items():
-        if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard or shard in ("", ".."):
+        if not isinstance(shard, str) or not re.fullmatch(r"\w[\w.-]{,199}", shard, re.ASCII):
             raise UserError(f"{path} names the file {one_line(str(shard), 80)}, which is not a name in its folder: "
                             "download the model again")
         shards[name] = folder / shard
     return shards
 
 
-def read_header(path):
-    """The shape of every tensor in a .safetensors file by name. Raises UserError unless all can be read."""
+def read_header(path, buffers):
+    """The shape of every tensor in a .safetensors file by name, except for `buffers`, as in Tensors. Raises UserError
+    unless all can be read."""
     if not path.is_file():
         raise UserError(f"there is no file {path}: download it, too")
     shapes = {}
     try:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  it is no dictionary
+                if re.fullmatch(buffers, name):  # of any dtype: uint8 or bool in files of transformers before 4.29
+                    continue
                 tensor = file.get_slice(name)
                 if tensor.get_dtype() not in DTYPES:
                     raise UserError(f"{path}: {one_line(name, 200)} has the dtype {tensor.get_dtype()}, not "
@@ -123,12 +131,47 @@ def read_header(path):
 # ---- Other files -----------------------------------------------------------------------------------------------------
 
 
+def check_tokenizer_config(folder):
+    """Raise UserError if the tokenizer_config.json changes what vocab.json and merges.txt alone describe."""
+    path = folder / "tokenizer_config.json"
+    config = read_if_there(path)
+    for name in ("add_prefix_space", "add_bos_token"):
+        if config.get(name) and not (folder / "tokenizer.json").is_file():
+            raise UserError(f"{path} has {name}, but there is no tokenizer.json: save the tokenizer with "
+                            "save_pretrained of transformers")
+
+
+def read_stop_tokens(folder, tokenizer):
+    """The ids of the tokens that end what the model generates, a frozenset: eos_token of tokenizer_config.json, and
+    eos_token_id, one or a list, of generation_config.json or else of config.json. Raises UserError.
+
+    Chat models may give their end marker in only one of them. A token that the tokenizer lacks is left out.
+    """
+    path = folder / "generation_config.json"
+    ids = read_if_there(path).get("eos_token_id")
+    if ids is None:
+        path = folder / "config.json"
+        ids = read_if_there(path).get("eos_token_id")
+    if ids is None:
+        ids = []
+    elif not isinstance(ids, list):
+        ids = [ids]
+    for i in ids:
+        if type(i) is not int:
+            raise UserError(f"{path} has the eos_token_id {one_line(repr(i), 80)}, which is not a token id: download "
+                            "it again")
+    path = folder / "tokenizer_config.json"
+    config = read_if_there(path)
+    if config.get("eos_token") is not None:
+        i = tokenizer.library.token_to_id(config_token(config, "eos_token", path))
+        ids = ids if i is None else [*ids, i]
+    return frozenset(i for i in ids if 0 <= i < tokenizer.vocab_size)
+
+
 def read_sampling(folder):
     """The fields of ReplyConfig in generation_config.json. Raises UserError."""
     path = folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    recorded = read_json_object(path)
+    recorded = read_if_there(path)
     sampling = {name: recorded[name] for name in SAMPLING if recorded.get(name) is not None}
     if sampling.get("top_k") == 0:  # in transformers, off
         del sampling["top_k"]

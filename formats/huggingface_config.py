@@ -60,7 +60,10 @@ def read_config(path):
     """(name of a class in models.zoo.ZOO, ModelConfig) of a config.json, or of the folder that contains it. Raises
     UserError."""
     path = Path(path)
-    path = path / "config.json" if path.is_dir() else path
+    if path.is_dir():
+        path = path / "config.json"
+    elif path.suffix != ".json":
+        raise UserError(f"{path} is not the config.json of a Hugging Face model: give that, or its folder")
     fields = Fields(path, read_json_object(path))
     architecture = architecture_of(fields)
     if fields.get("quantization_config", object, None) is not None:
@@ -80,15 +83,14 @@ def make_config(where, values):
 
 def architecture_of(fields):
     """The key of ARCHITECTURES of a config.json. Raises UserError."""
-    named = fields.get("architectures", list, None)
-    if named:
-        architecture = named[0]
-    else:  # of a file that was written by hand
-        model_type = fields.get("model_type", str, None)
-        architecture = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}.get(model_type, model_type)
-    if architecture not in ARCHITECTURES:
+    named, model_type = fields.get("architectures", list, None), fields.get("model_type", str, None)
+    of_type = MODEL_TYPES.get(model_type, model_type)
+    architecture = named[0] if named else of_type  # a file that was written by hand may lack either
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise UserError(f"{fields.path} has the architecture {one_line(str(architecture), 80)}: this project reads "
                         f"{', '.join(ARCHITECTURES)}")
+    if model_type is not None and of_type != architecture:  # transformers goes by the model_type
+        raise fields.refuse(f"the architecture {architecture} with the model_type {model_type}")
     return architecture
 
 
@@ -197,3 +199,5 @@ def mistral(fields):
 ARCHITECTURES = {"GPT2LMHeadModel": ("GPT2", gpt2), "LlamaForCausalLM": ("Llama", llama),
                  "MistralForCausalLM": ("Llama", mistral), "PersimmonForCausalLM": ("BardGPT", persimmon),
                  "YourGPTForCausalLM": ("TransformerModel", your_gpt)}
+MODEL_TYPES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
+               "persimmon": "PersimmonForCausalLM", "your_gpt": "YourGPTForCausalLM"}

@@ -34,7 +34,9 @@ ROTATED = ("blocks.attention.query.weight", "blocks.attention.key.weight")
 def open_llama2c(path):
     """The model in a file as `Foreign`. Raises UserError."""
     config = read_config(path)
-    return Foreign("Llama", config, find_tokenizer(path, config.vocab_size), read_weights(path, config))
+    tokenizer = find_tokenizer(path, config.vocab_size)
+    stop_tokens = frozenset([tokenizer.text_start])  # the start of the next text: run.c stops there, too
+    return Foreign("Llama", config, tokenizer, read_weights(path, config), stop_tokens=stop_tokens)
 
 
 def read_config(path):

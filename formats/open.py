@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 
 from formats.hub import download_model, hub_name
-from formats.huggingface import open_huggingface
+from formats.huggingface import INDEX, WEIGHTS, open_huggingface
 from formats.llama2c import open_llama2c
 from formats.nanogpt import is_nanogpt, open_nanogpt
 from formats.tensorflow import open_tensorflow
+from utils.errors import UserError
 
 TANH = ":tanh"  # behind the path of a checkpoint of nanoGPT
+HUGGING_FACE = ("config.json", WEIGHTS, INDEX, "pytorch_model.bin")  # files, by one of which a folder is recognized
 
 
 def open_foreign(path):
@@ -28,7 +30,9 @@ def open_foreign(path):
     file = path / "ckpt.pt" if path.is_dir() else path
     if tanh or is_nanogpt(file):
         return open_nanogpt(file, tanh)
-    if (path / "config.json").is_file():
+    if path.suffix == ".safetensors" or path.name in HUGGING_FACE:
+        raise UserError(f"{path} is one file of a Hugging Face model: give the folder with all of its files")
+    if any((path / name).is_file() for name in HUGGING_FACE):
         return open_huggingface(path)
     if (path / "hparams.json").is_file():
         return open_tensorflow(path)

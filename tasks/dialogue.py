@@ -68,13 +68,14 @@ class Conversation(Answers):
 
 
 class TemplateConversation(Conversation):
-    """A conversation with a chat model of another project, by its chat template: `entry["chat"]` is a `Chat`."""
+    """A conversation with a chat model of another project, by its chat template, `entry["template"]`. Tokens that
+    end a reply are `entry["stop_tokens"]`, by default all special tokens."""
 
     max_tokens = Answers.max_tokens
 
     def __init__(self, model, tokenizer, entry, tell):
         super().__init__(model, tokenizer, entry, tell)
-        self.template, self.stop_tokens = entry["chat"]
+        self.template, self.stop_tokens = entry["template"], entry["stop_tokens"] or tokenizer.special_ids
 
     def prompt(self, messages):
         roles = cycle(("user", "assistant"))

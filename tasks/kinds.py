@@ -10,5 +10,6 @@ TASKS = {"language": Language, "dialogue": Dialogue, "poem": Poem, "instruction"
 
 
 def answers_of(entry):
-    """The class of Answers for the task of a checkpoint, or for a chat model of another project, which has `chat`."""
-    return TemplateConversation if "chat" in entry else TASKS[entry["kind"]].answers
+    """The class of Answers for the task of a checkpoint, or for a model of another project, which may have a `template`
+    for chats."""
+    return TemplateConversation if entry.get("template") else TASKS[entry["kind"]].answers

@@ -12,9 +12,12 @@ from utils.printable import one_line
 
 
 class Completion(Answers):
-    """A conversation with a language model: it continues each prompt."""
+    """A conversation with a language model: it continues each prompt, at most to the end of the text.
 
-    hint = "Type a prompt: the model continues it. An empty line generates text without a prompt until Ctrl-C."
+    The tokens that end a text are `entry["stop_tokens"]` of a model of another project, else that of the tokenizer.
+    """
+
+    hint = "Type a prompt: the model continues it. An empty line generates text without a prompt. Ctrl-C stops it."
     continues_text = True
 
     def answer(self, prompt, config):
@@ -23,7 +26,8 @@ class Completion(Answers):
         if start is not None:
             ids = [start, *ids]
         ids = ids or [self.tokenizer.start_id]
-        return generate_text(self.model, self.tokenizer, ids, config.max_tokens, config)
+        stop_tokens = self.entry.get("stop_tokens") or {self.tokenizer.end_of_text}
+        return generate_text(self.model, self.tokenizer, ids, config.max_tokens, config, stop_tokens)
 
 
 class Language(Task):

@@ -13,10 +13,16 @@ from data.tokenizer import train_tokenizer
 
 PEAK = """
 import resource, sys
-from training.checkpoint import load_checkpoint
+from models.zoo import ZOO
+from training.checkpoint import load_checkpoint, load_start, read_start
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 before = peak()
-model = load_checkpoint(sys.argv[1]).model
+if sys.argv[2] == "to train":
+    start = read_start(sys.argv[1])
+    model = ZOO[start["model_class"]](**start["config"])
+    load_start(model, start)
+else:
+    model = load_checkpoint(sys.argv[1]).model
 print((peak() - before) / sum(4 * weight.numel() for weight in model.parameters()))
 """
 
@@ -65,8 +71,8 @@ def assert_matches(ours, theirs):
     assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def memory_of_loading(path):
-    """Peak memory of loading a model, as a share of its size in float32."""
-    done = subprocess.run([sys.executable, "-c", PEAK, path], cwd=ROOT, capture_output=True, text=True)
+def memory_of_loading(path, purpose="to use"):
+    """Peak memory of loading a model, "to use" or "to train" it, as a share of its size in float32."""
+    done = subprocess.run([sys.executable, "-c", PEAK, path, purpose], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return float(done.stdout)

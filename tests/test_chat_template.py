@@ -14,8 +14,9 @@ from tokenizers import AddedToken
 import data.chat_template
 import data.template_process
 from data.bpe import BPETokenizer
-from data.chat_template import Chat, ChatTemplate, chat_ids, read_chat, read_chat_template, render, stop_tokens
+from data.chat_template import ChatTemplate, chat_ids, read_chat_template, render
 from data.sentencepiece_bpe import SentencePieceTokenizer
+from formats.huggingface import read_stop_tokens
 from utils.errors import UserError
 
 CHATML = """\
@@ -163,15 +164,12 @@ def test_messages_can_be_written_twice():
     ("{% for i in range(11) %}{{ messages[0].content }}{% endfor %}", "more than 10 times"),
     ("{{ 'a' * 1000001 }}", "1,000,001 characters"), ("{{ raise_exception('a' * 5000) }}", "aaa"),
     ("{% for i in range(100001) %}{% endfor %}", "too big"),
-    ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"), ("{{ '\ud800' }}", ""), ("", None),
+    ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"), ("{{ '\ud800' }}", ""),
+    ("", "writes nothing"), ("{# nothing #}", "writes nothing"),
 ])  # fmt: skip
 def test_a_template_that_fails_is_one_line(source, reason):
-    arguments = ChatTemplate(source, {}), chat("The fox"), TOKENIZERS["bytes"]
-    if reason is None:
-        assert chat_ids(*arguments) == []
-    else:
-        line = error_of(chat_ids, *arguments)
-        assert reason in line and len(line) < 1200
+    line = error_of(chat_ids, ChatTemplate(source, {}), chat("The fox"), TOKENIZERS["bytes"])
+    assert reason in line and len(line) < 1200
 
 
 def test_an_endless_template_is_stopped(monkeypatch):
@@ -232,35 +230,33 @@ def test_folders_that_transformers_writes_are_read(tmp_path, separate):
     reference.save_pretrained(tmp_path, save_jinja_files=separate)
     template = read_chat_template(tmp_path)
     assert template.source == ZEPHYR and template.special_tokens.items() >= CONTROL.items()
-    assert read_chat(tmp_path, TOKENIZERS["first"]) == Chat(template, {2})
+    assert read_stop_tokens(tmp_path, TOKENIZERS["first"]) == {2}
 
 
-@pytest.mark.parametrize("config, generation, expected", [
-    ({}, {}, set()), ({"eos_token": "</s>"}, {}, {2}), ({"eos_token": {"content": "</s>"}}, {"eos_token_id": 2}, {2}),
-    ({"eos_token": None}, {"eos_token_id": None}, set()), ({"eos_token": "</s>"}, {"eos_token_id": [5, 0]}, {2, 5, 0}),
-    ({}, {"eos_token_id": []}, set()),
+@pytest.mark.parametrize("tokenizer, generation, model, expected", [
+    ({}, {}, {}, set()), ({"eos_token": "</s>"}, {}, {}, {2}), ({"eos_token": "</s>"}, {"eos_token_id": 2}, {}, {2}),
+    ({"eos_token": {"content": "</s>"}}, {"eos_token_id": [5, 0]}, {"eos_token_id": 7}, {2, 5, 0}),
+    ({"eos_token": None}, {"eos_token_id": None}, {"eos_token_id": [7, 8]}, {7, 8}),
+    ({}, {"eos_token_id": []}, {"eos_token_id": 7}, set()),
+    ({"eos_token": "<0x41>"}, {}, {}, {3 + 0x41}),
+    ({"eos_token": "<|end|>"}, {"eos_token_id": [2, -1, 10**9]}, {}, {2}),  # the tokenizer lacks the others
 ])  # fmt: skip
-def test_stop_tokens_are_those_of_both_files(tmp_path, config, generation, expected):
-    assert stop_tokens(config, generation, TOKENIZERS["first"]) == expected
-    write(tmp_path, tokenizer_config=config, generation_config=generation)
-    assert read_chat(tmp_path, TOKENIZERS["first"]) is None
-    write(tmp_path, tokenizer_config=config | {"chat_template": "A"}, generation_config=generation)
-    assert read_chat(tmp_path, TOKENIZERS["first"]).stop_tokens == (expected or TOKENIZERS["first"].special_ids)
+def test_stop_tokens_are_those_of_all_files(tmp_path, tokenizer, generation, model, expected):
+    write(tmp_path, tokenizer_config=tokenizer, generation_config=generation, config=model)
+    assert read_stop_tokens(tmp_path, TOKENIZERS["first"]) == expected
 
 
 @pytest.mark.parametrize("config, generation, quoted", [
-    ({"eos_token": "<|end|>"}, {}, "'<|end|>'"), ({"eos_token": "a"}, {}, "'a'"), ({"eos_token": 2}, {}, "eos_token"),
-    ({"eos_token": {"id": 2}}, {}, "eos_token"), ({}, {"eos_token_id": -1}, "-1"), ({}, {"eos_token_id": "2"}, "'2'"),
-    ({}, {"eos_token_id": [2, 10**9]}, "1000000000"), ({}, {"eos_token_id": True}, "True"),
-    ({}, {"eos_token_id": 2.0}, "2.0"), ({}, {"eos_token_id": [[2]]}, "[2]"), ({}, {"eos_token_id": {"a": 2}}, "'a'"),
-    ("[]", {}, "tokenizer_config.json"), ("{", {}, "tokenizer_config.json"),
+    ({"eos_token": 2}, {}, "eos_token"), ({"eos_token": {"id": 2}}, {}, "eos_token"),
+    ({"eos_token": "\ud800"}, {}, "eos_token"),
+    ({}, {"eos_token_id": "2"}, "'2'"), ({}, {"eos_token_id": True}, "True"), ({}, {"eos_token_id": 2.0}, "2.0"),
+    ({}, {"eos_token_id": [[2]]}, "[2]"),
+    ({}, {"eos_token_id": {"a": 2}}, "'a'"), ("[]", {}, "tokenizer_config.json"), ("{", {}, "tokenizer_config.json"),
     ("[" * 99_999, {}, "tokenizer_config.json"), ({}, "7", "generation_config.json"),
 ])  # fmt: skip
 def test_malformed_files_are_one_line(tmp_path, config, generation, quoted):
-    if isinstance(config, dict):
-        config = config | {"chat_template": "A"}
     write(tmp_path, tokenizer_config=config, generation_config=generation)
-    assert quoted in error_of(read_chat, tmp_path, TOKENIZERS["first"])
+    assert quoted in error_of(read_stop_tokens, tmp_path, TOKENIZERS["first"])
 
 
 @pytest.mark.parametrize("config, quoted", [

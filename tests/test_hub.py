@@ -174,7 +174,8 @@ def test_an_unusable_redirect_is_one_line_that_names_the_endpoint(location, hub)
 
 def test_a_missing_model_missing_weights_and_no_network_are_one_line_each(hub, monkeypatch):
     (hub.folder / "model.safetensors").unlink()
-    assert hub.url in error_of("gpt2")
+    message = error_of("gpt2")
+    assert hub.url in message and "/model.safetensors" in message
     (hub.folder / "config.json").unlink()
     assert hub.url in error_of("owner/other")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9/")

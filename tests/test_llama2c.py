@@ -102,6 +102,7 @@ def test_the_logits_are_those_of_run_c(tmp_path, changes):
         logits = loaded.model(torch.tensor([ids]))[0][0].numpy()
     expected = forward(header, weights, ids)
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert loaded.task["stop_tokens"] == {1}  # "<s>", at which run.c stops
     tied = loaded.model.head.weight is loaded.model.token_embedding.weight
     assert tied == (header["vocab_size"] > 0)
     assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}

@@ -397,6 +397,21 @@ def test_words_that_a_file_adds_are_special_tokens():
     assert tokenizer.message_end not in tokenizer.encode("<|im_end|>")
 
 
+@pytest.mark.parametrize("word", ["cat", "猫", "  ", "\n\n"])
+def test_words_and_white_space_that_a_file_adds_are_found_in_a_text_as_by_the_library(word):
+    library = tokenizers.Tokenizer.from_str(TOKENIZER.to_dict()["tokenizer.json"])
+    name = "<|no word|>"
+    library.add_tokens([word, name])
+    tokenizer = tokenizer_from_dict(BPETokenizer(library.to_str()).to_dict())
+    text = f"The{word}saw  the sea.\n\n小猫{word}"
+    assert tokenizer.encode(text) == library.encode(text).ids
+    text += f"<|im_end|>{name}"
+    assert VOCAB_SIZE in tokenizer.encode(text) and VOCAB_SIZE + 1 not in tokenizer.encode(text)
+    assert VOCAB_SIZE not in tokenizer.special_ids and VOCAB_SIZE + 1 in tokenizer.special_ids
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode_with_special_tokens(text, lambda part: part) == library.encode(text).ids
+
+
 # ---- The command -----------------------------------------------------------------------------------------------------
 
 
@@ -691,3 +706,18 @@ def test_the_command_ends_with_one_line(command, capsys, tmp_path, monkeypatch, 
     out, err = capsys.readouterr()
     assert end.value.code == 2 and out == "" and re.fullmatch(r"error: .*\n", err) and quoted in err
     assert not any(tmp_path.iterdir())
+
+
+def test_merges_may_have_line_endings_and_a_byte_order_mark_of_windows(tmp_path):
+    saved = description()["model"]
+    vocab = json.dumps(saved["vocab"]).encode()
+    merges = "\n".join(["#version: 0.2", *map(" ".join, saved["merges"]), ""])
+    for content in (merges.encode(), b"\xef\xbb\xbf" + merges.encode(), merges.replace("\n", "\r\n").encode()):
+        tokenizer = BPETokenizer.from_vocab_and_merges(vocab, content, "own")
+        assert tokenizer.encode("".join(TEXTS)) == TOKENIZER.encode("".join(TEXTS))
+
+
+@pytest.mark.parametrize("name, kind", [("tokenizer.model", "SentencePiece"), ("vocab.txt", "WordPiece")])
+def test_files_of_other_tokenizers_are_named(name, kind, tmp_path):
+    (tmp_path / name).write_text("[UNK]\n", encoding="utf-8")
+    assert f"contains no tokenizer (the {kind} file {name} is not read)" in error_of(load_tokenizer, tmp_path)

@@ -113,7 +113,7 @@ def load_checkpoint(path, device="cpu"):
     if foreign:
         model = build_to_load(path, foreign.model_class, foreign.config)
         load_file_weights(model, foreign.weights)
-        task = {"kind": "language"} | ({} if foreign.chat is None else {"chat": foreign.chat})
+        task = {"kind": "language", "template": foreign.template, "stop_tokens": foreign.stop_tokens}
         reply = answers_of(task).with_max_tokens(ReplyConfig(**foreign.sampling))
         return Loaded(model.to(device).eval(), foreign.tokenizer, task, reply)
     path = checkpoint_file(path)
@@ -178,12 +178,12 @@ def find_base(places, path):
 
 
 def read_start(path):
-    """The checkpoint at `path`, or whatever `open_foreign` reads there, for a model that starts from its weights.
-    Raises UserError."""
+    """The checkpoint at `path`, or whatever `open_foreign` reads there, for a model that starts from its weights, which
+    can be iterated once: (name, tensor). Raises UserError."""
     foreign = open_foreign(path)
     if foreign:
         return {"model_class": foreign.model_class, "config": vars(foreign.config),
-                "tokenizer": foreign.tokenizer.to_dict(), "weights": dict(foreign.weights)}
+                "tokenizer": foreign.tokenizer.to_dict(), "weights": foreign.weights}
     path = checkpoint_file(path)
     checkpoint = read_checkpoint(path)
     if "lora" in checkpoint:
@@ -191,6 +191,7 @@ def read_start(path):
                         "with --lora.merge true")
     checkpoint["config"] = vars(check_model(checkpoint, path)[0])
     check_task(checkpoint, path)
+    checkpoint["weights"] = checkpoint["weights"].items()
     return checkpoint
 
 
@@ -201,18 +202,26 @@ def load_start(model, start):
     it gets the first of the learned positions. A classifier keeps its own head, unless the checkpoint is one with as
     many labels; its second head starts as that of a language model.
     """
-    weights, n_labels = dict(start["weights"]), start["config"]["n_labels"]
+    load_file_weights(model, adapted_weights(model, start))
+
+
+def adapted_weights(model, start):
+    """Yield the (name, tensor) that `load_start` loads."""
+    own_weights, loaded = file_weights(model), set()
+    n_labels, renamed = start["config"]["n_labels"], {}
     if model.config.n_labels != n_labels:
-        head = {name: weights.pop(name) for name in ("head.weight", "head.bias") if name in weights}
-        if n_labels is None:
-            weights["token_head.weight"] = head["head.weight"]
-    own_weights = file_weights(model)
-    for name, own in own_weights.items():
-        if name not in weights:  # a new head
-            weights[name] = own
-        elif name == "position_embedding.weight":
-            weights[name] = weights[name][: len(own)]
-        elif len(own) > len(weights[name]):
-            mean = weights[name].mean(dim=0, keepdim=True)  # (1, C), or (1) for a bias
-            weights[name] = torch.cat([weights[name], *[mean] * (len(own) - len(weights[name]))])
-    load_file_weights(model, [(name, weights[name]) for name in own_weights])
+        renamed = {"head.weight": "token_head.weight" if n_labels is None else None, "head.bias": None}
+    for name, weight in start["weights"]:
+        name = renamed.get(name, name)
+        if name not in own_weights:
+            continue
+        own = own_weights[name]
+        if name == "position_embedding.weight":
+            weight = weight[: len(own)]
+        elif len(own) > len(weight):
+            mean = weight.mean(dim=0, keepdim=True)  # (1, C), or (1) for a bias
+            weight = torch.cat([weight, *[mean] * (len(own) - len(weight))])
+        loaded.add(name)
+        yield name, weight
+    for name in own_weights.keys() - loaded:  # a new head
+        yield name, own_weights[name]
