@@ -1,13 +1,14 @@
 """Export of a model as a Hugging Face folder."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from formats.export_config import EXPORTED_BY, write_config, write_generation_config
+from formats.export_config import write_config, write_generation_config
 from formats.export_tokenizer import end_marker, write_tokenizer, write_tokenizer_config
 from formats.huggingface import TABLES, WEIGHTS
 from formats.huggingface_config import ARCHITECTURES
@@ -16,9 +17,12 @@ from formats.names import to_theirs
 from formats.targets import TRANSFORMERS, exported_model
 from formats.verify import verify_folder
 from utils.errors import UserError
-from utils.files import read_json_object, replacing_folder
+from utils.files import replacing_folder
 
 REMOTE_CODE = Path(__file__).parent / "remote" / "modeling_your_gpt.py"
+FILES = {"README.md", "config.json", "generation_config.json", WEIGHTS, REMOTE_CODE.name, "tokenizer.json",
+         "tokenizer_config.json"}  # of an export
+METADATA = {"format": "pt", "exported_by": "YourGPT"}  # in the weights, as transformers drops it when it saves a model
 
 
 def export_folder(folder, loaded, val_loss=None):
@@ -28,7 +32,7 @@ def export_folder(folder, loaded, val_loss=None):
     The validation loss is for the model card. Raises UserError if no class of transformers computes the model, if the
     folder is not an earlier export, or if the verification fails.
     """
-    folder = Path(folder).resolve()
+    folder = Path(os.path.realpath(folder))  # unlike resolve, without an exception for a loop of links
     check_replaceable(folder)
     class_name, config, weights = exported_model(loaded.model, loaded.tokenizer, TRANSFORMERS, "transformers")
     with replacing_folder(folder) as partial:
@@ -44,19 +48,31 @@ def export_folder(folder, loaded, val_loss=None):
 
 
 def check_replaceable(folder):
-    """Raise UserError unless there is no folder, or an empty one, or an earlier export."""
+    """Raise UserError unless there is no folder, or an empty one, or an earlier export without other files."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    config = folder / "config.json"
-    if not config.is_file() or not read_json_object(config).items() >= EXPORTED_BY.items():
+    if not is_export(folder / WEIGHTS):
         raise UserError(f"{folder} is not an earlier export, and is not replaced: choose another folder")
+    others = sorted({path.name for path in folder.iterdir()} - FILES)
+    if others:
+        raise UserError(f"{folder} is not replaced, as {others[0]} in it is not from an export: move it out, or choose "
+                        "another folder")
+
+
+def is_export(weights):
+    """Whether the file with weights is from an export."""
+    try:
+        with safe_open(weights, "pt") as file:
+            return (file.metadata() or {}).items() >= METADATA.items()
+    except (OSError, SafetensorError):  # no such file, or a damaged one
+        return False
 
 
 def write_weights(path, class_name, config, weights):
     """Write model.safetensors. Raises UserError if it cannot be written."""
     table = TABLES[ARCHITECTURES[class_name][0]]
     try:
-        save_file(dict(to_theirs(table, config, weights)), path, {"format": "pt"})
+        save_file(dict(to_theirs(table, config, weights)), path, METADATA)
     except SafetensorError as error:
         raise UserError(f"cannot write {path} ({error}): free some space, or choose another folder") from None
 
