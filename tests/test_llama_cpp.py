@@ -167,6 +167,11 @@ def test_a_tokenizer_that_llama_cpp_may_not_know_is_refused(tmp_path, capsys, to
     assert "splits text into words" in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
 
 
+def test_a_bpe_without_merges_is_refused(tmp_path, capsys):
+    save(tmp_path, "GPT2", {}, BPETokenizer.train(["a"], 260))
+    assert "no merges" in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
+
+
 def test_bad_paths_and_a_missing_package_are_one_line(tmp_path, capsys, monkeypatch):
     save(tmp_path, "GPT2", {}, CHARACTERS)
     assert "ends with .gguf" in error_of(capsys, tmp_path, tmp_path / "folder", *GGUF)
