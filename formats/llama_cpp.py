@@ -123,8 +123,8 @@ def add_tokenizer(writer, tokenizer, task):
         writer.add_tokenizer_pre(pre_tokenizer(description, tokenizer))
         merges = description["model"]["merges"]
         if not merges:
-            raise UserError("the tokenizer has no merges, and llama.cpp does not open such a file: use a tokenizer that "
-                            "was trained on a longer text")
+            raise UserError("the tokenizer has no merges, and llama.cpp opens no such file: use a tokenizer that was "
+                            "trained on a longer text")
         writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
         tokens = [tokenizer.library.id_to_token(i) for i in range(tokenizer.vocab_size)]
     kinds = gguf.TokenType
