@@ -5,10 +5,10 @@ import os
 import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from formats.export_config import write_config, write_generation_config
+from formats.export_config import EXPORTED_BY, write_config, write_generation_config
 from formats.export_tokenizer import end_marker, write_tokenizer, write_tokenizer_config
 from formats.huggingface import TABLES, WEIGHTS
 from formats.huggingface_config import ARCHITECTURES
@@ -17,12 +17,11 @@ from formats.names import to_theirs
 from formats.targets import TRANSFORMERS, exported_model
 from formats.verify import verify_folder
 from utils.errors import UserError
-from utils.files import replacing_folder
+from utils.files import read_json_object, replacing_folder
 
 REMOTE_CODE = Path(__file__).parent / "remote" / "modeling_your_gpt.py"
 FILES = {"README.md", "config.json", "generation_config.json", WEIGHTS, REMOTE_CODE.name, "tokenizer.json",
          "tokenizer_config.json"}  # of an export
-METADATA = {"format": "pt", "exported_by": "YourGPT"}  # in the weights, as transformers drops it when it saves a model
 
 
 def export_folder(folder, loaded, val_loss=None):
@@ -51,7 +50,7 @@ def check_replaceable(folder):
     """Raise UserError unless there is no folder, or an empty one, or an earlier export without other files."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not is_export(folder / WEIGHTS):
+    if not is_export(folder / "config.json"):
         raise UserError(f"{folder} is not an earlier export, and is not replaced: choose another folder")
     others = sorted({path.name for path in folder.iterdir()} - FILES)
     if others:
@@ -59,20 +58,17 @@ def check_replaceable(folder):
                         "another folder")
 
 
-def is_export(weights):
-    """Whether the file with weights is from an export."""
-    try:
-        with safe_open(weights, "pt") as file:
-            return (file.metadata() or {}).items() >= METADATA.items()
-    except (OSError, SafetensorError):  # no such file, or a damaged one
-        return False
+def is_export(config):
+    """Whether a config.json is from an export, and not from a model that transformers has loaded from one and saved."""
+    fields = read_json_object(config) if config.is_file() else {}
+    return fields.items() >= EXPORTED_BY.items() and "transformers_version" not in fields
 
 
 def write_weights(path, class_name, config, weights):
     """Write model.safetensors. Raises UserError if it cannot be written."""
     table = TABLES[ARCHITECTURES[class_name][0]]
     try:
-        save_file(dict(to_theirs(table, config, weights)), path, METADATA)
+        save_file(dict(to_theirs(table, config, weights)), path, {"format": "pt"})
     except SafetensorError as error:
         raise UserError(f"cannot write {path} ({error}): free some space, or choose another folder") from None
 

@@ -2,6 +2,7 @@
 
 from formats.huggingface_config import ACTIVATIONS
 
+EXPORTED_BY = {"exported_by": "YourGPT"}  # marks the folders that another export may replace
 ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}  # the first name of each
 
 
@@ -18,6 +19,7 @@ def write_config(name, c, end):
         "pad_token_id": None,
         "dtype": "float32",
         "torch_dtype": "float32",  # before transformers 5
+        **EXPORTED_BY,
     }
 
 

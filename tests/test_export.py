@@ -326,13 +326,16 @@ def test_an_export_replaces_an_earlier_one_as_a_whole(two_checkpoints, capsys):
     assert sorted(contents(folder)) == ["README.md", "config.json", "generation_config.json", "model.safetensors",
                                         "tokenizer.json", "tokenizer_config.json"]
     assert [path.name for path in folder.parent.iterdir()] == ["exported"]
+    before = contents(folder)
+    run_export(one, folder)
+    assert contents(folder) == before
 
 
 def test_a_folder_that_is_no_export_is_not_replaced(two_checkpoints, capsys):
     one, _, folder = two_checkpoints
     folder.mkdir(parents=True)
     run_export(one, folder)  # an empty one is
-    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text("{}", encoding="utf-8")
     before = contents(folder)
     assert "is not an earlier export" in error_of(capsys, one, folder)
     assert "is not an earlier export" in error_of(capsys, one, one)
@@ -350,6 +353,7 @@ def test_an_export_with_files_of_the_user_is_not_replaced(two_checkpoints, capsy
 
 def test_a_model_that_was_saved_after_fine_tuning_is_not_replaced(exported, tmp_path, capsys):
     checkpoint, folder = exported("GPT-2")
+    shutil.copytree(folder, tmp_path / "tuned")
     load_theirs(folder).save_pretrained(tmp_path / "tuned")
     before = contents(tmp_path / "tuned")
     assert "is not an earlier export" in error_of(capsys, checkpoint, tmp_path / "tuned")
