@@ -1,6 +1,7 @@
 """Export of a model as a Hugging Face folder."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from utils.errors import UserError
 from utils.files import read_json_object, replacing_folder
 
 REMOTE_CODE = Path(__file__).parent / "remote" / "modeling_your_gpt.py"
+FILES = {"README.md", "config.json", "generation_config.json", WEIGHTS, REMOTE_CODE.name, "tokenizer.json",
+         "tokenizer_config.json"}  # of an export
 
 
 def export_folder(folder, loaded, val_loss=None):
@@ -28,7 +31,7 @@ def export_folder(folder, loaded, val_loss=None):
     The validation loss is for the model card. Raises UserError if no class of transformers computes the model, if the
     folder is not an earlier export, or if the verification fails.
     """
-    folder = Path(folder).resolve()
+    folder = Path(os.path.realpath(folder))  # unlike resolve, without an exception for a loop of links
     check_replaceable(folder)
     class_name, config, weights = exported_model(loaded.model, loaded.tokenizer, TRANSFORMERS, "transformers")
     with replacing_folder(folder) as partial:
@@ -44,12 +47,21 @@ def export_folder(folder, loaded, val_loss=None):
 
 
 def check_replaceable(folder):
-    """Raise UserError unless there is no folder, or an empty one, or an earlier export."""
+    """Raise UserError unless there is no folder, or an empty one, or an earlier export without other files."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    config = folder / "config.json"
-    if not config.is_file() or not read_json_object(config).items() >= EXPORTED_BY.items():
+    if not is_export(folder / "config.json"):
         raise UserError(f"{folder} is not an earlier export, and is not replaced: choose another folder")
+    others = sorted({path.name for path in folder.iterdir()} - FILES)
+    if others:
+        raise UserError(f"{folder} is not replaced, as {others[0]} in it is not from an export: move it out, or choose "
+                        "another folder")
+
+
+def is_export(config):
+    """Whether a config.json is from an export, and not from a model that transformers has loaded from one and saved."""
+    fields = read_json_object(config) if config.is_file() else {}
+    return fields.items() >= EXPORTED_BY.items() and "transformers_version" not in fields
 
 
 def write_weights(path, class_name, config, weights):

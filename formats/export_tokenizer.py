@@ -38,6 +38,7 @@ def write_tokenizer_config(tokenizer, task, block_size):
         "tokenizer_class": "PreTrainedTokenizerFast",  # of other classes, AutoTokenizer changes the tokens
         "clean_up_tokenization_spaces": False,  # true removes the space before a comma
         "model_max_length": block_size,
+        "padding_side": "left",  # a batch is continued at its right end
         "bos_token": None,
         "eos_token": None if end is None else name_of(getattr(tokenizer, end), tokenizer),
         "unk_token": None,

@@ -1,26 +1,31 @@
 """Export of a model as a GGUF file, for llama.cpp."""
 
 import json
+from functools import partial
+
+import numpy as np
 
 from data.tokenizer import CharTokenizer
 from formats.export_tokenizer import DIALOGUE, END_MARKERS, end_marker
 from formats.names import GPT2, LLAMA, to_theirs
 from formats.targets import LLAMA_CPP, exported_model
+from formats.verify import failed
 from utils.errors import UserError
 from utils.files import replacing
 
 LINEAR = tuple(layer._replace(transposed=False) for layer in GPT2.layers)  # in a GGUF, weights are (outputs, inputs)
 TABLES = {"gpt2": GPT2._replace(layers=LINEAR), "llama": LLAMA}
-MAGIC = b"GGUF"
+MAGIC, MARK = b"GGUF", "exported_by"  # the mark is a field of the files that another export may replace
 # How a tokenizer.json splits text into words, by steps with their option: those of llama.cpp that are tested here.
 PRE_TOKENIZERS = {(("ByteLevel", True),): "gpt-2", (("Digits", True), ("ByteLevel", True)): "smollm"}
 
 
 def export_gguf(path, loaded):
-    """Write a model, as `Loaded` of training/checkpoint.py, to a GGUF file in float32. Returns its architecture.
+    """Write a model, as `Loaded` of training/checkpoint.py, to a GGUF file in float32, and verify it before it replaces
+    an earlier one. Returns its architecture.
 
-    Raises UserError if llama.cpp does not compute the model or does not know its tokenizer, and if there is a file that
-    is not GGUF.
+    Raises UserError if llama.cpp does not compute the model or does not know its tokenizer, if the file is not an
+    earlier export, or if the verification fails.
     """
     try:
         import gguf
@@ -28,28 +33,25 @@ def export_gguf(path, loaded):
         raise UserError("the package gguf is not installed: pip install gguf") from None
     if path.suffix != ".gguf":
         raise UserError(f"{path} is not the name of a GGUF file: give one that ends with .gguf")
-    if path.exists() and not is_gguf(path):
-        raise UserError(f"{path} is not a GGUF file, and is not replaced: choose another name")
+    if path.exists() and not is_export(path):
+        raise UserError(f"{path} is not an earlier export, and is not replaced: choose another name")
     arch, config, weights = exported_model(loaded.model, loaded.tokenizer, LLAMA_CPP, "llama.cpp")
     with replacing(path) as file:
         writer = gguf.GGUFWriter(file.name, arch)
+        writer.add_string(MARK, "YourGPT")  # near the start of the file
         writer.add_name(path.stem)
         add_sizes(writer, arch, config)
         add_tokenizer(writer, loaded.tokenizer, loaded.task["kind"])
-        names = gguf.get_tensor_name_map({"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA}[arch],
-                                         config.n_blocks)
-        for name, tensor in to_theirs(TABLES[arch], config, weights):
-            writer.add_tensor(names.get_name(name, (".weight", ".bias")), rotated_pairs(name, tensor, config).numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        arrays = partial(arrays_of, arch, config, weights)
+        write_file(writer, arrays)
+        verify_file(file.name, writer.kv_data[0], arrays())
     return arch
 
 
-def is_gguf(path):
+def is_export(path):
     with open(path, "rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+        start = file.read(200)
+    return start.startswith(MAGIC) and MARK.encode() in start
 
 
 def add_sizes(writer, arch, c):
@@ -70,6 +72,29 @@ def add_sizes(writer, arch, c):
         writer.add_key_length(c.head_size)
         writer.add_value_length(c.head_size)
         writer.add_vocab_size(c.vocab_size)
+
+
+def arrays_of(arch, config, weights):
+    """Yield (name in a GGUF file, array) of all weights."""
+    import gguf
+
+    names = gguf.get_tensor_name_map({"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA}[arch],
+                                     config.n_blocks)
+    for name, tensor in to_theirs(TABLES[arch], config, weights):
+        yield names.get_name(name, (".weight", ".bias")), rotated_pairs(name, tensor, config).numpy()
+
+
+def write_file(writer, arrays):
+    """Write what the writer was given, and the arrays that `arrays` yields: twice, so that they are not in memory all
+    at once."""
+    for name, array in arrays():
+        writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for _, array in arrays():
+        writer.write_tensor_data(array)
+    writer.close()
 
 
 def rotated_pairs(name, tensor, c):
@@ -97,6 +122,9 @@ def add_tokenizer(writer, tokenizer, task):
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(pre_tokenizer(description, tokenizer))
         merges = description["model"]["merges"]
+        if not merges:
+            raise UserError("the tokenizer has no merges, and llama.cpp opens no such file: use a tokenizer that was "
+                            "trained on a longer text")
         writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
         tokens = [tokenizer.library.id_to_token(i) for i in range(tokenizer.vocab_size)]
     kinds = gguf.TokenType
@@ -134,3 +162,37 @@ def pre_tokenizer(description, tokenizer):
         raise UserError("the tokenizer splits text into words in a way that is not known to be one of llama.cpp's: use "
                         "a model with the tokenizer of GPT-2 or SmolLM, or one that was trained here")
     return PRE_TOKENIZERS[steps]
+
+
+# ---- Verification ----------------------------------------------------------------------------------------------------
+
+
+def verify_file(path, metadata, arrays):
+    """Read a GGUF file again, and print what was compared.
+
+    Raises UserError unless it has the metadata, {name: GGUFValue}, and the arrays, pairs of name and array, with the
+    same bits, and one embedding per token.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    for name, expected in metadata.items():
+        field = reader.get_field(name)
+        if field is None or field.contents() != as_stored(expected.value):
+            raise failed(f"the GGUF file has another {name}")
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    n_tensors, n_rows = len(tensors), len(tensors["token_embd.weight"])
+    for name, array in arrays:
+        found = tensors.pop(name, None)
+        if found is None or not np.array_equal(found.view(np.int32), array.view(np.int32)):  # bits, for NaN
+            raise failed(f"the GGUF file has another tensor {name}")
+    n_tokens = len(metadata["tokenizer.ggml.tokens"].value)
+    if tensors or n_rows != n_tokens:
+        raise failed(f"the GGUF file has {n_tokens} tokens, {n_rows} embeddings, and surplus tensors {[*tensors]}")
+    print(f"gguf: {n_tensors} tensors, {n_tokens:,} tokens and {len(metadata)} fields were read again and are equal; "
+          "llama.cpp was not run")
+
+
+def as_stored(value):
+    """A value of the metadata as it is read from a file, where a number is a float32."""
+    return float(np.float32(value)) if isinstance(value, float) else value

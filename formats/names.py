@@ -211,7 +211,7 @@ def to_theirs(table, c, weights):
     for weight in their_weights(table, c):
         parts = [weights[name] for name in weight.ours]
         if weight.heads is None:
-            tensor = torch.cat(parts)
+            tensor = parts[0] if len(parts) == 1 else torch.cat(parts)  # a single one is not copied
         else:  # the reverse of `to_ours`
             tensor = torch.stack([part.unflatten(0, (weight.heads, -1)) for part in parts], dim=1).flatten(0, 2)
         yield weight.name, tensor.T.contiguous() if weight.transposed else tensor

@@ -21,9 +21,7 @@ def verify_folder(folder, loaded):
     differences. Raises UserError if they differ."""
     ids = sample_ids(loaded)
     logits = first_logits(loaded.model, loaded.tokenizer, ids)
-    model, tokenizer = reload(folder)
-    compare("this project", first_logits(model, tokenizer, ids), logits)
-    compare_tokens("this project", tokenizer.encode, loaded.tokenizer, ids)
+    compare_import(folder, loaded.tokenizer, ids, logits)
     try:
         import transformers  # slow to import, and not required
     except ImportError:
@@ -31,9 +29,8 @@ def verify_folder(folder, loaded):
         return
     name = f"transformers {transformers.__version__}"
     with quiet(transformers), torch.inference_mode():
-        options = {"trust_remote_code": (folder / "modeling_your_gpt.py").exists()}
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, **options).eval()
-        their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        theirs = model_class(transformers, folder).from_pretrained(folder).eval()
+        their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, config=theirs.config)
         compare(f"{name}, {type(theirs).__name__}", theirs(ids).logits, logits)
         compare_tokens(name, lambda text: their_tokenizer(text)["input_ids"], loaded.tokenizer, ids)
         if loaded.task["kind"] in END_MARKERS:
@@ -54,13 +51,25 @@ def first_logits(model, tokenizer, ids):
     return model(ids.to(model.device))[0][..., : tokenizer.vocab_size].cpu()
 
 
-def reload(folder):
-    """The model and the tokenizer in a folder, as they are imported."""
+def model_class(transformers, folder):
+    """The class that opens a folder. The code in it is not run from there: transformers would ask the user whether it
+    may, and keep a copy of it in its cache."""
+    if not (folder / "modeling_your_gpt.py").exists():
+        return transformers.AutoModelForCausalLM
+    from formats.remote.modeling_your_gpt import YourGPTForCausalLM  # the same code
+
+    return YourGPTForCausalLM
+
+
+def compare_import(folder, tokenizer, ids, logits):
+    """Compare the model and the tokenizer in a folder, as they are imported, with the logits of token ids (B, T) and
+    with our tokenizer. Raises UserError if they differ."""
     foreign = open_foreign(folder)
     with SkipInitialization():
-        model = ZOO[foreign.model_class](**vars(foreign.config))
+        model = ZOO[foreign.model_class](**vars(foreign.config)).eval()
     load_file_weights(model, foreign.weights)
-    return model.eval(), foreign.tokenizer
+    compare("this project", first_logits(model, foreign.tokenizer, ids), logits)
+    compare_tokens("this project", foreign.tokenizer.encode, tokenizer, ids)
 
 
 def compare(name, found, expected):

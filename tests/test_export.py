@@ -18,6 +18,7 @@ from data.bpe import BPETokenizer
 from data.dialogues import prompt_ids
 from data.sentencepiece_bpe import SentencePieceTokenizer
 from data.tokenizer import CharTokenizer
+from formats.names import LLAMA as LLAMA_TABLE
 from formats.names import to_theirs
 from models.config import ReplyConfig, SamplingConfig
 from models.generate import generate
@@ -209,6 +210,34 @@ def test_a_chat_export_has_the_template_of_the_training_and_stops_at_its_end_mar
     assert reply_ids(model, tokenizer, [text], ReplyConfig(temperature=0, max_tokens=40)) == reply
 
 
+@pytest.mark.parametrize("name", ["GPT-2", "Llama", "BardGPT", "TransformerModel"])
+def test_a_batch_of_prompts_gets_the_tokens_of_each_alone(name, exported):
+    checkpoint, folder = exported(name)
+    theirs, tokenizer, model = load_theirs(folder), their_tokenizer_of(folder), load_checkpoint(checkpoint).model
+    tokenizer.pad_token = "a"
+    texts = ["cab", "a b , c ?", "t"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    found = theirs.generate(**batch, max_new_tokens=20, do_sample=False)[:, batch["input_ids"].size(1) :]
+    assert found.tolist() == [
+        list(generate(model, tokenizer_of(11).encode(text), 20, SamplingConfig(temperature=0))) for text in texts]
+
+
+def test_the_verification_asks_nothing_and_leaves_no_code_in_the_cache_of_transformers(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("builtins.input", asked.append)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    checkpoint = save(tmp_path / "best.pt", small_model("TransformerModel"), tokenizer_of(11))
+    run_export(checkpoint, tmp_path / "out")
+    assert not asked and not (tmp_path / "modules").exists()
+
+
+def test_weights_that_are_named_only_are_not_copied():
+    model = small_model("EasyGPT", num_kv_heads=2)
+    weights = file_weights(model)
+    memory = {weight.data_ptr() for weight in weights.values()}
+    assert all(tensor.data_ptr() in memory for _, tensor in to_theirs(LLAMA_TABLE, model.config, weights))
+
+
 def test_the_model_with_its_own_code_is_not_opened_as_another_without_it(exported):
     _, folder = exported("TransformerModel")
     with pytest.raises(ValueError, match="trust_remote_code"):
@@ -297,6 +326,9 @@ def test_an_export_replaces_an_earlier_one_as_a_whole(two_checkpoints, capsys):
     assert sorted(contents(folder)) == ["README.md", "config.json", "generation_config.json", "model.safetensors",
                                         "tokenizer.json", "tokenizer_config.json"]
     assert [path.name for path in folder.parent.iterdir()] == ["exported"]
+    before = contents(folder)
+    run_export(one, folder)
+    assert contents(folder) == before
 
 
 def test_a_folder_that_is_no_export_is_not_replaced(two_checkpoints, capsys):
@@ -308,6 +340,31 @@ def test_a_folder_that_is_no_export_is_not_replaced(two_checkpoints, capsys):
     assert "is not an earlier export" in error_of(capsys, one, folder)
     assert "is not an earlier export" in error_of(capsys, one, one)
     assert contents(folder) == before
+
+
+def test_an_export_with_files_of_the_user_is_not_replaced(two_checkpoints, capsys):
+    one, other, folder = two_checkpoints
+    run_export(one, folder)
+    (folder / "notes.txt").write_text("mine")
+    before = contents(folder)
+    assert "notes.txt in it is not from an export" in error_of(capsys, other, folder)
+    assert contents(folder) == before
+
+
+def test_a_model_that_was_saved_after_fine_tuning_is_not_replaced(exported, tmp_path, capsys):
+    checkpoint, folder = exported("GPT-2")
+    shutil.copytree(folder, tmp_path / "tuned")
+    load_theirs(folder).save_pretrained(tmp_path / "tuned")
+    before = contents(tmp_path / "tuned")
+    assert "is not an earlier export" in error_of(capsys, checkpoint, tmp_path / "tuned")
+    assert contents(tmp_path / "tuned") == before
+
+
+def test_a_loop_of_links_is_one_line(two_checkpoints, capsys):
+    one, _, folder = two_checkpoints
+    folder.parent.mkdir()
+    folder.symlink_to(folder)
+    assert "cannot write" in error_of(capsys, one, folder)
 
 
 def damage(weights):

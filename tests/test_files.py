@@ -161,6 +161,20 @@ def test_the_previous_folder_is_back_if_the_new_one_cannot_be_renamed(tmp_path, 
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "previous"]
 
 
+def test_what_a_kill_between_two_renames_left_is_restored_and_after_them_removed(tmp_path):
+    folder, old = tmp_path / "folder", tmp_path / f"folder.{'0' * 8}.old"
+    old.mkdir()
+    (old / "previous").touch()
+    with pytest.raises(ZeroDivisionError), replacing_folder(folder):
+        _ = 1 / 0
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "previous"]
+    old.mkdir()
+    (tmp_path / "folder.old").mkdir()  # of the user
+    with replacing_folder(folder) as partial:
+        (partial / "new").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "folder.old", "new"]
+
+
 # ---- The lock of a run -----------------------------------------------------------------------------------------------
 
 HOLD_THE_LOCK = """

@@ -4,6 +4,7 @@ import json
 import sys
 import urllib.request
 
+import numpy as np
 import pytest
 import torch
 from small_exports import error_of, run_export
@@ -14,6 +15,7 @@ from tokenizers import pre_tokenizers
 from data.bpe import BPETokenizer
 from data.sentencepiece_bpe import SentencePieceTokenizer
 from data.tokenizer import CharTokenizer
+from formats.llama_cpp import arrays_of, write_file
 from models.config import SamplingConfig
 from models.generate import generate
 from training.checkpoint import save_checkpoint
@@ -109,6 +111,44 @@ def test_a_character_model_stops_at_no_token(tmp_path):
     assert {tensor.tensor_type for tensor in reader.tensors} == {gguf.GGMLQuantizationType.F32}
 
 
+def flip_a_weight(path):
+    with open(path, "rb+") as file:
+        file.seek(int(gguf.GGUFReader(path).tensors[3].data_offset))
+        file.write(b"\1")
+
+
+def rename_the_model(path):
+    path.write_bytes(path.read_bytes().replace(b"unique", b"chance"))
+
+
+@pytest.mark.parametrize("damage, problem", [(flip_a_weight, "another tensor"), (rename_the_model, "general.name")])
+def test_a_file_that_is_written_wrongly_is_not_kept(damage, problem, tmp_path, capsys, monkeypatch):
+    save(tmp_path, "GPT2", {}, CHARACTERS)
+    path = tmp_path / "unique.gguf"
+    run_export(tmp_path, path, *GGUF)
+    assert f"{CHARACTERS.vocab_size} tokens" in capsys.readouterr().out
+    before = path.read_bytes()
+
+    def write(writer, arrays):
+        write_file(writer, arrays)
+        damage(writer.path)
+
+    monkeypatch.setattr("formats.llama_cpp.write_file", write)
+    assert problem in error_of(capsys, tmp_path, path, *GGUF)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_with_more_embeddings_than_tokens_is_not_kept(tmp_path, capsys, monkeypatch):
+    save(tmp_path, "GPT2", {}, CHARACTERS)
+
+    def arrays(*arguments):
+        for name, array in arrays_of(*arguments):
+            yield name, np.concatenate((array, array[:1])) if name == "token_embd.weight" else array
+
+    monkeypatch.setattr("formats.llama_cpp.arrays_of", arrays)
+    assert f"{CHARACTERS.vocab_size + 1} embeddings" in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
+
+
 @pytest.mark.parametrize("name, changes, reason", [
     ("BardGPT", {}, "gpt2 has no position rotary, feed_forward relu2, qk_norm True"),
     ("RainbowGPT", {}, "gpt2 has no feed_forward relu"),
@@ -127,12 +167,18 @@ def test_a_tokenizer_that_llama_cpp_may_not_know_is_refused(tmp_path, capsys, to
     assert "splits text into words" in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
 
 
+def test_a_bpe_without_merges_is_refused(tmp_path, capsys):
+    save(tmp_path, "GPT2", {}, BPETokenizer.train(["a"], 260))
+    assert "no merges" in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
+
+
 def test_bad_paths_and_a_missing_package_are_one_line(tmp_path, capsys, monkeypatch):
     save(tmp_path, "GPT2", {}, CHARACTERS)
     assert "ends with .gguf" in error_of(capsys, tmp_path, tmp_path / "folder", *GGUF)
     other = tmp_path / "other.gguf"
-    other.write_text("mine")
-    assert "is not a GGUF file" in error_of(capsys, tmp_path, other, *GGUF)
-    assert other.read_text() == "mine"
+    for content in (b"mine", b"GGUF from elsewhere"):
+        other.write_bytes(content)
+        assert "is not an earlier export" in error_of(capsys, tmp_path, other, *GGUF)
+        assert other.read_bytes() == content
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert "pip install gguf" in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)

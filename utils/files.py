@@ -83,7 +83,7 @@ def partial_path(path):
 @contextlib.contextmanager
 def replacing_folder(path):
     """Create an empty folder that replaces the folder `path` once the context ends; after a failure, that one is
-    unchanged. If the process is killed between two renames, it is there with the suffix `.old`.
+    unchanged. If the process is killed between two renames, it has the suffix `.old`, until the next call.
 
     Raises UserError if it cannot be written.
     """
@@ -91,6 +91,7 @@ def replacing_folder(path):
     partial, old = (path.with_name(f"{path.name}.{token}.{suffix}") for suffix in ("partial", "old"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        restore(path)
         remove_abandoned(path)
         partial.mkdir()
         yield partial
@@ -112,15 +113,30 @@ def replacing_folder(path):
         shutil.rmtree(partial, ignore_errors=True)  # already renamed, or never created
 
 
+def restore(path):
+    """Give the folder `path` its name back if a process was killed that was replacing it; if it was killed later,
+    remove the one that it had replaced."""
+    for old in leftovers(path, "old"):
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            rename(old, path)
+
+
 def remove_abandoned(path):
     """Remove what killed processes left when they were replacing the file or folder `path`."""
-    for partial in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
+    for partial in leftovers(path, "partial"):
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > ABANDONED_AFTER:
                 if partial.is_dir():
                     shutil.rmtree(partial)
                 else:
                     partial.unlink()
+
+
+def leftovers(path, suffix):
+    """Yield what processes that are replacing `path`, or that were killed, have beside it under this suffix."""
+    return path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.{suffix}")
 
 
 def rename(partial, path):
