@@ -120,8 +120,10 @@ def make_optimizers(model, settings, dtype, world=ALONE):
     linears = [module for module in model.blocks.modules() if isinstance(module, torch.nn.Linear)]
     matrices = [linear.weight for linear in linears if linear.weight.requires_grad]
     others = [weight for weight in trainable if not any(weight is matrix for matrix in matrices)]
-    adamw = {"lr": torch.tensor(settings.adamw_lr, device=device), "betas": settings.betas, "fused": True,
-             "capturable": device.type == "cuda"}
+    # For shards, the fused operation would allocate whole weights, gradients and states in the first step.
+    sharded, on_cuda = is_sharded(model.head.weight), device.type == "cuda"
+    adamw = {"lr": torch.tensor(settings.adamw_lr, device=device), "betas": settings.betas, "fused": not sharded,
+             "foreach": sharded and on_cuda, "capturable": on_cuda}
     if settings.name == "adamw" and matrices:
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         return [torch.optim.AdamW(groups, **adamw)]

@@ -20,7 +20,14 @@ from typing import Literal
 from utils.activations import BYTES, Sizes, attention_ops, feed_forward_ops, norm_op
 from utils.errors import UserError, check_numbers
 from utils.fields import check_types
-from utils.parameters import check_lora, count_parameters, lora_parameters, matrices_in_blocks, parameter_table
+from utils.parameters import (
+    check_lora,
+    count_parameters,
+    linear_shapes,
+    lora_parameters,
+    matrices_in_blocks,
+    parameter_table,
+)
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
@@ -39,7 +46,7 @@ MUON_STACK = 2**25  # elements of the matrices that training/optim.py orthogonal
 LOGITS_CHUNK = 2**26  # elements of the logits that models/loss.py computes at once
 
 PARTS = ("weights", "gradients", "optimizer state", "autocast copies", "activations", "logits and loss",
-         "backward buffers", "other GPUs", "workspaces", "context and allocator")
+         "backward buffers", "communication", "workspaces", "context and allocator")
 
 
 def cublas_workspace(major):
@@ -193,27 +200,33 @@ class Trained:
 def muon_buffers(c, p, n_blocks):
     """What a step of Muon allocates for the largest stack of matrices of equal shape, n elements in total.
 
-    First the updates in float32, one by one and stacked. Then three buffers of their size, the update, x and the next
-    x, and a and b, which are square. With autocast, at last the result in half precision, its input and its cast.
+    First the updates in float32, one by one and stacked; FSDP gathers whole weights for them. Then three buffers of
+    their size, the update, x and the next x, and a and b, which are square. With autocast, at last the result in half
+    precision, its input and its cast. Several ranks orthogonalize a part each, in addition to the stack and its result,
+    which has the parts of all ranks, equal in size; communication takes another copy of the result.
     """
-    size = BYTES[p.dtype]
-    peak = 0
-    for shape, count in Counter(matrices_in_blocks(c)).items():
-        count = min(count * n_blocks, max(1, MUON_STACK // prod(shape)))
-        n, squares = count * prod(shape), count * min(shape) ** 2
-        peak = max(peak, 8 * n, size * (3 * n + 2 * squares))
+    size, peak = BYTES[p.dtype], 0
+    for shape, per_block in Counter(matrices_in_blocks(c)).items():
+        count = min(per_block * n_blocks, max(1, MUON_STACK // prod(shape)))
+        own = -(-count // p.gpus)
+        n, n_own, squares = count * prod(shape), own * prod(shape), own * min(shape) ** 2
+        apart = gathered_for_muon(c, n_blocks, shape, count) if p.strategy == "fsdp" and p.gpus > 1 else n
+        peak = max(peak, 4 * (apart + n), size * (3 * n_own + 2 * squares))
+        if p.gpus > 1:
+            n_result = p.gpus * n_own
+            cast = 4 * n if p.autocast else 0
+            communication = size * max(2 * n_own + 2 * squares, n_own + n_result)
+            peak = max(peak, size * (n + n_result) + max(communication, cast))
     return peak
 
 
-def parallel_buffers(c, p, n_trained):
-    """What data parallelism allocates on each GPU in addition to its share.
-
-    DDP copies all gradients into buckets for communication. FSDP gathers, in float32, the weights and gradients of the
-    current block, the weights of the next one, and those outside the blocks. Both with default settings; not measured.
-    """
-    n = count_parameters(c)
-    in_blocks = sum(row.count for row in parameter_table(c) if row.blocks)
-    return 4 * n_trained if p.strategy == "ddp" else 4 * (3 * in_blocks // c.n_blocks + n - in_blocks)
+def gathered_for_muon(c, n_blocks, shape, count):
+    """Elements of the weights that contain `count` matrices of a `shape`; queries, keys and values come first."""
+    qkv = linear_shapes(c)["qkv"]
+    in_qkv = matrices_in_blocks(c)[:3].count(shape)
+    from_qkv = min(count, in_qkv * n_blocks)
+    n_weights = -(-from_qkv // in_qkv) if in_qkv else 0
+    return n_weights * prod(qkv) + (count - from_qkv) * prod(shape)
 
 
 def copied_weights(ops):
@@ -229,7 +242,14 @@ class Step(Ledger):
         self.c, self.p, self.s = c, p, Sizes(c, p)
         self.block = attention_ops(c, self.s, p) + feed_forward_ops(c, self.s, p)
         self.trained = trained = Trained(c, p)
-        self.n, self.shards = count_parameters(c) + trained.adapters, p.gpus if p.strategy == "fsdp" else 1
+        self.n = count_parameters(c) + trained.adapters
+        self.sharded = p.strategy == "fsdp" and p.gpus > 1
+        self.shards = p.gpus if self.sharded else 1
+        in_block = sum(row.count for row in parameter_table(c) if row.blocks) // c.n_blocks
+        if trained.adapters:
+            in_block += trained.per_block
+        self.whole_block, self.whole_rest = 4 * in_block, 4 * (self.n - c.n_blocks * in_block)  # FSDP gathers these
+        self.reducing = 0  # size of the buffer with gradients that FSDP reduces
         # Of the first block with a backward pass, the operations that need one: those before its first trained weight
         # pass no gradients on, unless the embeddings need them.
         first = 0 if trained.embeddings or not trained.blocks else [op.trained > 0 for op in self.block].index(True)
@@ -238,13 +258,18 @@ class Step(Ledger):
         # The gradient of the head's weight; with an adapter, that of the weight with the adapter merged.
         self.head_gradient = 4 * self.in_head if trained.head or trained.embeddings else 0
         self.half = 2 if p.autocast else 0  # bytes per element of an autocast copy
-        # Gradients that exist before a backward pass: those of earlier micro-batches, or those that a CUDA graph uses.
-        captured = p.device == "cuda" and p.dtype != "float16" and not p.activation_checkpointing
-        self.keeps_gradients = p.accumulation > 1 or captured
+        # Gradients that exist before a backward pass: those of earlier micro-batches, those that a CUDA graph uses, or
+        # those in the buckets of DDP.
+        captured = p.device == "cuda" and p.dtype != "float16" and not p.activation_checkpointing and p.gpus == 1
+        self.keeps_gradients = p.accumulation > 1 or captured or (p.gpus > 1 and not self.sharded)
 
     def allocate_persistent(self):
         """What is alive from the start of a step to its end."""
         c, p = self.c, self.p
+        if self.sharded:  # each rank builds the whole model first
+            self.phase = "building"
+            self.add("weights", 4 * self.n)
+            self.drop("weights", 4 * self.n)
         self.phase = "forward"
         self.add("weights", 4 * self.n // self.shards + rotary_bytes(c))
         trained = self.trained
@@ -253,15 +278,16 @@ class Step(Ledger):
         if p.ema:
             state += 4 * trained.total
         self.add("optimizer state", state // self.shards)
-        if p.gpus > 1:
-            self.add("other GPUs", parallel_buffers(c, p, trained.total))
         if p.device == "cuda":
             self.add("workspaces", 2 * p.workspace)  # one each for the threads of the forward and the backward pass
         if self.keeps_gradients:
             self.add("gradients", 4 * trained.total // self.shards)
+        if p.gpus > 1 and not self.sharded and p.accumulation > 1:  # buckets, which only the last micro-batch uses
+            self.add("communication", 4 * trained.total)
 
     def forward(self):
         c, p, s, n_blocks = self.c, self.p, self.s, self.trained.blocks
+        self.gather(self.whole_rest)
         self.add("activations", s.ids + (s.embedding_mask if c.dropout and self.trained.embeddings else 0))
         if n_blocks < c.n_blocks:  # frozen blocks keep nothing
             frozen = block_activations(c, p.batch_size * c.block_size, "float32", "float32")
@@ -273,8 +299,13 @@ class Step(Ledger):
             for times, ops in ((1, self.first_block), (n_blocks - 1, self.block)):
                 self.add("activations", times * sum(op.saved for op in ops))
                 self.add("autocast copies", times * self.half * copied_weights(ops))
+        if self.sharded:  # the last block, its buffer, and that of the block before; its own is freed after the loss
+            self.add("communication", 3 * self.whole_block)
+            self.drop("communication", 2 * self.whole_block)
         self.add("activations", norm_op(c, s, p).saved)
         self.cross_entropy()
+        if self.sharded:
+            self.drop("communication", self.whole_block)
 
     def cross_entropy(self):
         """models/loss.py computes gradients in the forward pass; only those of its inputs stay alive after it."""
@@ -300,9 +331,40 @@ class Step(Ledger):
 
     def add_gradient(self, count):
         """The gradient of `count` weights in float32; from the second micro-batch on it is added to an existing one."""
-        self.add("gradients", 4 * count // self.shards)
+        if self.sharded:
+            self.add("communication", 4 * count)
+            return
+        self.add("gradients", 4 * count)
         if self.keeps_gradients:
-            self.drop("gradients", 4 * count // self.shards)
+            self.drop("gradients", 4 * count)
+
+    def gather(self, size):
+        """FSDP: gather weights of `size` bytes in a buffer, and copy them from there."""
+        if self.sharded:
+            self.add("communication", 2 * size)
+            self.drop("communication", size)
+
+    def prefetch(self):
+        """FSDP: gather the weights of the next block of a backward pass in a buffer; gloo has one of its own."""
+        own = self.whole_block if self.p.device == "cpu" else 0
+        self.add("communication", self.whole_block + own)
+        self.drop("communication", own)
+
+    def reduce_gradients(self, weights, gradients):
+        """FSDP: free gathered weights, and replace their gradients, both in bytes, with the share of this rank of the
+        sum over all ranks. The buffer for that is freed when the next one is needed; gloo clones it."""
+        if not self.sharded:
+            return
+        self.drop("communication", weights + self.reducing)
+        self.add("communication", gradients)
+        self.drop("communication", gradients)
+        self.reducing, share = gradients, gradients // self.shards
+        clone = gradients if self.p.device == "cpu" else 0
+        self.add("gradients", share)
+        self.add("communication", clone)
+        self.drop("communication", clone)
+        if self.keeps_gradients:
+            self.drop("gradients", share)
 
     def backward_op(self, op, incoming):
         """Simulate the backward pass of an operation for `incoming` bytes of gradients; return the bytes passed on."""
@@ -328,12 +390,19 @@ class Step(Ledger):
         norm = norm_op(c, s, p)  # what it passes is from here on the gradient along the residual path
         extra = s.residual if c.norm == "rms" and p.device == "cpu" else 0  # within a block it is added in place
         self.backward_op(replace(norm, buffers=norm.buffers + extra, passed=s.residual), incoming=s.residual)
-        if self.trained.blocks > 1:
-            self.repeat(self.trained.blocks - 1, lambda: self.backward_block(self.block))
+        if self.sharded and self.trained.blocks:
+            self.prefetch()
+        if self.trained.blocks > 1:  # after its own, each has the gradients of the block before to reduce
+            self.backward_block(self.block)
+        if self.trained.blocks > 2:
+            self.repeat(self.trained.blocks - 2, lambda: self.backward_block(self.block))
         if self.trained.blocks:
-            self.backward_block(self.first_block)
+            self.backward_block(self.first_block, last=True)
         if self.trained.embeddings:
             self.backward_embeddings()
+        if self.sharded:
+            self.reduce_gradients(self.whole_rest, 4 * (self.trained.total - self.trained.blocks * self.trained.per_block))
+            self.drop("communication", self.reducing)
         self.drop("backward buffers", s.residual)
         self.drop("activations", s.ids)
 
@@ -343,12 +412,20 @@ class Step(Ledger):
         if trained.adapters and self.head_gradient and c.n_labels is None:  # on to the two factors of the adapter
             self.drop("gradients", self.head_gradient)
             self.add_gradient(trained.head)
+        elif self.head_gradient and self.sharded:
+            self.drop("gradients", self.head_gradient)
+            self.add_gradient(self.in_head + (c.n_outputs if c.head_bias else 0))
         elif self.head_gradient:
             self.add_gradient(c.n_outputs if c.head_bias else 0)
             if self.keeps_gradients and not c.tied_head:  # a tied one is first added to the embedding's gradient
                 self.drop("gradients", self.head_gradient)
 
-    def backward_block(self, ops):
+    def backward_block(self, ops, last=False):
+        if self.sharded:
+            self.add("communication", self.whole_block)
+            self.drop("communication", self.whole_block)  # the buffer
+            if not last:
+                self.prefetch()
         if self.p.activation_checkpointing:
             self.add("activations", sum(op.saved for op in ops) - self.s.residual)
             self.add("autocast copies", self.half * copied_weights(ops))
@@ -357,6 +434,7 @@ class Step(Ledger):
             passed = self.backward_op(op, passed)
         self.drop("backward buffers", passed)  # of the first trained operation, which nothing before it needs
         self.add_gradient(self.trained.per_block - sum(op.trained for op in ops))  # biases
+        self.reduce_gradients(self.whole_block, 4 * self.trained.per_block)
 
     def backward_embeddings(self):
         c, s = self.c, self.s
@@ -370,7 +448,7 @@ class Step(Ledger):
             buffers = 4 * self.in_head
             self.add("backward buffers", buffers)
             self.drop("backward buffers", buffers)
-            if self.keeps_gradients:
+            if self.keeps_gradients and not self.sharded:
                 self.drop("gradients", 4 * self.in_head)
         else:
             self.add_gradient(c.vocab_size * c.n_embd)
