@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py
     python benchmarks/memory.py --device cuda
+    torchrun --nproc_per_node=2 benchmarks/memory.py
 
 A row of training is two steps of training/loop.py with the optimizers of train.py, not compiled; a row of generation is
 models/generate.py after a prompt of the whole context. On a CPU, the peak is the highest "Total Allocated" that
@@ -9,8 +10,12 @@ torch.profiler reports: every block that PyTorch's allocator hands out or takes 
 included (the profiler prints its start and end to standard error). Models of more than 50 M parameters are reduced to
 three blocks there, to finish within minutes. On CUDA, the peak is torch.cuda.max_memory_allocated, models are whole and
 batches eight times as large.
+
+With torchrun, the rows are of training on several ranks, with DDP and FSDP2, and a measured peak is that of the rank
+with the highest. There, PyTorch also has to count what other threads free, which hold buffers of gloo.
 """
 
+import ctypes
 import gc
 import itertools
 import json
@@ -32,10 +37,10 @@ from models.freeze import freeze_below  # noqa: E402
 from models.generate import generate  # noqa: E402
 from models.lora import add_lora  # noqa: E402
 from models.zoo import ZOO  # noqa: E402
+from training.distributed import ALONE, open_world, pick_rank_device, replicate, shard  # noqa: E402
 from training.loop import Progress, Trainer, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
-from training.precision import pick_device  # noqa: E402
-from training.settings import OptimSettings  # noqa: E402
+from training.settings import OptimSettings, TrainingSettings  # noqa: E402
 from training.shares import Shares  # noqa: E402
 from training.step import TrainStep, accelerate  # noqa: E402
 from utils.errors import Parser, command  # noqa: E402
@@ -59,6 +64,14 @@ TRAINING = [  # model, changes to it, and to the plan
                                       "lora_targets": ("qkv", "out", "gate", "up", "down")}),
     ("SmallGPT90M", {"n_labels": 2}, {"batch_size": 2}),
     ("SmallGPT90M", {"n_labels": 2}, {"batch_size": 2, "trainable_blocks": 1}),
+]
+RANKS = [
+    *(("BardGPT", {}, {"batch_size": 2, "dtype": dtype, "optimizer": optimizer})
+      for dtype, optimizer in itertools.product(HALF, ("muon", "adamw"))),
+    ("BardGPT", {}, {"batch_size": 2, "accumulation": 2}),
+    *(("GPT2", {"block_size": 256}, {"batch_size": 1, "dtype": dtype}) for dtype in HALF),
+    ("GPT2", {"block_size": 256}, {"batch_size": 1, "optimizer": "adamw", "accumulation": 2}),
+    *(("EasyGPT", {"block_size": 256, "vocab_size": 500}, {"batch_size": 1, "dtype": dtype}) for dtype in HALF),
 ]
 GENERATION = ["TransformerModel", "UltimateModel", "BardGPT", "PoemGPT", "SmallGPT90M", "GPT2"]
 
@@ -86,22 +99,34 @@ def peak_bytes(build, run, device):
     return max(event["args"]["Total Allocated"] for event in events if event["ts"] >= start) - before
 
 
-def train(model, plan):
+def count_all_threads():
+    """Let "Total Allocated" include what threads that the profiler does not follow allocate and free."""
+    library = ctypes.CDLL(next(str(path) for path in (Path(torch.__file__).parent / "lib").glob("*c10.*")))
+    ctypes.c_bool.in_dll(library, "FLAGS_caffe2_report_cpu_memory_usage").value = True
+
+
+def train(model, plan, world=ALONE):
     """Two steps: the memory that stays from step to step is complete only in the second."""
     model.activation_checkpointing = plan.activation_checkpointing
     if plan.lora_rank is not None:
         add_lora(model, plan.lora_rank, plan.lora_rank, plan.lora_targets)
     if plan.trainable_blocks is not None:
         freeze_below(model, plan.trainable_blocks)
+    forward = model
+    if plan.strategy == "fsdp":
+        shard(model)
+    elif world.size > 1:
+        forward = replicate(model)
     dtype = getattr(torch, plan.dtype)
     n_ids = min(model.config.vocab_size, model.config.n_outputs)  # valid as tokens and as classes
     tokens = np.random.default_rng(0).integers(n_ids, size=100_000)
-    shares = Shares(WindowBatches(RandomWindows(tokens, model.block_size, plan.batch_size, seed=0), plan.accumulation))
-    optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype)
+    windows = RandomWindows(tokens, model.block_size, plan.batch_size, seed=0)
+    shares = Shares(WindowBatches(windows, plan.accumulation * world.size), world=world)
+    optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype, world)
     scaler = torch.amp.GradScaler(plan.device, enabled=dtype == torch.float16)
-    train_step = TrainStep(model, optimizers, 1.0, dtype, scaler)
+    train_step = TrainStep(forward, optimizers, 1.0, dtype, scaler, world=world)
     accelerate(train_step, shares, "no", micro_steps=0)  # on CUDA, captures the step as train.py does
-    trainer = Trainer(train_step, shares, lambda step: 1.0, lambda *_: False, max_iters=2, eval_interval=1000)
+    trainer = Trainer(train_step, shares, lambda step: 1.0, lambda *_: False, 2, eval_interval=1000, world=world)
     fit(trainer, Progress())
 
 
@@ -119,6 +144,8 @@ def classify(model, n_tokens):
 def describe(plan, changes):
     """The settings of a row that have no column of their own."""
     words = []
+    if plan.gpus > 1:
+        words.append(plan.strategy)
     if plan.activation_checkpointing:
         words.append("checkpointing")
     if plan.lora_rank is not None:
@@ -148,17 +175,10 @@ def print_head(title):
     print("|---|---|---|---|---|---|---|---|---|")
 
 
-@command
-def main():
-    parser = Parser(__doc__)
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="(%(default)s)")
-    device = pick_device(parser.parse_args().device)
-    card = {"workspace": cublas_workspace(torch.cuda.get_device_capability()[0])} if device == "cuda" else {}
-    print(f"{device_name(device)}, torch {torch.__version__}")
-
+def measure_generation(device, card):
     print_head("Generation")
     errors = []
-    for name, dtype in itertools.product(GENERATION, HALF):  # first: only the backward pass has a second workspace
+    for name, dtype in itertools.product(GENERATION, HALF):
         c = ZOO[name].config
         measured = peak_bytes(lambda n=name, t=dtype: ZOO[n]().to(device, getattr(torch, t)),
                               lambda model, T=c.block_size: continue_prompt(model, T), device)
@@ -166,11 +186,14 @@ def main():
         errors.append(print_row(predicted, measured, name, c.block_size, 1, dtype, "", ""))
     print(f"\n{len(errors)} rows of generation, worst error {max(errors, key=abs):.2%}")
 
-    print_head("Training")
+
+def measure_training(device, card, title, rows, world=ALONE):
+    """`rows` are models, changes to them, and to the Plan."""
+    print_head(title)
     errors = []
-    for name, changes, planned in TRAINING:
+    for name, changes, planned in rows:
         times = 8 if device == "cuda" else 1
-        plan = Plan(device=device, **card, **planned | {"batch_size": times * planned["batch_size"]})
+        plan = Plan(device=device, gpus=world.size, **card, **planned | {"batch_size": times * planned["batch_size"]})
         if device == "cpu" and count_parameters(ZOO[name].config) > 50e6:
             changes = changes | {"n_blocks": 3}
         with torch.device("meta"):
@@ -179,10 +202,30 @@ def main():
         if device == "cuda" and predicted.total > torch.cuda.mem_get_info()[1]:
             print(f"(left out: {name} with batch size {plan.batch_size} in {plan.dtype}, {readable(predicted.total)})")
             continue
-        measured = peak_bytes(lambda n=name, c=changes: ZOO[n](**c).to(device), lambda m, p=plan: train(m, p), device)
-        errors.append(print_row(predicted.allocated, measured, name, c.block_size, plan.batch_size, plan.dtype,
-                                plan.optimizer, describe(plan, changes)))
+        measured = peak_bytes(lambda n=name, c=changes: ZOO[n](**c).to(device),
+                              lambda model, p=plan: train(model, p, world), device)
+        errors.append(print_row(predicted.allocated, max(world.gather(measured)), name, c.block_size, plan.batch_size,
+                                plan.dtype, plan.optimizer, describe(plan, changes)))
     print(f"\n{len(errors)} rows of training, worst error {max(errors, key=abs):.2%}")
+
+
+@command
+def main():
+    parser = Parser(__doc__)
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="(%(default)s)")
+    settings = TrainingSettings(device=parser.parse_args().device)
+    with open_world() as world:
+        device = pick_rank_device(settings, world)
+        card = {"workspace": cublas_workspace(torch.cuda.get_device_capability()[0])} if device == "cuda" else {}
+        print(f"{device_name(device)}, torch {torch.__version__}")
+        if world.size > 1:
+            count_all_threads()
+            rows = [(name, changes, plan | {"strategy": strategy})
+                    for strategy, (name, changes, plan) in itertools.product(("ddp", "fsdp"), RANKS)]
+            measure_training(device, card, f"Training on {world.size} ranks", rows, world)
+        else:
+            measure_generation(device, card)  # first: only the backward pass has a second workspace
+            measure_training(device, card, "Training", TRAINING)
 
 
 if __name__ == "__main__":

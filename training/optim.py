@@ -64,11 +64,11 @@ class Muon(torch.optim.Optimizer):
         if size == 1:
             return orthogonalize(updates)
         count = -(-len(updates) // size)
-        results = updates.new_zeros(size, count, *updates.shape[1:])
-        own = updates[rank * count : (rank + 1) * count]
-        results[rank, : len(own)] = orthogonalize(own)
-        dist.all_gather(list(results), results[rank].clone())
-        return results.flatten(0, 1)[: len(updates)]
+        own = slice(rank * count, (rank + 1) * count)
+        results = torch.zeros_like(updates)
+        results[own] = orthogonalize(updates[own])
+        dist.all_reduce(results)  # an all-gather would need equal parts: with more ranks than matrices, mostly zeros
+        return results
 
     def apply(self, stack, updates, decay):
         """Multiply the matrices of a stack by `decay` and subtract updates (N, r, c); only the rows of this rank."""

@@ -202,8 +202,7 @@ def muon_buffers(c, p, n_blocks):
 
     First the updates in float32, one by one and stacked; FSDP gathers whole weights for them. Then three buffers of
     their size, the update, x and the next x, and a and b, which are square. With autocast, at last the result in half
-    precision, its input and its cast. Several ranks orthogonalize a part each, in addition to the stack and its result,
-    which has the parts of all ranks, equal in size; communication takes another copy of the result.
+    precision, its input and its cast. Several ranks orthogonalize a part each, in addition to the stack and its result.
     """
     size, peak = BYTES[p.dtype], 0
     for shape, per_block in Counter(matrices_in_blocks(c)).items():
@@ -213,20 +212,23 @@ def muon_buffers(c, p, n_blocks):
         apart = gathered_for_muon(c, n_blocks, shape, count) if p.strategy == "fsdp" and p.gpus > 1 else n
         peak = max(peak, 4 * (apart + n), size * (3 * n_own + 2 * squares))
         if p.gpus > 1:
-            n_result = p.gpus * n_own
             cast = 4 * n if p.autocast else 0
-            communication = size * max(2 * n_own + 2 * squares, n_own + n_result)
-            peak = max(peak, size * (n + n_result) + max(communication, cast))
+            peak = max(peak, 2 * size * n + max(size * (2 * n_own + 2 * squares), cast))
     return peak
 
 
 def gathered_for_muon(c, n_blocks, shape, count):
     """Elements of the weights that contain `count` matrices of a `shape`; queries, keys and values come first."""
-    qkv = linear_shapes(c)["qkv"]
-    in_qkv = matrices_in_blocks(c)[:3].count(shape)
+    in_qkv = matrices_in_qkv(c, shape)
     from_qkv = min(count, in_qkv * n_blocks)
     n_weights = -(-from_qkv // in_qkv) if in_qkv else 0
-    return n_weights * prod(qkv) + (count - from_qkv) * prod(shape)
+    return n_weights * prod(linear_shapes(c)["qkv"]) + (count - from_qkv) * prod(shape)
+
+
+def matrices_in_qkv(c, shape):
+    """How many of the matrices of queries, keys and values, which are one weight, have a `shape`."""
+    queries, keys = (heads * c.head_size for heads in (c.num_heads, c.kv_heads))
+    return [(queries, c.n_embd), (keys, c.n_embd), (keys, c.n_embd)].count(shape)
 
 
 def copied_weights(ops):
@@ -401,7 +403,8 @@ class Step(Ledger):
         if self.trained.embeddings:
             self.backward_embeddings()
         if self.sharded:
-            self.reduce_gradients(self.whole_rest, 4 * (self.trained.total - self.trained.blocks * self.trained.per_block))
+            in_rest = self.trained.total - self.trained.blocks * self.trained.per_block
+            self.reduce_gradients(self.whole_rest, 4 * in_rest)
             self.drop("communication", self.reducing)
         self.drop("backward buffers", s.residual)
         self.drop("activations", s.ids)
