@@ -1,4 +1,4 @@
-"""Parameters, training memory, inference memory, and what fits: computed, without building the model.
+"""Parameters, memory, what fits, time and communication: computed, without building the model.
 
     python utils/num_params_calculate.py                                       the model of transformer_4d.py
     python utils/num_params_calculate.py --model GPT2 --batch_size 32 --memory 8GiB
@@ -7,10 +7,11 @@
     python utils/num_params_calculate.py --model GPT2 --lora_rank 8 --lora_targets qkv out up down
     python utils/num_params_calculate.py --model SmallGPT90M --n_labels 2 --trainable_blocks 1
     python utils/num_params_calculate.py --model GPT2XL --gpus 8 --strategy fsdp --memory 80GiB \\
-        --flops 200T --tokens 30B --price 2.5
+        --flops 200T --link 450GB --tokens 30B --price 2.5
 
-Numbers may be written as 1,000,000 or with K, M, B or T. On a CPU the memory is within 1% of what PyTorch allocates
-(benchmarks/memory.py). On an H100 it was within 3%, before training steps became CUDA graphs; torch.compile takes less.
+Numbers may be written as 1,000,000 or with K, M, B or T. On a CPU the memory is within 1% of what PyTorch allocates, on
+several ranks too (benchmarks/memory.py). On an H100 it was within 3%, before training steps became CUDA graphs;
+torch.compile takes less.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Literal, get_args, get_origin
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models.config import ModelConfig  # noqa: E402
+from utils.communication import sent_bytes, step_time  # noqa: E402
 from utils.errors import Parser, UserError, command  # noqa: E402
 from utils.files import check_writable, replacing  # noqa: E402
 from utils.memory import (  # noqa: E402
@@ -128,12 +130,16 @@ def parse_arguments():
     parser.add_argument("--trainable_blocks", type=parse_int, metavar="N",
                         help="train only the last N blocks, the final norm and an untied head")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="(%(default)s)")
-    parser.add_argument("--gpus", type=parse_int, default=1, metavar="N", help="(%(default)s)")
+    parser.add_argument("--gpus", type=parse_int, default=1, metavar="N",
+                        help="GPUs, or ranks on a CPU (%(default)s)")
     parser.add_argument("--strategy", default="ddp", choices=("ddp", "fsdp"),
-                        help="with several GPUs, a full copy on each or shards (%(default)s)")
+                        help="with several, a full copy on each or shards (%(default)s)")
     parser.add_argument("--memory", type=parse_bytes, metavar="SIZE", help="of one GPU or of the machine: 8GiB, 24GB")
     parser.add_argument("--flops", type=parse_positive, metavar="N",
                         help="operations per second that one GPU achieves: 40T")
+    parser.add_argument("--link", type=parse_bytes, metavar="SIZE",
+                        help="bytes per second that one GPU sends to others: 450GB (NVLink), 50GB (InfiniBand of 400 "
+                             "Gb/s), 1.25GB (Ethernet of 10 Gb/s)")
     parser.add_argument("--tokens_per_second", type=parse_positive, metavar="N",
                         help="measured throughput of all GPUs together")
     parser.add_argument("--tokens", type=parse_positive, metavar="N", help="tokens to train on in total: 1B")
@@ -175,6 +181,11 @@ def print_parameters(c):
     print(f"  {'total':92}{n:>15,}{1:>8.1%}")
 
 
+def unit(plan):
+    """What a plan with several of them is for."""
+    return "GPU" if plan.device == "cuda" else "rank"
+
+
 def describe(plan):
     """A plan in words."""
     batch = f"batch size {plan.batch_size}"
@@ -191,9 +202,11 @@ def describe(plan):
     if plan.trainable_blocks is not None:
         words.append(f"trainable_blocks {plan.trainable_blocks}")
     if plan.gpus > 1:
-        words.append(f"per GPU with {plan.strategy.upper()} on {plan.gpus} GPUs")
-    else:
-        words.append("on CUDA" if plan.device == "cuda" else "on a CPU")
+        words.append(f"per {unit(plan)} with {plan.strategy.upper()} on {plan.gpus:,} {unit(plan)}s")
+    if plan.device == "cpu":
+        words.append("on a CPU")
+    elif plan.gpus == 1:
+        words.append("on CUDA")
     return ", ".join(words)
 
 
@@ -226,7 +239,7 @@ def print_inference(c, device):
 
 
 def print_fit(c, plan, memory):
-    per_gpu = " per GPU" if plan.gpus > 1 else ""
+    per_gpu = f" per {unit(plan)}" if plan.gpus > 1 else ""
     print(f"\nIn {readable(memory)}{per_gpu}")
     print(f"  largest batch size: {largest_batch(c, plan, memory)}")
     if training_memory(c, plan).total <= memory:
@@ -248,6 +261,20 @@ def print_time(c, plan, args):
                 print(f"  cost: {hours * args.gpus * args.price:,.2f}")
     elif args.tokens:
         print("  for hours, give --flops or --tokens_per_second")
+
+
+def print_communication(c, plan, args):
+    sent = sent_bytes(c, plan)
+    parts = ", ".join(f"{part} {readable(size)}" for part, size in sent.items())
+    print(f"\nCommunication\n  each {unit(plan)} sends {readable(sum(sent.values()))} per step: {parts}")
+    if not (args.flops and args.link):
+        print("  for seconds, give --flops and --link")
+        return
+    time, tokens = step_time(c, plan, args.flops, args.link), plan.batch_size * plan.accumulation * c.block_size
+    print(f"  seconds per step: computation {time.computation:.4g}, communication {time.communication:.4g}")
+    for words, seconds in (("without overlap", time.apart), ("with full overlap", time.overlapped)):
+        print(f"  {words}: {plan.gpus * tokens / seconds:,.0f} tokens per second, "
+              f"{time.computation / seconds:.0%} of those without communication")
 
 
 def check_plot(path):
@@ -288,7 +315,7 @@ def plot(c, plan, memory, path):
         axes.set(xlabel=label, xlim=(xs[0], xs[-1]))
         axes.grid(alpha=0.3)
     first = figure.axes[0]
-    first.set(ylabel="GiB per GPU" if plan.gpus > 1 else "GiB", ylim=(0, None))
+    first.set(ylabel=f"GiB per {unit(plan)}" if plan.gpus > 1 else "GiB", ylim=(0, None))
     handles, labels = first.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5)
     figure.suptitle(f"{count_parameters(c):,} parameters: {describe(plan)}", fontsize=10)
@@ -312,6 +339,8 @@ def main():
     if args.memory:
         print_fit(c, plan, args.memory)
     print_time(c, plan, args)
+    if plan.gpus > 1:
+        print_communication(c, plan, args)
     if args.plot:
         plot(c, plan, args.memory, args.plot)
         print(f"\nplotted: {one_line(str(args.plot))}")

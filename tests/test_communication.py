@@ -1,0 +1,141 @@
+"""The bytes that ranks send, and the shards that they keep, by formula: against hand computation, and against training
+steps on the fake ranks of PyTorch, whose collectives do nothing."""
+
+from math import prod
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.config import ModelConfig
+from models.zoo import ZOO
+from training.distributed import World, is_sharded, local, replicate, shard
+from training.optim import make_optimizers
+from training.settings import OptimSettings
+from training.shares import Share
+from training.step import TrainStep
+from utils.communication import sent_bytes, step_time
+from utils.memory import Plan, training_memory
+from utils.parameters import count_parameters, flops_per_token
+
+SMALL = ModelConfig(n_embd=64, block_size=32, n_blocks=3, num_heads=4, vocab_size=128, head_bias=True)
+GROUPED = ModelConfig(n_embd=64, block_size=32, n_blocks=2, num_heads=4, num_kv_heads=2, vocab_size=128, tied=True,
+                      norm="rms", position="rotary", feed_forward="swiglu")
+BLOCK = 12 * 64**2 + 2 * 2 * 64  # weights of a block of SMALL, of which the first are matrices
+REST = (128 + 32 + 128) * 64 + 128 + 2 * 64
+
+
+@pytest.mark.parametrize("plan, expected", [
+    (Plan(gpus=4), {"gradients": 2 * 3 / 4 * 4 * (3 * BLOCK + REST), "Muon": 2 * 3 / 4 * 4 * 3 * 12 * 64**2}),
+    (Plan(gpus=4, dtype="bfloat16", accumulation=5),
+     {"gradients": 2 * 3 / 4 * 4 * (3 * BLOCK + REST), "Muon": 2 * 3 / 4 * 2 * 3 * 12 * 64**2}),
+    (Plan(gpus=2, optimizer="adamw", trainable_blocks=1), {"gradients": 4 * (BLOCK + 2 * 64 + 128 * 64 + 128)}),
+    (Plan(gpus=2, strategy="fsdp", optimizer="adamw", accumulation=3),
+     {"weights": 3 * 2 * (6 * BLOCK + REST), "gradients": 3 * 2 * (3 * BLOCK + REST)}),
+    (Plan(gpus=1), {"gradients": 0, "Muon": 0}),
+])
+def test_the_bytes_that_a_rank_sends_by_hand(plan, expected):
+    assert sent_bytes(SMALL, plan) == expected
+
+
+def test_a_step_takes_the_time_of_computation_and_communication_or_that_of_the_longer_one():
+    c, plan = ZOO["GPT2"].config, Plan(batch_size=8, accumulation=2, gpus=16)
+    time = step_time(c, plan, flops=1e14, link=50e9)
+    assert time.computation == pytest.approx(16 * 1024 * flops_per_token(c) / 1e14)
+    assert time.communication == pytest.approx(sum(sent_bytes(c, plan).values()) / 50e9)
+    assert time.apart == time.computation + time.communication and time.overlapped == max(time)
+
+
+# ---- Fake ranks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_ranks():
+    """A function that makes this process the first of any number of ranks, and returns its World."""
+    fake_pg = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+
+    def start(size):
+        dist.init_process_group("fake", rank=0, world_size=size, store=fake_pg.FakeStore())
+        return World(0, size, 0, size)
+
+    yield start
+    dist.destroy_process_group()
+
+
+class RingBytes(TorchDispatchMode):
+    """Counts what a rank would send for the collectives in its context."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.sent = size, 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if any(hasattr(kind, "full_tensor") for kind in types):
+            return NotImplemented  # a sharded tensor calls the operations that are counted
+        name, tensor, fraction = str(operation), args[0], (self.size - 1) / self.size
+        if "allreduce_" in name or "all_reduce" in name:
+            tensors = tensor if isinstance(tensor, list) else [tensor]
+            self.sent += 2 * fraction * sum(each.nbytes for each in tensors)
+        elif "_allgather_base_" in name:  # output, input
+            self.sent += fraction * tensor.nbytes
+        elif "_reduce_scatter_base_" in name:
+            self.sent += fraction * args[1].nbytes
+        elif "all_gather_into_tensor" in name:  # of an input
+            self.sent += fraction * self.size * tensor.nbytes
+        return operation(*args, **(kwargs or {}))
+
+    def reduce_bucket(self, bucket):
+        """A communication hook for DDP, whose own all-reduce fake ranks do not have."""
+        self.sent += 2 * (self.size - 1) / self.size * bucket.buffer().nbytes
+        reduced = torch.futures.Future()
+        reduced.set_result(bucket.buffer())
+        return reduced
+
+
+@pytest.mark.parametrize("config", [SMALL, GROUPED], ids=["small", "grouped"])
+@pytest.mark.parametrize("size", [2, 8])
+@pytest.mark.parametrize("changes", [
+    {}, {"accumulation": 3, "dtype": "bfloat16"}, {"optimizer": "adamw"},
+    {"strategy": "fsdp"}, {"strategy": "fsdp", "accumulation": 3, "dtype": "bfloat16"},
+    {"strategy": "fsdp", "optimizer": "adamw", "activation_checkpointing": True},
+], ids=lambda changes: "-".join(map(str, changes.values())) or "ddp")
+def test_the_bytes_that_a_rank_sends_are_those_of_a_training_step(fake_ranks, config, size, changes):
+    plan, world = Plan(gpus=size, batch_size=2, **changes), fake_ranks(size)
+    model = ZOO["TransformerModel"](**vars(config))
+    model.activation_checkpointing = plan.activation_checkpointing
+    counted = RingBytes(size)
+    forward = model
+    if plan.strategy == "fsdp":
+        shard(model)
+    else:
+        forward = replicate(model)
+        forward.register_comm_hook(counted, RingBytes.reduce_bucket)
+    dtype = getattr(torch, plan.dtype)
+    optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype, world)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    step = TrainStep(forward, optimizers, 1.0, dtype, scaler, world=world)
+    batch = (torch.zeros(2, 32, dtype=torch.long),) * 2
+    share = Share([batch] * plan.accumulation, 0, 64 * plan.accumulation * size, 64 * plan.accumulation * size)
+    step(0, share, 1.0)  # DDP finds the order of its buckets
+    counted.sent = 0
+    with counted:
+        step(1, share, 1.0)
+    assert counted.sent == pytest.approx(sum(sent_bytes(config, plan).values()), rel=0.002)  # and norms of gradients
+
+
+def test_each_of_64_ranks_keeps_a_64th_of_a_model_and_its_optimizer_state_as_the_forecast_says(fake_ranks):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    world = fake_ranks(64)
+    with FakeTensorMode():
+        model = ZOO["GPT2XL"]()
+    shard(model)
+    muon, adamw = make_optimizers(model, OptimSettings(), torch.float32, world)
+    assert all(is_sharded(weight) for weight in model.parameters())
+    in_muon, in_adamw = (4 * sum(prod(local(weight).shape) for weight in optimizer.param_groups[0]["params"])
+                         for optimizer in (muon, adamw))
+    parts = training_memory(model.config, Plan(gpus=64, strategy="fsdp")).parts
+    assert in_muon + in_adamw == pytest.approx(parts["weights"], rel=0.001)  # 50,257 rows do not divide by 64
+    assert in_muon + 2 * in_adamw == pytest.approx(parts["optimizer state"], rel=0.001)
+    assert in_muon + in_adamw == pytest.approx(4 * count_parameters(model.config) / 64, rel=0.001)
