@@ -74,6 +74,24 @@ def uneven_targets(world, strategy):
         torch.save({"weights": weights, "losses": losses}, f"{strategy}{world.size}.pt")
 
 
+def measure_memory(world, rows):
+    """Rank 0 saves the highest peak of all ranks in training, for rows of a ModelConfig and a Plan, in peaks.json."""
+    sys.path.insert(0, str(HERE.parent / "benchmarks"))
+    import memory
+
+    from models.zoo import ZOO
+    from utils.memory import Plan
+
+    memory.count_all_threads()
+    peaks = []
+    for config, plan in rows:
+        peak = memory.peak_bytes(lambda c=config: ZOO["TransformerModel"](**c),
+                                 lambda model, p=plan: memory.train(model, Plan(**p), world), "cpu")
+        peaks.append(max(world.gather(peak)))
+    if world.is_first:
+        Path("peaks.json").write_text(json.dumps(peaks))
+
+
 if __name__ == "__main__":
     from training.distributed import open_world
 

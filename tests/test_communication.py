@@ -93,8 +93,7 @@ class RingBytes(TorchDispatchMode):
         return reduced
 
 
-@pytest.mark.parametrize("config", [SMALL, GROUPED], ids=["small", "grouped"])
-@pytest.mark.parametrize("size", [2, 8])
+@pytest.mark.parametrize("config, size", [(SMALL, 2), (GROUPED, 8)], ids=["small", "grouped"])
 @pytest.mark.parametrize("changes", [
     {}, {"accumulation": 3, "dtype": "bfloat16"}, {"optimizer": "adamw"},
     {"strategy": "fsdp"}, {"strategy": "fsdp", "accumulation": 3, "dtype": "bfloat16"},

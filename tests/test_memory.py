@@ -1,6 +1,7 @@
 """The calculator against the models, hand computation, and the measured allocations of PyTorch."""
 
 import importlib.util
+import json
 import math
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -261,13 +263,21 @@ def test_activation_checkpointing_saves_the_input_of_each_block():
     assert training_memory(deep, plan).parts["activations"] == 50 * 4 * tokens * 8 + around
 
 
-def test_ddp_adds_a_copy_of_the_gradients_and_fsdp_shards():
-    one, ddp, fsdp = (training_memory(TINY, Plan(gpus=gpus, strategy=strategy, device="cuda")).parts
-                      for gpus, strategy in ((1, "ddp"), (4, "ddp"), (4, "fsdp")))
-    assert ddp.keys() - one.keys() == {"other GPUs"} and ddp["other GPUs"] == 4 * N
-    assert all(ddp[part] == one[part] for part in one.keys() - {"context and allocator"})
+def test_ddp_keeps_gradients_in_buckets_and_accumulates_them_outside():
+    one, two = (training_memory(TINY, Plan(batch_size=3, gpus=2, accumulation=accumulation)).parts
+                for accumulation in (1, 2))
+    assert one["gradients"] == two["gradients"] == 4 * N
+    assert "communication" not in one and two["communication"] == 4 * N
+
+
+def test_fsdp_shards_and_gathers_all_weights_but_those_of_other_blocks():
+    one, fsdp = (training_memory(replace(TINY, n_blocks=3), Plan(batch_size=300, gpus=gpus, strategy="fsdp")).parts
+                 for gpus in (1, 4))
+    block, rest = MATRICES + 2 * 16, N - MATRICES - 2 * 16
     for part in ("weights", "optimizer state"):
         assert fsdp[part] == one[part] // 4
+    # At the peak, in the backward pass of the last block: its weights, those of the next, and what lies outside.
+    assert fsdp["communication"] - 4 * (2 * block + rest) in range(0, 4 * (block + rest) + 1)
 
 
 def test_cuda_adds_its_context_and_two_workspaces():
@@ -380,6 +390,21 @@ def test_the_peak_is_right_in_attention_and_in_the_optimizer_step(changes, dtype
     c, plan = small_config(**changes), Plan(batch_size=2, dtype=dtype)
     measured = benchmark.peak_bytes(lambda: build(c), lambda model: benchmark.train(model, plan), "cpu")
     assert training_memory(c, plan).allocated == pytest.approx(measured, rel=0.03)
+
+
+RANKS = [  # changes to a plan of each configuration, on two ranks
+    {"strategy": strategy, **changes}
+    for strategy in ("ddp", "fsdp")
+    for changes in ({}, {"optimizer": "adamw"}, {"accumulation": 2, "dtype": "bfloat16"})
+]
+
+
+def test_the_peak_of_each_of_two_ranks_is_what_pytorch_allocates(tmp_path):
+    configs = [small_config(**kind, n_blocks=4, n_embd=192, n_hidden=512) for kind in (KINDS[0], KINDS[3])]
+    rows = [(vars(c), {"gpus": 2, "batch_size": 16} | changes) for c in configs for changes in RANKS]
+    on_ranks(2, "measure_memory", tmp_path, rows)
+    for (c, plan), measured in zip(rows, json.loads((tmp_path / "peaks.json").read_text()), strict=True):
+        assert training_memory(ModelConfig(**c), Plan(**plan)).allocated == pytest.approx(measured, rel=0.05), plan
 
 
 # ---- What fits -------------------------------------------------------------------------------------------------------
@@ -607,7 +632,6 @@ def test_a_plot_creates_its_folder(tmp_path, monkeypatch, capsys):
     (("--batch_size", "0"), ("batch_size cannot be 0",)),
     (("--block_size", "-1"), ("block_size cannot be -1",)),
     (("--gpus", "-2"), ("gpus cannot be -2",)),
-    (("--gpus", "2", "--device", "cpu"), ("2 GPUs", "cpu")),
     (("--accumulation", "0"), ("accumulation cannot be 0",)),
     (("--memory", "8"), ("'8'", "a unit")),
     (("--memory", "8 stones"), ("8 stones", "a unit")),

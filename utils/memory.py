@@ -251,7 +251,7 @@ class Step(Ledger):
         if trained.adapters:
             in_block += trained.per_block
         self.whole_block, self.whole_rest = 4 * in_block, 4 * (self.n - c.n_blocks * in_block)  # FSDP gathers these
-        self.reducing = 0  # size of the buffer with gradients that FSDP reduces
+        self.reducing = self.cloned = 0  # sizes of the buffer with gradients that FSDP reduces, and of gloo's clone
         # Of the first block with a backward pass, the operations that need one: those before its first trained weight
         # pass no gradients on, unless the embeddings need them.
         first = 0 if trained.embeddings or not trained.blocks else [op.trained > 0 for op in self.block].index(True)
@@ -354,17 +354,17 @@ class Step(Ledger):
 
     def reduce_gradients(self, weights, gradients):
         """FSDP: free gathered weights, and replace their gradients, both in bytes, with the share of this rank of the
-        sum over all ranks. The buffer for that is freed when the next one is needed; gloo clones it."""
+        sum over all ranks. The buffer for that is freed when the next one is needed; gloo clones it, and may keep the
+        clone until the next block has been prefetched."""
         if not self.sharded:
             return
         self.drop("communication", weights + self.reducing)
         self.add("communication", gradients)
         self.drop("communication", gradients)
         self.reducing, share = gradients, gradients // self.shards
-        clone = gradients if self.p.device == "cpu" else 0
+        self.cloned = gradients if self.p.device == "cpu" else 0
         self.add("gradients", share)
-        self.add("communication", clone)
-        self.drop("communication", clone)
+        self.add("communication", self.cloned)
         if self.keeps_gradients:
             self.drop("gradients", share)
 
@@ -404,8 +404,9 @@ class Step(Ledger):
             self.backward_embeddings()
         if self.sharded:
             in_rest = self.trained.total - self.trained.blocks * self.trained.per_block
+            self.drop("communication", self.cloned)
             self.reduce_gradients(self.whole_rest, 4 * in_rest)
-            self.drop("communication", self.reducing)
+            self.drop("communication", self.reducing + self.cloned)
         self.drop("backward buffers", s.residual)
         self.drop("activations", s.ids)
 
@@ -429,6 +430,8 @@ class Step(Ledger):
             self.drop("communication", self.whole_block)  # the buffer
             if not last:
                 self.prefetch()
+            self.drop("communication", self.cloned)
+            self.cloned = 0
         if self.p.activation_checkpointing:
             self.add("activations", sum(op.saved for op in ops) - self.s.residual)
             self.add("autocast copies", self.half * copied_weights(ops))
