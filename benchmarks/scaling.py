@@ -25,7 +25,7 @@ def print_table(name, args):
     c = ZOO[name].config
     print(f"\n{name}, {args.batch_size} sequences of {c.block_size:,} tokens per GPU and step\n")
     print("| GPUs | strategy | GiB per GPU | computation, s | communication, s | tokens/s without overlap | "
-          "tokens/s with full overlap | efficiency | as long at |")
+          "tokens/s with full overlap | efficiency | equal at |")
     print("|---|---|---|---|---|---|---|---|---|")
     for gpus in GPUS:
         for strategy in ("ddp", "fsdp") if gpus > 1 else ("ddp",):
@@ -49,7 +49,7 @@ def main():
     parser.add_argument("--link_within", type=parse_bytes, default="450GB", metavar="SIZE",
                         help="bytes per second that a GPU sends to others of its machine (%(default)s)")
     parser.add_argument("--link_between", type=parse_bytes, default="50GB", metavar="SIZE",
-                        help="the same, to those of other machines (%(default)s)")
+                        help="bytes per second that all network adapters of a machine send (%(default)s)")
     parser.add_argument("--batch_size", type=parse_int, default=16, metavar="N",
                         help="sequences per GPU and step (%(default)s)")
     args = parser.parse_args()

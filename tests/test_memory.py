@@ -572,6 +572,18 @@ def test_the_command_prints_time_and_cost(monkeypatch, capsys):
     assert "10.00 hours" in out and "cost: 60.00" in out  # ten hours of two GPUs
 
 
+def test_the_command_prints_communication(monkeypatch, capsys):
+    flops, n = flops_per_token(ZOO["GPT2"].config), count_parameters(ZOO["GPT2"].config)
+    options = ["--model", "GPT2", "--optimizer", "adamw", "--gpus", 2, "--batch_size", 10]
+    out, _, _ = calculate(monkeypatch, capsys, *options, "--flops", 10 * 1024 * flops, "--link", f"{8 * n / 1000}KB")
+    assert f"each GPU sends {readable(4 * n)} per step: gradients" in out
+    assert "computation 1, communication 0.5\n" in out  # 4 n bytes, of which the link sends 8 n per second
+    assert "without overlap: 13,653 tokens per second, 67%" in out and "with full overlap: 20,480 tokens" in out
+    out, _, _ = calculate(monkeypatch, capsys, *options, "--device", "cpu", "--memory", "8GiB")
+    assert "per rank with DDP on 2 ranks, on a CPU" in out and "In 8.00 GiB per rank" in out
+    assert "for seconds, give --flops and --link" in out
+
+
 def test_the_hours_of_lora_and_of_frozen_blocks_are_fewer_than_those_of_full_training(monkeypatch, capsys):
     for options, words in ((["--lora_rank", 8], {"lora_rank": 8, "lora_targets": ["qkv", "out"]}),
                            (["--trainable_blocks", 2], {"trainable_blocks": 2})):

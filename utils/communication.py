@@ -34,7 +34,11 @@ class StepTime(NamedTuple):
 
 
 def step_time(c, plan, flops, link):
-    """The StepTime of GPUs that achieve `flops` operations per second and send `link` bytes per second each."""
+    """The StepTime of GPUs that achieve `flops` operations per second.
+
+    `link` is what the slowest link of the ring carries, in bytes per second: between machines, all network adapters of
+    one together, as NCCL makes a ring for each of them.
+    """
     tokens = plan.batch_size * plan.accumulation * c.block_size
     operations = flops_per_token(c, plan.trainable_blocks, plan.lora_rank, plan.lora_targets)
     return StepTime(tokens * operations / flops, sum(sent_bytes(c, plan).values()) / link)

@@ -138,8 +138,8 @@ def parse_arguments():
     parser.add_argument("--flops", type=parse_positive, metavar="N",
                         help="operations per second that one GPU achieves: 40T")
     parser.add_argument("--link", type=parse_bytes, metavar="SIZE",
-                        help="bytes per second that one GPU sends to others: 450GB (NVLink), 50GB (InfiniBand of 400 "
-                             "Gb/s), 1.25GB (Ethernet of 10 Gb/s)")
+                        help="bytes per second that a GPU sends to the next: 450GB (NVLink); between machines, what "
+                             "all network adapters of one send, such as 50GB (400 Gb/s) or 1.25GB (10 Gb/s)")
     parser.add_argument("--tokens_per_second", type=parse_positive, metavar="N",
                         help="measured throughput of all GPUs together")
     parser.add_argument("--tokens", type=parse_positive, metavar="N", help="tokens to train on in total: 1B")
