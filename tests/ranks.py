@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,14 +15,18 @@ HERE = Path(__file__).resolve().parent
 LIMIT = 120  # seconds
 
 
-def on_ranks(n, function, folder, *arguments):
-    """Call a function of this file, by name, on n ranks in a working directory, with a World and arguments."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def on_ranks(n, function, folder, *arguments):
+    """Call a function of this file, by name, on n ranks in a working directory, with a World and arguments. Returns
+    what each rank has printed."""
     path = os.pathsep.join([str(HERE), str(HERE.parent)])
     common = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
-                           "MASTER_PORT": str(port), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+                           "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
     command = [sys.executable, HERE / "ranks.py", function, json.dumps(arguments)]
     processes = [subprocess.Popen(command, cwd=folder, env=common | {"RANK": str(i), "LOCAL_RANK": str(i)}, text=True,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(n)]
@@ -31,19 +37,61 @@ def on_ranks(n, function, folder, *arguments):
 
 
 def train_all(world, runs):
-    """Train the runs with these command lines, one after the other. With "kill", it ends after the second save."""
-    from pathlib import Path
-
+    """Train the runs with these command lines, one after the other; what is compiled is compiled to Python."""
     import training.record
     from training.arguments import parse_settings
     from training.run import train_in
 
     training.record.plot_losses = lambda *_: None
+    torch.compile = partial(torch.compile, backend="eager")
     for arguments in runs:
         settings = parse_settings(arguments)
         folder = Path(settings.output.folder) / settings.run
         folder.mkdir(parents=True, exist_ok=True)
         train_in(folder, settings, world)
+
+
+def stop_in_evaluation(world, arguments):
+    """Train a run, while the last rank gets SIGTERM during the evaluation at step 2. Each prints where it stopped."""
+    import training.run
+    from training.loop import fit
+
+    def evaluate(self, progress, train_loss):
+        if progress.step == 2 and world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_and_save(self, progress, train_loss)
+
+    def then_print(trainer, progress):
+        fit(trainer, progress)
+        print(progress.step, file=sys.__stdout__)
+
+    evaluate_and_save = training.record.Record.evaluate_and_save
+    training.record.Record.evaluate_and_save = evaluate
+    training.run.fit = then_print
+    train_all(world, [arguments])
+
+
+def count_exchanges(world, micro_batches):
+    """One step with so many micro-batches, of a model replicated on all ranks. Prints how often gradients travel."""
+    from small_models import small_model
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    from training.distributed import replicate
+    from training.shares import Share
+    from training.step import TrainStep
+
+    def hook(group, bucket):
+        calls.append(bucket)
+        return allreduce_hook(group, bucket)
+
+    calls = []
+    forward = replicate(small_model("BardGPT"))
+    forward.register_comm_hook(None, hook)
+    sgd = torch.optim.SGD(forward.parameters(), lr=torch.tensor(0.1))
+    step = TrainStep(forward, [sgd], 1.0, torch.float32, torch.amp.GradScaler("cpu", enabled=False), world=world)
+    x, y = torch.randint(11, (2, 2, 12))
+    step(0, Share([(x, y)] * micro_batches, 0, 24 * micro_batches * world.size, 0), 1.0)
+    print(len(calls), file=sys.__stdout__)
 
 
 def uneven_targets(world, strategy):

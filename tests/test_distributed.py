@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 import torch
-from ranks import on_ranks
+from ranks import free_port, on_ranks
 from small_runs import ROOT, TINY, losses
 from small_tasks import CONTEXT, FILES, write_data
 from small_text import TEXT
@@ -50,6 +50,8 @@ ON_TWO = {
     "dialogue": of_task("dialogue", "--training.epochs=2"),
     "instruction": of_task("instruction", "--training.batch_size=2", FSDP),
     "classification": of_task("classification", "--data.auxiliary_lm=0.3"),
+    "compiled": [*TEXTS, "--training.accumulation=3", "--training.compile=yes"],
+    "compiled fsdp": [*TEXTS, "--training.compile=yes", FSDP],
     "frozen": [*TEXTS, "--training.trainable_blocks=1"],
     "lora": [*BASE, *LORA],
     "lora fsdp": [*BASE, *LORA, FSDP],
@@ -67,7 +69,7 @@ def named(runs):
 
 def alone(arguments):
     """A run in this process, of the command line of a run on several ranks."""
-    run(parse_settings([argument for argument in arguments if argument != FSDP]))
+    run(parse_settings([argument for argument in arguments if argument not in (FSDP, "--training.compile=yes")]))
 
 
 def checkpoint(folder, name, file="last.pt"):
@@ -91,7 +93,8 @@ def assert_same_run(folder, name, other):
     assert (found["average"] is None) == (expected["average"] is None)
     if found["average"]:
         assert_equal(found["average"], expected["average"])
-    assert found["run_config"] == expected["run_config"]
+    for entry in found["run_config"].keys() - {"compile"}:
+        assert found["run_config"][entry] == expected["run_config"][entry]
     ours, theirs = (checkpoint(folder, each, "best.pt") for each in (name, other))
     assert ours["weights"].keys() == theirs["weights"].keys() and ours["config"] == theirs["config"]
     assert_equal(ours["weights"], theirs["weights"])
@@ -149,6 +152,20 @@ def test_ranks_may_have_few_targets_or_none(tmp_path, strategy):
     on_ranks(2, "uneven_targets", tmp_path, strategy)
     expected, found = (torch.load(tmp_path / f"{name}.pt") for name in ("ddp1", f"{strategy}2"))
     assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+def test_sigterm_to_one_rank_during_an_evaluation_stops_all_at_the_next_step(here, strategy):
+    name = f"stopped in evaluation {strategy}"
+    arguments = [*TEXTS, "--training.max_iters=1000", f"--training.parallel={strategy}", f"--run={name}"]
+    assert all("3" in output.splitlines() for output in on_ranks(2, "stop_in_evaluation", here, arguments))
+    assert [line[0] for line in losses(here / "checkpoints" / name)] == [0, 2, 3]
+    assert checkpoint(here, name)["progress"]["step"] == 3
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_gradients_travel_once_per_step(tmp_path, micro_batches):
+    assert on_ranks(2, "count_exchanges", tmp_path, micro_batches) == ["1\n"] * 2
 
 
 # ---- Shares ----------------------------------------------------------------------------------------------------------
@@ -237,6 +254,18 @@ def test_sigterm_to_one_rank_stops_all_of_them_at_one_step_with_a_last_save(here
     assert process.returncode == 0, errors
     assert output.count("interrupted: one last evaluation") == 1
     assert checkpoint(here, "stopped")["progress"]["step"] == losses(here / "checkpoints" / "stopped")[-1][0]
+
+
+def test_two_machines_train_as_one_process_does(here):
+    """Two launchers, both on this machine."""
+    options = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}")
+    processes = [start_torchrun(here, *TEXTS, "--run_name=machines", options=(*options, f"--node_rank={i}"))
+                 for i in range(2)]
+    outputs = [process.communicate(timeout=90) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "DDP on 2 ranks" in outputs[0][0] and outputs[1][0] == ""
+    alone([*TEXTS, "--run=machines alone"])
+    assert_same_run(here, "machines", "machines alone")
 
 
 def test_a_mistake_is_one_line_whatever_the_number_of_ranks(here):
