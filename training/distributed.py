@@ -6,7 +6,6 @@ ranks have to agree on is exchanged between CPUs (gloo), and gradients between t
 
 import contextlib
 import gc
-import io
 import os
 import socket
 import sys
@@ -170,8 +169,9 @@ def first_line(error):
 @contextlib.contextmanager
 def silence():
     """Context in which nothing is printed."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
 
 
 def check_same(world, values):
