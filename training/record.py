@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from formats.hub import hub_name
 from models.lora import lora_weights
-from training.checkpoint import save_best, save_checkpoint
+from training.checkpoint import places_of_base, save_best, save_checkpoint
 from training.evaluate import estimate_loss
 from training.loop import check_finite
 from training.optim import WeightAverage
@@ -52,6 +52,8 @@ class Record:
         self.val_batches = self.task.val_batches(self.settings.training.batch_size)
         self.text_digest = self.task.digest()
         self.entries = {"task": task_entry(self.settings, self.task), "sampling": vars(self.settings.sampling)}
+        init = self.settings.init
+        self.base = None if init is None else places_of_base(init, self.folder / "best.pt")
         self.board = make_board(self.folder) if self.settings.output.tensorboard else None
 
     def evaluate_and_save(self, progress, train_loss):
@@ -87,7 +89,7 @@ class Record:
         run_config = {"path": self.settings.data.path, "text": self.text_digest, "optimizer": self.settings.optim.name,
                       "device": self.device, "batch_size": training.batch_size, "accumulation": training.accumulation,
                       "dtype": str(self.dtype).removeprefix("torch."), "compile": "yes" if self.compiled else "no",
-                      **trained_part(self.settings)}
+                      "base": self.base, **trained_part(self.settings)}
         adapters = {} if self.settings.lora.rank is None else lora_weights(self.model)
         save_checkpoint(self.folder / "last.pt", self.model, self.task.tokenizer, progress=vars(progress),
                         optimizer_states=[optimizer.state_dict()["state"] for optimizer in self.optimizers],
@@ -99,7 +101,8 @@ class Record:
         line = self.metrics[-1]
         if improved:
             with self.better_weights(line):
-                save_best(self.folder / "best.pt", self.model, self.task.tokenizer, self.settings, **self.entries)
+                save_best(self.folder / "best.pt", self.model, self.task.tokenizer, self.settings, self.base,
+                          **self.entries)
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
         plot_losses(self.metrics, self.folder / "loss.png", f"{self.settings.run}: {type(self.model).__name__}")
 
