@@ -275,17 +275,17 @@ def test_ddp_adds_a_copy_of_the_gradients_and_fsdp_shards():
 
 
 def test_cuda_adds_its_context_and_two_workspaces():
-    cpu, cuda = parts(), parts(device="cuda")
+    cuda = parts(device="cuda")
     assert cuda["workspaces"] == 2 * (2 * 4096 + 8 * 16) * 1024  # :4096:2:16:8
     assert cuda["context and allocator"] > CONTEXT["cuda"]
-    assert cpu["context and allocator"] == CONTEXT["cpu"] + OPTIMIZER_CODE
 
 
-def test_only_a_cpu_in_half_precision_keeps_kernels():
-    contexts = {(device, dtype): parts(device=device, dtype=dtype)["context and allocator"]
-                for device in ("cpu", "cuda") for dtype in ("float32", "bfloat16")}
-    assert contexts["cpu", "bfloat16"] - contexts["cpu", "float32"] == CACHED_KERNELS * KERNEL_SIZE
-    assert contexts["cuda", "bfloat16"] <= contexts["cuda", "float32"]
+@pytest.mark.parametrize("dtype, kernels", [("float32", 0), ("bfloat16", CACHED_KERNELS * KERNEL_SIZE)])
+def test_a_cpu_adds_code_kernels_and_a_quarter_of_what_is_allocated_in_pieces(dtype, kernels):
+    memory = training_memory(TINY, Plan(batch_size=300, dtype=dtype))
+    others = ("weights", "gradients", "optimizer state", "logits and loss")
+    pieces = memory.allocated - sum(memory.parts.get(part, 0) for part in others)
+    assert memory.parts["context and allocator"] == CONTEXT["cpu"] + OPTIMIZER_CODE + kernels + pieces // 4
 
 
 @every_model
@@ -384,6 +384,32 @@ def test_the_peak_is_right_in_attention_and_in_the_optimizer_step(changes, dtype
     c, plan = small_config(**changes), Plan(batch_size=2, dtype=dtype)
     measured = benchmark.peak_bytes(lambda: build(c), lambda model: benchmark.train(model, plan), "cpu")
     assert training_memory(c, plan).allocated == pytest.approx(measured, rel=0.03)
+
+
+STEPS = """
+import importlib.util, resource, sys
+import training.run
+from models.zoo import ZOO
+from utils.memory import Plan, training_memory
+
+spec = importlib.util.spec_from_file_location("benchmark", "benchmarks/memory.py")
+benchmark = importlib.util.module_from_spec(spec)
+sys.path.insert(0, "benchmarks")
+spec.loader.exec_module(benchmark)
+model, plan = ZOO["TransformerModel"](), Plan(batch_size=16, dtype=sys.argv[1])
+benchmark.pick_device("cpu")
+benchmark.train(model, plan)
+print(training_memory(model.config, plan).total, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit, and memory another allocator")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_forecast_is_the_resident_memory_of_a_process_that_trains(dtype):
+    """As measured, 1.03 to 1.13 times the forecast, by dtype and number of threads."""
+    done = subprocess.run([sys.executable, "-c", STEPS, dtype], cwd=ROOT, text=True, capture_output=True, check=True)
+    forecast, resident = map(int, done.stdout.split())
+    assert resident == pytest.approx(1.08 * forecast, rel=0.12)
 
 
 # ---- What fits -------------------------------------------------------------------------------------------------------
