@@ -328,7 +328,7 @@ def check_resume(data, monkeypatch, kind, more):
     if "--init" in more:
         more = [make_base(kind, "base", "--model.dropout=0.1"), *more[1:]]
     else:
-        more = ["--model.dropout=0.1"]
+        more = ["--model.dropout=0.1", *more]
     more += ["--training.accumulation=2", "--training.batch_size=2"]
     run(task_settings(kind, "whole", *more))
     interrupt(task_settings(kind, "parts", *more), monkeypatch, after=2)
