@@ -282,6 +282,30 @@ def test_a_run_resumes_with_its_yaml_file_and_without_its_init(data, monkeypatch
     assert torch.equal(logits("checkpoints/parts", ids), logits("checkpoints/whole", ids))
 
 
+def test_what_lora_trained_finds_its_base_after_a_move_and_a_resumption(data, monkeypatch):
+    settings = ["--init=checkpoints/base", *LORA, "--lora.merge=false"]
+    make_base("dialogue")
+    run(task_settings("dialogue", "whole", *settings))
+    ids, expected = torch.arange(12)[None], logits("checkpoints/whole", torch.arange(12)[None])
+    interrupt(task_settings("dialogue", "tuned", *settings), monkeypatch, after=1)
+    for folder in ("once", "twice"):  # the second resumption reads what the first one has written
+        Path("checkpoints").rename(folder)
+        run(parse_settings([f"--output.folder={folder}", "--run=tuned", "--resume"]))
+        assert torch.equal(logits(f"{folder}/tuned", ids), expected)
+        Path(folder).rename("checkpoints")
+
+
+@pytest.mark.parametrize("base", [[5], "checkpoints/base"])
+def test_the_base_in_the_state_of_a_run_is_validated(data, monkeypatch, base):
+    make_base("dialogue")
+    interrupt(task_settings("dialogue", "tuned", "--init=checkpoints/base", *LORA), monkeypatch, after=1)
+    saved = read("tuned")
+    saved["run_config"]["base"] = base
+    torch.save(saved, "checkpoints/tuned/last.pt")
+    with pytest.raises(UserError, match="last.pt is damaged: run_config has an invalid base"):
+        run(task_settings("dialogue", "tuned", "--init=checkpoints/base", *LORA, "--resume=true"))
+
+
 @pytest.mark.parametrize("yaml_file", [True, False])
 @pytest.mark.parametrize("init, resumed, words", [
     (["--init=checkpoints/base"], "--init=checkpoints/other", "from {0}/checkpoints/base, not checkpoints/other"),
@@ -304,7 +328,7 @@ def check_resume(data, monkeypatch, kind, more):
     if "--init" in more:
         more = [make_base(kind, "base", "--model.dropout=0.1"), *more[1:]]
     else:
-        more = ["--model.dropout=0.1"]
+        more = ["--model.dropout=0.1", *more]
     more += ["--training.accumulation=2", "--training.batch_size=2"]
     run(task_settings(kind, "whole", *more))
     interrupt(task_settings(kind, "parts", *more), monkeypatch, after=2)

@@ -55,17 +55,17 @@ def halved(weights):
     return {name: halves[weight.data_ptr()] for name, weight in weights.items()}
 
 
-def save_best(path, model, tokenizer, settings, **more):
+def save_best(path, model, tokenizer, settings, base, **more):
     """Save a trained model, by the Settings of its run: with adapters of LoRA, merged into its weights, or without the
-    weights that were not trained. Raises UserError."""
+    weights that were not trained, which are in one of the places `base`. Raises UserError."""
     half, lora = settings.output.half, settings.lora
     if lora.rank is None or lora.merge:
         save_checkpoint(path, model, tokenizer, half, merged_weights(model), **more)
         return
     trained = lora_weights(model)
     entry = {"rank": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets),
-             "base": places_of_base(settings.init, path), "fingerprint": fingerprint(model),
-             "weights": halved(trained) if half else trained}
+             "base": base,
+             "fingerprint": fingerprint(model), "weights": halved(trained) if half else trained}
     save_checkpoint(path, model, tokenizer, weights={}, lora=entry, **more)
 
 

@@ -283,6 +283,7 @@ def load_state(record, progress, saved, path):
     elif record.average:
         record.average.load(dict(record.model.named_parameters()))  # the run had none: it starts here
     record.metrics += saved["metrics"]
+    record.base = saved["run_config"].get("base", record.base)  # the settings may have its path before a move
     for name, value in saved["progress"].items():
         setattr(progress, name, value)
 
