@@ -19,7 +19,6 @@ from tasks.kinds import TASKS
 from training.arguments import all_settings, parse_settings
 from training.checkpoint import checkpoint_file, load_start, read_checkpoint, read_start
 from training.distributed import (
-    ALONE,
     check_same,
     open_world,
     pick_rank_device,
@@ -57,10 +56,11 @@ def train_rank(settings):
         train_in(folder, settings, world)
 
 
-def train_in(folder, settings, world=ALONE):
+def train_in(folder, settings, world):
     """`train`, in a folder that no other process uses."""
     saved, start, task, config = world.in_turn(lambda: open_inputs(folder, settings))
-    check_same(world, {"last.pt": saved and saved["progress"], "validation text": task.digest()})
+    files = {"last.pt": saved and saved["progress"], "validation text": task.digest()}
+    world.together(lambda: check_same(files, world))
 
     torch.manual_seed(settings.training.seed)
     device = world.together(lambda: pick_rank_device(settings.training, world))
@@ -221,7 +221,7 @@ def build_model(settings, config, saved, start):
     return model
 
 
-def build(settings, folder, model, task, dtype, plan, world=ALONE):
+def build(settings, folder, model, task, dtype, plan, world):
     """The Record of a new run, with the optimizers, for a rank whose Plan is given."""
     device = model.head.weight.device.type
     n_params = sum(weight.numel() for weight in model.parameters())
