@@ -377,6 +377,10 @@ def test_sampling_and_chat_template_of_a_folder(tmp_path):
     assert (loaded.reply.temperature, loaded.reply.top_p, loaded.reply.top_k) == (0.6, 0.9, None)
     assert foreign.template.source == "{{ messages }}"
     assert loaded.task == {"kind": "language", "template": foreign.template, "stop_tokens": frozenset()}
+    edit_json(folder / "generation_config.json", do_sample=True)
+    assert load_checkpoint(folder).reply.temperature == 0.6
+    edit_json(folder / "generation_config.json", do_sample=False)
+    assert load_checkpoint(folder).reply.temperature == 0  # as in transformers, whatever the temperature is
     edit_json(folder / "generation_config.json", top_p=7)
     assert "generation_config.json: top_p cannot be 7" in error_of(folder)
 
