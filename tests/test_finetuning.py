@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from small_models import small_model
 from small_runs import ROOT, assert_same_run, interrupt, losses
 from small_tasks import CONTEXT, DIALOGUES, FILES, RECORDS, REVIEWS, error_of, task_settings
 from small_tasks import data as data  # a fixture
 
+from models.weights import file_weights
 from terminal_demo import chat
 from training.arguments import parse_settings
-from training.checkpoint import load_checkpoint, load_model
+from training.checkpoint import load_checkpoint, load_model, load_start
 from training.run import train as run
 from utils.errors import UserError
 
@@ -70,6 +72,18 @@ def test_instruction_tuning_from_a_language_model_adds_the_special_tokens_it_lac
         old, new = before["weights"][name], after["weights"][name]
         assert torch.equal(new[:n], old)
         torch.testing.assert_close(new[n:], old.mean(0).expand(4, -1))
+
+
+@pytest.mark.parametrize("changes", [{}, {"auxiliary_lm": True}, {"head_bias": True}])
+def test_every_weight_of_an_uninitialized_classifier_is_set(changes):
+    before = small_model("RainbowGPT")
+    model = small_model("RainbowGPT", n_labels=2, **changes)
+    for weight in model.state_dict().values():
+        weight.fill_(torch.nan)
+    load_start(model, {"config": vars(before.config), "weights": file_weights(before).items()})
+    heads = {name: weight for name, weight in model.state_dict().items() if name.startswith("head.")}
+    assert heads and not any(weight.count_nonzero() for weight in heads.values())
+    assert all(weight.isfinite().all() for weight in model.state_dict().values())
 
 
 def test_a_classifier_starts_from_a_classifier_with_its_head_and_the_order_of_its_labels(data, monkeypatch):
@@ -145,7 +159,7 @@ def test_merged_weights_are_those_of_the_base_plus_the_scaled_product_of_the_ada
 
 @pytest.mark.parametrize("kind, half", [("dialogue", "false"), ("classification", "false"), ("instruction", "true")])
 def test_a_checkpoint_of_what_lora_trained_computes_the_same_with_its_base(data, kind, half):
-    init, more = make_base(kind), ["--model.dropout=0.01", "--training.max_iters=20", "--optim.adamw_lr=0.02"]
+    init, more = make_base(kind), ["--model.dropout=0.01", "--training.max_iters=20", "--optim.adamw_lr=0.005"]
     more.append(f"--data.val_path={FILES[kind]}")  # which improves, so that best.pt is not that of step 0
     for name, merge in (("merged", "true"), ("apart", "false")):
         run(task_settings(kind, name, init, *LORA, f"--lora.merge={merge}", *more))

@@ -13,7 +13,7 @@ from data.readers import ReadOptions
 from data.tokenizer import tokenizer_from_dict
 from models.freeze import freeze_below
 from models.lora import add_lora, load_lora_weights
-from models.weights import load_file_weights
+from models.weights import SkipInitialization, load_file_weights
 from models.zoo import ZOO
 from tasks.kinds import TASKS
 from training.arguments import all_settings, parse_settings
@@ -206,7 +206,9 @@ def resolve_epochs(training, steps_per_epoch):
 def build_model(settings, config, saved, start):
     """The model of a run, new, or with the weights of its last.pt or of the checkpoint that it starts from, and ready
     for LoRA or with frozen blocks, by Settings. Raises UserError."""
-    model, lora = ZOO[settings.model.name](**vars(config)), settings.lora
+    lora = settings.lora
+    with SkipInitialization() if saved or start else contextlib.nullcontext():
+        model = ZOO[settings.model.name](**vars(config))
     model.activation_checkpointing = settings.training.activation_checkpointing
     if saved:
         load_file_weights(model, saved["weights"].items())
