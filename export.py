@@ -20,7 +20,8 @@ from utils.printable import one_line
 @command
 def main():
     parser = Parser(__doc__)
-    parser.add_argument("checkpoint", help="a checkpoint of train.py or transformer_4d.py, or a folder with a best.pt")
+    parser.add_argument("checkpoint", help="a checkpoint, a folder with a best.pt, or a model of another project, as "
+                                           "terminal_demo.py takes it")
     parser.add_argument("output", type=Path, help="the folder, or for gguf the file, that is written")
     parser.add_argument("--format", choices=("huggingface", "gguf"), default="huggingface", help="(%(default)s)")
     args = parser.parse_args()

@@ -175,6 +175,8 @@ def read_sampling(folder):
     sampling = {name: recorded[name] for name in SAMPLING if recorded.get(name) is not None}
     if sampling.get("top_k") == 0:  # in transformers, off
         del sampling["top_k"]
+    if recorded.get("do_sample") is False:
+        sampling["temperature"] = 0
     try:
         ReplyConfig(**sampling)
     except UserError as error:

@@ -1,6 +1,7 @@
 """Export of a model as a GGUF file, for llama.cpp."""
 
 import json
+from collections import defaultdict
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,7 @@ from formats.targets import LLAMA_CPP, exported_model
 from formats.verify import failed
 from utils.errors import UserError
 from utils.files import replacing
+from utils.printable import one_line
 
 LINEAR = tuple(layer._replace(transposed=False) for layer in GPT2.layers)  # in a GGUF, weights are (outputs, inputs)
 TABLES = {"gpt2": GPT2._replace(layers=LINEAR), "llama": LLAMA}
@@ -127,9 +129,11 @@ def add_tokenizer(writer, tokenizer, task):
                             "trained on a longer text")
         writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
         tokens = [tokenizer.library.id_to_token(i) for i in range(tokenizer.vocab_size)]
-    kinds = gguf.TokenType
+    kinds = dict.fromkeys(range(len(tokens)), gguf.TokenType.NORMAL)
+    kinds |= dict.fromkeys(added_words(tokenizer), gguf.TokenType.USER_DEFINED)
+    kinds |= dict.fromkeys(tokenizer.special_ids, gguf.TokenType.CONTROL)
     writer.add_token_list(tokens)
-    writer.add_token_types([kinds.CONTROL if i in tokenizer.special_ids else kinds.NORMAL for i in range(len(tokens))])
+    writer.add_token_types([*kinds.values()])
     writer.add_add_bos_token(False)
     end = end_marker(tokenizer, task)
     if end is not None:
@@ -162,6 +166,47 @@ def pre_tokenizer(description, tokenizer):
         raise UserError("the tokenizer splits text into words in a way that is not known to be one of llama.cpp's: use "
                         "a model with the tokenizer of GPT-2 or SmolLM, or one that was trained here")
     return PRE_TOKENIZERS[steps]
+
+
+def added_words(tokenizer):
+    """The ids of the words that a tokenizer finds in a text before it splits the rest. Raises UserError if llama.cpp
+    would find them elsewhere: it knows none of their options, and takes the longest word first, not the leftmost."""
+    if isinstance(tokenizer, CharTokenizer):
+        return []
+    words = {i: token for i, token in tokenizer.added.items() if i not in tokenizer.special_ids}
+    for token in words.values():
+        if token.single_word or token.lstrip or token.rstrip:
+            raise UserError(f"the tokenizer has a condition for where it finds {quoted(token.content)}, and llama.cpp "
+                            "has none: remove that word from its added tokens")
+    overlap = overlapping([token.content for token in words.values()])
+    if overlap:
+        first, second = map(quoted, overlap)
+        raise UserError(f"where {first} and {second} overlap in a text, llama.cpp does not find the same word as the "
+                        "tokenizer: remove one of them from its added tokens")
+    return [*words]
+
+
+def overlapping(words):
+    """Two words of which one can end with the start of the other, None if there are none. Runs of the same character
+    do not count: the longest is the leftmost, too.
+
+    >>> overlapping(["cat", "attic", "  ", "   "])
+    ('cat', 'attic')
+    """
+    by_start = defaultdict(list)
+    for word in words:
+        by_start[word[0]].append(word)
+    for word in words:
+        for n in range(1, len(word)):
+            for other in by_start.get(word[n], ()):
+                end = word[n:]
+                if other not in (word, end) and other.startswith(end) and len({*word, *other}) > 1:
+                    return word, other
+    return None
+
+
+def quoted(word):
+    return one_line(repr(word), 80)
 
 
 # ---- Verification ----------------------------------------------------------------------------------------------------

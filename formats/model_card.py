@@ -18,7 +18,7 @@ def write_card(title, class_name, c, task, val_loss):
         f"# {title}",
         "",
         f"A GPT with {count_parameters(c):,} parameters, {c.n_blocks} blocks, an embedding width of {c.n_embd}, a "
-        f"vocabulary of {c.vocab_size:,} tokens and a context of {c.block_size:,} tokens, trained with YourGPT. "
+        f"vocabulary of {c.vocab_size:,} tokens and a context of {c.block_size:,} tokens, exported by YourGPT. "
         f"{TASKS[task]}",
         "",
     ]

@@ -1,49 +1,103 @@
-"""Programs on several ranks, for tests: n processes that call one function of this file together."""
+"""Programs on several ranks, for tests: processes that call functions of this file together."""
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
 HERE = Path(__file__).resolve().parent
-LIMIT = 120  # seconds
+LIMIT = 300  # seconds
 
 
-def on_ranks(n, function, folder, *arguments):
-    """Call a function of this file, by name, on n ranks in a working directory, with a World and arguments."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start_ranks(n, command, folder):
+    """Start a Python program on n ranks in a working directory. Returns their processes."""
     path = os.pathsep.join([str(HERE), str(HERE.parent)])
     common = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
-                           "MASTER_PORT": str(port), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
-    command = [sys.executable, HERE / "ranks.py", function, json.dumps(arguments)]
-    processes = [subprocess.Popen(command, cwd=folder, env=common | {"RANK": str(i), "LOCAL_RANK": str(i)}, text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(n)]
+                           "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+    ranks = [common | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(n)]
+    return [subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True) for environment in ranks]
+
+
+def on_ranks(n, calls, folder):
+    """Call functions of this file on n ranks in a working directory: each a list of its name and its arguments after
+    the World."""
+    processes = start_ranks(n, [HERE / "ranks.py", json.dumps(calls)], folder)
     outputs = [process.communicate(timeout=LIMIT) for process in processes]
     for process, (_, errors) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, errors
-    return [output for output, _ in outputs]
 
 
 def train_all(world, runs):
-    """Train the runs with these command lines, one after the other. With "kill", it ends after the second save."""
-    from pathlib import Path
-
+    """Train the runs with these command lines, one after the other; what is compiled is compiled to Python."""
     import training.record
     from training.arguments import parse_settings
     from training.run import train_in
 
     training.record.plot_losses = lambda *_: None
+    torch.compile = partial(torch.compile, backend="eager")
     for arguments in runs:
         settings = parse_settings(arguments)
         folder = Path(settings.output.folder) / settings.run
         folder.mkdir(parents=True, exist_ok=True)
         train_in(folder, settings, world)
+
+
+def stop_in_evaluation(world, arguments):
+    """Train a run, while the last rank gets SIGTERM during the evaluation at step 2."""
+    from training.record import Record
+
+    def evaluate(self, progress, train_loss):
+        if progress.step == 2 and world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_and_save(self, progress, train_loss)
+
+    evaluate_and_save = Record.evaluate_and_save
+    Record.evaluate_and_save = evaluate
+    train_all(world, [arguments])
+    Record.evaluate_and_save = evaluate_and_save
+
+
+def count_exchanges(world, micro_batches):
+    """One step with so many micro-batches, of a model replicated on all ranks. Rank 0 saves how often gradients
+    travel."""
+    from small_models import small_model
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    from training.distributed import replicate
+    from training.shares import Share
+
+    def hook(group, bucket):
+        calls.append(bucket)
+        return allreduce_hook(group, bucket)
+
+    calls = []
+    forward = replicate(small_model("BardGPT"))
+    forward.register_comm_hook(None, hook)
+    x, y = torch.randint(11, (2, 2, 12))
+    plain_step(forward, world)(0, Share([(x, y)] * micro_batches, 0, 24 * micro_batches * world.size, 0), 1.0)
+    if world.is_first:
+        torch.save(len(calls), f"exchanges{micro_batches}.pt")
+
+
+def plain_step(forward, world):
+    """A TrainStep with gradient descent, in float32, without effective gradient clipping."""
+    from training.step import TrainStep
+
+    sgd = torch.optim.SGD(forward.parameters(), lr=torch.tensor(0.1))
+    return TrainStep(forward, [sgd], 1e9, torch.float32, torch.amp.GradScaler("cpu", enabled=False), world=world)
 
 
 def uneven_targets(world, strategy):
@@ -52,7 +106,6 @@ def uneven_targets(world, strategy):
 
     from training.distributed import replicate, shard, whole
     from training.shares import Shares
-    from training.step import TrainStep
 
     model = small_model("BardGPT", block_size=100)
     forward = model
@@ -60,9 +113,7 @@ def uneven_targets(world, strategy):
         shard(model)
     elif world.size > 1:
         forward = replicate(model)
-    sgd = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
-    step = TrainStep(forward, [sgd], 1e9, torch.float32, torch.amp.GradScaler("cpu", enabled=False), world=world)
-    losses = []
+    step, losses = plain_step(forward, world), []
     for few, many in ((3, 97), (3, 0)):
         torch.manual_seed(0)
         x, y = torch.randint(11, (2, 2, 100))
@@ -96,4 +147,5 @@ if __name__ == "__main__":
     from training.distributed import open_world
 
     with open_world() as the_world:
-        globals()[sys.argv[1]](the_world, *json.loads(sys.argv[2]))
+        for name, *arguments in json.loads(sys.argv[1]):
+            globals()[name](the_world, *arguments)

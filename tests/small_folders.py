@@ -12,15 +12,21 @@ from small_text import TEXT
 from data.tokenizer import train_tokenizer
 
 PEAK = """
-import resource, sys
-from models.zoo import ZOO
-from training.checkpoint import load_checkpoint, load_start, read_start
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+import sys
+from models.config import ModelConfig
+from training.checkpoint import load_checkpoint, read_start
+from training.run import build_model
+from training.settings import Settings
+
+def peak():  # ru_maxrss starts at that of the parent process
+    [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
 before = peak()
 if sys.argv[2] == "to train":
-    start = read_start(sys.argv[1])
-    model = ZOO[start["model_class"]](**start["config"])
-    load_start(model, start)
+    start, settings = read_start(sys.argv[1]), Settings()
+    settings.model.name = start["model_class"]
+    model = build_model(settings, ModelConfig(**start["config"]), None, start)
 else:
     model = load_checkpoint(sys.argv[1]).model
 print((peak() - before) / sum(4 * weight.numel() for weight in model.parameters()))

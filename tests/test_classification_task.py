@@ -5,6 +5,7 @@ import importlib.util
 import json
 import random
 
+import numpy as np
 import pytest
 import torch
 from small_models import small_model
@@ -13,9 +14,10 @@ from small_tasks import BAD, GOOD, REVIEWS, error_of, task_settings
 from small_tasks import data as data  # a fixture
 
 import terminal_demo
+from data.examples import IGNORED, Example
 from data.reviews import Review
 from data.tokenizer import CharTokenizer
-from tasks.classification import classify
+from tasks.classification import classify, with_next_tokens
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.run import train as run
 from utils.errors import UserError
@@ -68,6 +70,13 @@ def test_both_directions_give_the_mean_of_their_probabilities(classifier):
     expected = model(torch.tensor(both))[0][:, -1].softmax(1).mean(0).double()
     found = torch.from_numpy(classify(*classifier, entry(both_directions=True), reviews("fed cab"))[0])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("share, targets", [(0.0, [1, 1, 1, 1]), (1.0, [2 + 4, 2 + 5, 2 + 6, 1])])
+def test_the_second_head_predicts_the_next_token_and_the_first_one_the_label_elsewhere(share, targets):
+    example = Example([9, 4, 5, 6], [IGNORED, IGNORED, IGNORED, 1])
+    found = with_next_tokens(example, share, 2, np.random.default_rng(0))
+    assert found.tokens == example.tokens and found.targets.tolist() == targets
 
 
 def test_without_a_mask_every_text_has_the_length_of_the_context(classifier):

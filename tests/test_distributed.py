@@ -10,17 +10,17 @@ import time
 import psutil
 import pytest
 import torch
-from ranks import on_ranks
+from ranks import free_port, on_ranks, start_ranks, uneven_targets
 from small_runs import ROOT, TINY, losses
 from small_tasks import CONTEXT, FILES, write_data
 from small_text import TEXT
 from torch.distributed.run import get_args_parser
 
 from training.arguments import ALIASES, all_settings, parse_settings
-from training.distributed import World
+from training.distributed import ALONE
 from training.run import train as run
-from training.shares import EMPTY, Shares, divide
-from utils.errors import UserError
+
+pytestmark = pytest.mark.xdist_group("ranks")  # one worker: the fixture `trained` takes most of the time
 
 SIZES = [f"--model.{name}={value}" for name, value in (TINY | {"dropout": 0}).items()]
 BASE = ["--output.folder=checkpoints", "--training.max_iters=6", "--training.eval_interval=2", "--training.device=cpu",
@@ -50,6 +50,8 @@ ON_TWO = {
     "dialogue": of_task("dialogue", "--training.epochs=2"),
     "instruction": of_task("instruction", "--training.batch_size=2", FSDP),
     "classification": of_task("classification", "--data.auxiliary_lm=0.3"),
+    "compiled": [*TEXTS, "--training.accumulation=3", "--training.compile=yes"],
+    "compiled fsdp": [*TEXTS, "--training.compile=yes", FSDP],
     "frozen": [*TEXTS, "--training.trainable_blocks=1"],
     "lora": [*BASE, *LORA],
     "lora fsdp": [*BASE, *LORA, FSDP],
@@ -67,7 +69,7 @@ def named(runs):
 
 def alone(arguments):
     """A run in this process, of the command line of a run on several ranks."""
-    run(parse_settings([argument for argument in arguments if argument != FSDP]))
+    run(parse_settings([argument for argument in arguments if argument not in (FSDP, "--training.compile=yes")]))
 
 
 def checkpoint(folder, name, file="last.pt"):
@@ -91,16 +93,24 @@ def assert_same_run(folder, name, other):
     assert (found["average"] is None) == (expected["average"] is None)
     if found["average"]:
         assert_equal(found["average"], expected["average"])
-    assert found["run_config"] == expected["run_config"]
+    for entry in found["run_config"].keys() - {"compile"}:
+        assert found["run_config"][entry] == expected["run_config"][entry]
     ours, theirs = (checkpoint(folder, each, "best.pt") for each in (name, other))
     assert ours["weights"].keys() == theirs["weights"].keys() and ours["config"] == theirs["config"]
     assert_equal(ours["weights"], theirs["weights"])
     assert_equal(ours.get("lora", {}).get("weights", {}), theirs.get("lora", {}).get("weights", {}))
 
 
+HALF = [*TEXTS, "--optim.ema=0.9", "--training.accumulation=4", "--model.dropout=0.2", "--training.max_iters=4"]
+RESUMED = [*HALF, "--training.max_iters=6", "--resume"]
+LONG = [*TEXTS, "--model.dropout=0.2", "--training.accumulation=2", "--training.max_iters=40",
+        "--training.eval_interval=5"]
+ENDLESS = [*TEXTS, "--training.max_iters=1000"]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A working directory with the runs of ON_TWO and ON_FOUR, trained on two and four ranks."""
+    """A working directory with runs on four ranks, then on two."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "data").mkdir()
     (folder / "data" / "input.txt").write_text(TEXT, encoding="utf-8")
@@ -109,8 +119,16 @@ def trained(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr("training.record.plot_losses", lambda *_: None)
         alone(of_task("dialogue", "--run=base"))
-    on_ranks(2, "train_all", folder, named(ON_TWO))
-    on_ranks(4, "train_all", folder, named(ON_FOUR))
+        alone([*HALF, "--run=one to two"])
+    halves = {"four to one": HALF, "four to two": [*HALF, FSDP], "sharded to one": [*HALF, FSDP]}
+    on_ranks(4, [["train_all", named(ON_FOUR | halves)]], folder)
+    resumed = {"four to two": RESUMED, "one to two": [*RESUMED, FSDP]}
+    on_ranks(2, [
+        ["train_all", named(ON_TWO | resumed | {"long": LONG})],
+        ["uneven_targets", "ddp"], ["uneven_targets", "fsdp"], ["count_exchanges", 1], ["count_exchanges", 3],
+        *(["stop_in_evaluation", [*ENDLESS, f"--training.parallel={strategy}", f"--run=stopped {strategy}"]]
+          for strategy in ("ddp", "fsdp")),
+    ], folder)
     return folder
 
 
@@ -129,70 +147,41 @@ def test_several_ranks_train_as_one_process_does(here, name):
 
 
 def test_a_run_saved_on_four_ranks_resumes_on_two_and_on_one_and_back(here):
-    common = [*TEXTS, "--optim.ema=0.9", "--training.accumulation=4", "--model.dropout=0.2"]
-    alone([*common, "--run=uninterrupted"])
-    half = [*common, "--training.max_iters=4"]
-    on_ranks(4, "train_all", here, [[*half, f"--run={name}", *more] for name, more in (
-        ("four to one", []), ("four to two", [FSDP]), ("sharded to one", [FSDP]))])
+    alone([*HALF, "--training.max_iters=6", "--run=uninterrupted"])
     for name in ("four to one", "sharded to one"):
-        alone([*common, f"--run={name}", "--resume"])
-    alone([*half, "--run=one to two"])
-    on_ranks(2, "train_all", here, [[*common, f"--run={name}", "--resume", *more] for name, more in (
-        ("four to two", []), ("one to two", [FSDP]))])
+        alone([*RESUMED, f"--run={name}"])
     for name in ("four to one", "sharded to one", "four to two", "one to two"):
         assert_same_run(here, name, "uninterrupted")
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_ranks_may_have_few_targets_or_none(tmp_path, strategy):
-    on_ranks(1, "uneven_targets", tmp_path, "ddp")
-    on_ranks(2, "uneven_targets", tmp_path, strategy)
-    expected, found = (torch.load(tmp_path / f"{name}.pt") for name in ("ddp1", f"{strategy}2"))
+def test_ranks_may_have_few_targets_or_none(here, strategy):
+    uneven_targets(ALONE, "alone")
+    expected, found = (torch.load(here / f"{name}.pt") for name in ("alone1", f"{strategy}2"))
     assert_equal(found, expected)
 
 
-# ---- Shares ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_sigterm_to_one_rank_during_an_evaluation_stops_all_at_the_next_step(here, strategy):
+    name = f"stopped {strategy}"
+    assert [line[0] for line in losses(here / "checkpoints" / name)] == [0, 2, 3]
+    assert checkpoint(here, name)["progress"]["step"] == 3
 
 
-@pytest.mark.parametrize("batch_size, accumulation, ranks, sequences", [
-    (4, 4, 4, [[[0, 1, 2, 3]], [[4, 5, 6, 7]], [[8, 9, 10, 11]], [[12, 13, 14, 15]]]),
-    (4, 1, 2, [[[0, 1]], [[2, 3]]]),
-    (4, 3, 2, [[[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9], [10, 11]]]),
-    (6, 2, 4, [[[0, 1, 2]], [[3, 4, 5]], [[6, 7, 8]], [[9, 10, 11]]]),
-    (2, 6, 3, [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10, 11]]]),
-])
-def test_every_sequence_of_a_step_belongs_to_one_rank_and_micro_batches_are_numbered_in_order(
-        batch_size, accumulation, ranks, sequences):
-    ids = torch.arange(batch_size * accumulation)[:, None]
-    batches = [(part, part) for part in ids.split(batch_size)]
-    parts = divide(batch_size, accumulation, ranks)
-    shares = [Shares(lambda _: batches, parts, World(rank, ranks))(0) for rank in range(ranks)]
-    assert [[x.flatten().tolist() for x, _ in share.batches] for share in shares] == sequences
-    assert [share.first for share in shares] == [i * len(sequences[0]) for i in range(ranks)]
-    assert {(share.n_targets, share.n_tokens) for share in shares} == {(len(ids), len(ids))}
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_gradients_travel_once_per_step(here, micro_batches):
+    assert torch.load(here / f"exchanges{micro_batches}.pt") == 1
 
 
-def test_the_last_step_of_an_epoch_leaves_some_ranks_without_targets():
-    batches = [(torch.zeros(3, 5, dtype=torch.long),) * 2]
-    shares = [Shares(lambda _: batches, 4, World(rank, 4))(0) for rank in range(4)]
-    assert [[x.shape for x, _ in share.batches] for share in shares] == [[(1, 5)]] * 3 + [[(1, 1)]]
-    assert shares[3].batches == [EMPTY] and {share.n_targets for share in shares} == {15}
-
-
-@pytest.mark.parametrize("batch_size, accumulation, ranks, advice", [
-    (16, 1, 3, "start 2 "), (16, 1, 5, "start 4 "), (16, 2, 7, "start 8 "), (1, 1, 2, "start 1 "),
-])
-def test_a_number_of_ranks_that_does_not_divide_a_step_is_refused_with_the_nearest(
-        batch_size, accumulation, ranks, advice):
-    with pytest.raises(UserError, match=advice):
-        divide(batch_size, accumulation, ranks)
+def test_a_mistake_is_one_line_whatever_the_number_of_ranks(here):
+    processes = start_ranks(2, [ROOT / "train.py", *TEXTS, "--data.path=nowhere.txt", "--run_name=mistake"], here)
+    errors = [process.communicate(timeout=90)[1] for process in processes]
+    assert errors == ["error: cannot read nowhere.txt: No such file or directory. Check the path and its permissions\n",
+                      ""]
+    assert [process.returncode for process in processes] == [2, 2] and not (here / "checkpoints" / "mistake").exists()
 
 
 # ---- torchrun --------------------------------------------------------------------------------------------------------
-
-LONG = [*TEXTS, "--model.dropout=0.2", "--training.accumulation=2", "--training.max_iters=60",
-        "--training.eval_interval=5"]
-
 
 def start_torchrun(folder, *arguments, options=("--nproc_per_node=2",)):
     """A run of train.py on two ranks, as a user starts it."""
@@ -216,35 +205,27 @@ def wait_for_lines(folder, run, n):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_after_a_rank_is_killed_torchrun_restarts_the_run_and_its_losses_are_those_of_an_uninterrupted_one(here):
-    on_ranks(2, "train_all", here, [[*LONG, "--run=whole"]])
     process = start_torchrun(here, *LONG, "--run_name=killed", options=("--nproc_per_node=2", "--max_restarts=1"))
     wait_for_lines(here, "killed", 3)
     os.kill(rank_processes(process)[1], signal.SIGKILL)
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 0, errors
     assert "error: rank 0 stops, because another rank has ended" in errors
-    assert losses(here / "checkpoints" / "killed") == losses(here / "checkpoints" / "whole")
-    found, expected = (checkpoint(here, name)["weights"] for name in ("killed", "whole"))
+    assert losses(here / "checkpoints" / "killed") == losses(here / "checkpoints" / "long")
+    found, expected = (checkpoint(here, name)["weights"] for name in ("killed", "long"))
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
-def test_sigterm_to_one_rank_stops_all_of_them_at_one_step_with_a_last_save(here):
-    process = start_torchrun(here, *LONG, "--training.max_iters=100000", "--run_name=stopped")
-    wait_for_lines(here, "stopped", 2)
-    os.kill(rank_processes(process)[1], signal.SIGTERM)
-    output, errors = process.communicate(timeout=90)
-    assert process.returncode == 0, errors
-    assert output.count("interrupted: one last evaluation") == 1
-    assert checkpoint(here, "stopped")["progress"]["step"] == losses(here / "checkpoints" / "stopped")[-1][0]
-
-
-def test_a_mistake_is_one_line_whatever_the_number_of_ranks(here):
-    process = start_torchrun(here, *LONG, "--data.path=nowhere.txt", "--run_name=mistake")
-    _, errors = process.communicate(timeout=90)
-    assert process.returncode == 1 and not (here / "checkpoints" / "mistake").exists()
-    assert [line for line in errors.splitlines() if line.startswith("error: ")] == [
-        "error: cannot read nowhere.txt: No such file or directory. Check the path and its permissions"]
+def test_two_machines_train_as_one_process_does(here):
+    """Two launchers, both on this machine."""
+    options = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}")
+    processes = [start_torchrun(here, *TEXTS, "--run_name=machines", options=(*options, f"--node_rank={i}"))
+                 for i in range(2)]
+    outputs = [process.communicate(timeout=90) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "DDP on 2 ranks" in outputs[0][0] and outputs[1][0] == ""
+    alone([*TEXTS, "--run=machines alone"])
+    assert_same_run(here, "machines", "machines alone")
 
 
 def test_no_option_of_train_is_an_abbreviation_of_one_of_torchrun():

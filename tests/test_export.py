@@ -13,6 +13,7 @@ from small_exports import error_of, run_export
 from small_models import small_model
 from small_runs import ROOT
 from small_tokenizers import SP_TEXTS, sp_library
+from tokenizers import AddedToken, Tokenizer
 
 from data.bpe import BPETokenizer
 from data.dialogues import prompt_ids
@@ -187,6 +188,31 @@ def end_a_reply(model, tokenizer):
                     model.head.weight[swapped] = model.head.weight[swapped[::-1]]
                 return text, ids[:i]
     raise AssertionError("every reply starts with a special token, or repeats one token")
+
+
+@pytest.mark.parametrize("library, kind", [
+    (Tokenizer.from_str(BPETokenizer.train(["a fox"], 300).library.to_str()), BPETokenizer),
+    (sp_library("normalizer"), SentencePieceTokenizer),
+    (sp_library("first"), SentencePieceTokenizer),
+], ids=["BPE", "normalizer", "first"])
+def test_added_words_keep_their_ids_in_an_import_and_another_export(library, kind, tmp_path):
+    library.encode_special_tokens = False
+    words = [AddedToken(word, normalized=False) for word in ("COVID", "世界", "  ", "\n\n")]
+    words += [AddedToken("one", single_word=True, normalized=False), AddedToken("left", lstrip=True, normalized=False)]
+    library.add_tokens(words)
+    library.add_special_tokens(["<|tool|>"])
+    tokenizer = kind(library.to_str())
+    model = small_model("Llama", num_kv_heads=2, vocab_size=tokenizer.vocab_size)
+    run_export(save(tmp_path / "best.pt", model, tokenizer), tmp_path / "once")
+    run_export(tmp_path / "once", tmp_path / "twice")
+    text = "COVIDs, one ones\n\n\n     a   left  b 世界"
+    ids = library.encode(text, add_special_tokens=False).ids
+    assert {library.token_to_id(word.content) for word in words} < {*ids}
+    for folder in (tmp_path / "once", tmp_path / "twice"):
+        theirs, ours = their_tokenizer_of(folder), load_checkpoint(folder).tokenizer
+        assert theirs(text)["input_ids"] == ours.encode(text) == ids
+        tool = theirs("COVID<|tool|>")["input_ids"]
+        assert tool == ours.encode_with_special_tokens("COVID<|tool|>", lambda part: part)
 
 
 @pytest.mark.parametrize("bpe", [False, True])

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from small_models import small_model
 from small_runs import ROOT, assert_same_run, interrupt, losses
 from small_tasks import CONTEXT, DIALOGUES, FILES, RECORDS, REVIEWS, error_of, task_settings
 from small_tasks import data as data  # a fixture
 
+from models.weights import file_weights
 from terminal_demo import chat
 from training.arguments import parse_settings
-from training.checkpoint import load_checkpoint, load_model
+from training.checkpoint import load_checkpoint, load_model, load_start
 from training.run import train as run
 from utils.errors import UserError
 
@@ -70,6 +72,18 @@ def test_instruction_tuning_from_a_language_model_adds_the_special_tokens_it_lac
         old, new = before["weights"][name], after["weights"][name]
         assert torch.equal(new[:n], old)
         torch.testing.assert_close(new[n:], old.mean(0).expand(4, -1))
+
+
+@pytest.mark.parametrize("changes", [{}, {"auxiliary_lm": True}, {"head_bias": True}])
+def test_every_weight_of_an_uninitialized_classifier_is_set(changes):
+    before = small_model("RainbowGPT")
+    model = small_model("RainbowGPT", n_labels=2, **changes)
+    for weight in model.state_dict().values():
+        weight.fill_(torch.nan)
+    load_start(model, {"config": vars(before.config), "weights": file_weights(before).items()})
+    heads = {name: weight for name, weight in model.state_dict().items() if name.startswith("head.")}
+    assert heads and not any(weight.count_nonzero() for weight in heads.values())
+    assert all(weight.isfinite().all() for weight in model.state_dict().values())
 
 
 def test_a_classifier_starts_from_a_classifier_with_its_head_and_the_order_of_its_labels(data, monkeypatch):
@@ -145,7 +159,7 @@ def test_merged_weights_are_those_of_the_base_plus_the_scaled_product_of_the_ada
 
 @pytest.mark.parametrize("kind, half", [("dialogue", "false"), ("classification", "false"), ("instruction", "true")])
 def test_a_checkpoint_of_what_lora_trained_computes_the_same_with_its_base(data, kind, half):
-    init, more = make_base(kind), ["--model.dropout=0.01", "--training.max_iters=20", "--optim.adamw_lr=0.02"]
+    init, more = make_base(kind), ["--model.dropout=0.01", "--training.max_iters=20", "--optim.adamw_lr=0.005"]
     more.append(f"--data.val_path={FILES[kind]}")  # which improves, so that best.pt is not that of step 0
     for name, merge in (("merged", "true"), ("apart", "false")):
         run(task_settings(kind, name, init, *LORA, f"--lora.merge={merge}", *more))
@@ -282,6 +296,30 @@ def test_a_run_resumes_with_its_yaml_file_and_without_its_init(data, monkeypatch
     assert torch.equal(logits("checkpoints/parts", ids), logits("checkpoints/whole", ids))
 
 
+def test_what_lora_trained_finds_its_base_after_a_move_and_a_resumption(data, monkeypatch):
+    settings = ["--init=checkpoints/base", *LORA, "--lora.merge=false"]
+    make_base("dialogue")
+    run(task_settings("dialogue", "whole", *settings))
+    ids, expected = torch.arange(12)[None], logits("checkpoints/whole", torch.arange(12)[None])
+    interrupt(task_settings("dialogue", "tuned", *settings), monkeypatch, after=1)
+    for folder in ("once", "twice"):  # the second resumption reads what the first one has written
+        Path("checkpoints").rename(folder)
+        run(parse_settings([f"--output.folder={folder}", "--run=tuned", "--resume"]))
+        assert torch.equal(logits(f"{folder}/tuned", ids), expected)
+        Path(folder).rename("checkpoints")
+
+
+@pytest.mark.parametrize("base", [[5], "checkpoints/base"])
+def test_the_base_in_the_state_of_a_run_is_validated(data, monkeypatch, base):
+    make_base("dialogue")
+    interrupt(task_settings("dialogue", "tuned", "--init=checkpoints/base", *LORA), monkeypatch, after=1)
+    saved = read("tuned")
+    saved["run_config"]["base"] = base
+    torch.save(saved, "checkpoints/tuned/last.pt")
+    with pytest.raises(UserError, match="last.pt is damaged: run_config has an invalid base"):
+        run(task_settings("dialogue", "tuned", "--init=checkpoints/base", *LORA, "--resume=true"))
+
+
 @pytest.mark.parametrize("yaml_file", [True, False])
 @pytest.mark.parametrize("init, resumed, words", [
     (["--init=checkpoints/base"], "--init=checkpoints/other", "from {0}/checkpoints/base, not checkpoints/other"),
@@ -304,7 +342,7 @@ def check_resume(data, monkeypatch, kind, more):
     if "--init" in more:
         more = [make_base(kind, "base", "--model.dropout=0.1"), *more[1:]]
     else:
-        more = ["--model.dropout=0.1"]
+        more = ["--model.dropout=0.1", *more]
     more += ["--training.accumulation=2", "--training.batch_size=2"]
     run(task_settings(kind, "whole", *more))
     interrupt(task_settings(kind, "parts", *more), monkeypatch, after=2)

@@ -216,6 +216,19 @@ def test_the_repetition_penalty_applies_to_the_tokens_in_the_window(monkeypatch)
     assert contexts == [[1, 2, 3], [0, 1, 2, 3], [0, 3], [0, 3], [0]]
 
 
+def test_special_tokens_have_no_repetition_penalty(monkeypatch):
+    tokenizer, penalized = CharTokenizer("ab").with_special_tokens(), []
+
+    def first_token(logits, in_context, *_):
+        penalized.append(in_context.nonzero().flatten().tolist())
+        return torch.tensor(tokenizer.message_end)
+
+    monkeypatch.setattr(models.generate, "draw", first_token)
+    model = small_model("BardGPT", vocab_size=tokenizer.vocab_size)
+    list(generate_text(model, tokenizer, [tokenizer.message_start, 1], 3, GREEDY))
+    assert penalized == [[1]] * 3
+
+
 def test_a_fixed_seed_reproduces_the_output_and_none_varies_it():
     model = small_model("BardGPT")
 

@@ -81,6 +81,17 @@ def test_a_model_that_overfits_20_instructions_repeats_their_outputs_word_for_wo
         assert "".join(Response(model, tokenizer, task, print).answer(record["instruction"], reply)) == record["output"]
 
 
+def test_a_response_is_cut_at_a_token_and_not_at_text_that_looks_like_a_heading(monkeypatch):
+    tokenizer = train_tokenizer([prompt_text("Sing.")], "bpe", 300).with_special_tokens()
+    model = small_model("TransformerModel", vocab_size=tokenizer.vocab_size, block_size=320)
+    answer = "Yes.\n\n### Response:\n<|endoftext|> No."
+    tokens = [*tokenizer.encode(answer), tokenizer.end_of_text, 1]
+    monkeypatch.setattr("models.generate.Sampler.restart", lambda *_: tokens.pop(0))
+    monkeypatch.setattr("models.generate.Sampler.next_after", lambda *_: tokens.pop(0))
+    response = Response(model, tokenizer, {}, print).answer("Sing.", ReplyConfig(max_tokens=100))
+    assert "".join(response) == answer and tokens == [1]
+
+
 def test_a_typed_instruction_is_put_into_the_prompt_of_training(data, run_main, capsys):
     run(task_settings("instruction", "short", "--sampling.temperature=0"))
     model, tokenizer, task, _ = load_checkpoint("checkpoints/short")

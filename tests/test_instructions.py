@@ -108,7 +108,8 @@ def test_prompts_are_those_of_alpaca():
         "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         "\n\n### Instruction:\nSing.\n\n### Response:\n")
     assert prompt_text("Sing.") == prompt_text("Sing.", "") == prompt_text("Sing.", "  ")
-    assert SPECIAL in prompt_text(SPECIAL, "x") and f"\n{SPECIAL}\n" in prompt_text("x", SPECIAL)
+    for prompt in (prompt_text(SPECIAL), prompt_text(SPECIAL, "x"), prompt_text("x", SPECIAL)):
+        assert f"\n{SPECIAL}\n" in prompt
 
 
 def test_prompt_and_answer_are_encoded_separately(bpe):

@@ -10,7 +10,7 @@ import torch
 from small_exports import error_of, run_export
 from small_models import small_model
 from small_tokenizers import sp_library
-from tokenizers import pre_tokenizers
+from tokenizers import AddedToken, pre_tokenizers
 
 from data.bpe import BPETokenizer
 from data.sentencepiece_bpe import SentencePieceTokenizer
@@ -99,6 +99,42 @@ def test_llama_cpp_generates_the_greedy_tokens_of_the_checkpoint(name, changes, 
     assert not tokenizer.special_ids & {*expected} and len({*expected}) > 3
     found = post("completion", prompt=ids, n_predict=50, temperature=0, return_tokens=True)["tokens"]
     assert found == expected
+
+
+def bpe_with(*words):
+    """The BPE tokenizer with words that are found in a text; the name of a special token is not."""
+    library = BPE.library.from_str(BPE.library.to_str())
+    library.add_tokens([*words])
+    library.add_special_tokens(["<|tool|>"])
+    return BPETokenizer(library.to_str())
+
+
+def test_words_and_white_space_that_a_tokenizer_adds_are_found_by_llama_cpp_too(tmp_path, serve):
+    words = ["  ", "\n\n", "    ", "COVID", "small", "世界", "é", "\t"]
+    tokenizer = bpe_with(*words)
+    save(tmp_path, "GPT2", {}, tokenizer)
+    run_export(tmp_path, tmp_path / "model.gguf", *GGUF)
+    post = serve(tmp_path / "model.gguf")
+    names = "COVIDs smaller\n\n\n     a       b  \n\n\té <|tool|>COVID<|im_end|>世界<|endoftext|>"
+    for text in (TEXT, names, "  ", " COVID "):
+        ids = tokenizer.encode(text)
+        assert any(i >= BPE.vocab_size for i in ids) and tokenizer.special_ids.isdisjoint(ids)
+        assert post("tokenize", content=text, parse_special=False)["tokens"] == ids
+        assert post("detokenize", tokens=ids)["content"] == text
+    found = post("tokenize", content="COVID <|tool|>", parse_special=True)["tokens"]
+    assert found == tokenizer.encode_with_special_tokens("COVID <|tool|>", lambda part: part)
+
+
+@pytest.mark.parametrize("words, reason", [
+    (["cat", "attic"], "where 'cat' and 'attic' overlap"),
+    ([" \n", "\n\n"], r"where ' \n' and '\n\n' overlap"),
+    ([AddedToken("one", single_word=True)], "where it finds 'one'"),
+    ([AddedToken("left", lstrip=True)], "where it finds 'left'"),
+    ([AddedToken("right", rstrip=True)], "where it finds 'right'"),
+])
+def test_added_words_that_llama_cpp_would_find_elsewhere_are_refused(words, reason, tmp_path, capsys):
+    save(tmp_path, "GPT2", {}, bpe_with(*words))
+    assert reason in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
 
 
 def test_a_character_model_stops_at_no_token(tmp_path):

@@ -165,9 +165,10 @@ TRAINED = [{"trainable_blocks": n} for n in (0, 1, 3)] + [
     for targets in (["qkv"], ["out"], ["up"], ["gate"], ["down"], ["head"], ["qkv", "out"], ["up", "down", "head"])]
 
 
-def counted_flops(c, trainable_blocks=None, lora_rank=None, lora_targets=()):
+def counted_flops(c, recompute, trainable_blocks=None, lora_rank=None, lora_targets=()):
     """Operations of matrix products in a training step on two sequences, counted by PyTorch."""
     model = build(c).bfloat16()  # on a CPU: attention as plain matrix products
+    model.activation_checkpointing = recompute
     if lora_rank is not None:
         add_lora(model, lora_rank, 16, lora_targets)
     elif trainable_blocks is not None:
@@ -179,16 +180,19 @@ def counted_flops(c, trainable_blocks=None, lora_rank=None, lora_targets=()):
 
 
 @pytest.mark.parametrize("trained", [{}, *TRAINED], ids=lambda trained: "-".join(map(str, trained.values())) or "all")
+@pytest.mark.parametrize("recompute, dropout", [(False, 0.0), (True, 0.0), (True, 0.1)])
 @every([KINDS[0], KINDS[2], KINDS[3], CLASSIFIERS[1], {"n_labels": 3, "auxiliary_lm": True}])
-def test_the_flops_of_training_are_those_that_pytorch_counts(kind, trained):
-    c = small_config(**kind | {"dropout": 0.0, "n_blocks": 3})
+def test_the_flops_of_training_are_those_that_pytorch_counts(kind, recompute, dropout, trained):
+    c = small_config(**kind | {"dropout": dropout, "n_blocks": 3})
     targets = trained.get("lora_targets", [])
     if not set(targets) <= lora_targets(c).keys():
         pytest.skip("the model has no such matrix")
-    expected = counted_flops(c, **trained)
+    expected = counted_flops(c, recompute, **trained)
     if "head" in targets:
         expected -= 6 * 5 * c.n_embd * c.vocab_size  # merging the adapter, once for all tokens
-    assert flops_per_token(c, **trained) * 2 * c.block_size == expected
+    if recompute and not dropout and targets == ["down"]:  # the first block is repeated up to the product with B only
+        expected += 2 * 5 * c.n_embd * 2 * c.block_size
+    assert flops_per_token(c, **trained, activation_checkpointing=recompute) * 2 * c.block_size == expected
 
 
 # ---- Training, by hand -----------------------------------------------------------------------------------------------
@@ -281,17 +285,17 @@ def test_fsdp_shards_and_gathers_all_weights_but_those_of_other_blocks():
 
 
 def test_cuda_adds_its_context_and_two_workspaces():
-    cpu, cuda = parts(), parts(device="cuda")
+    cuda = parts(device="cuda")
     assert cuda["workspaces"] == 2 * (2 * 4096 + 8 * 16) * 1024  # :4096:2:16:8
     assert cuda["context and allocator"] > CONTEXT["cuda"]
-    assert cpu["context and allocator"] == CONTEXT["cpu"] + OPTIMIZER_CODE
 
 
-def test_only_a_cpu_in_half_precision_keeps_kernels():
-    contexts = {(device, dtype): parts(device=device, dtype=dtype)["context and allocator"]
-                for device in ("cpu", "cuda") for dtype in ("float32", "bfloat16")}
-    assert contexts["cpu", "bfloat16"] - contexts["cpu", "float32"] == CACHED_KERNELS * KERNEL_SIZE
-    assert contexts["cuda", "bfloat16"] <= contexts["cuda", "float32"]
+@pytest.mark.parametrize("dtype, kernels", [("float32", 0), ("bfloat16", CACHED_KERNELS * KERNEL_SIZE)])
+def test_a_cpu_adds_code_kernels_and_a_quarter_of_what_is_allocated_in_pieces(dtype, kernels):
+    memory = training_memory(TINY, Plan(batch_size=300, dtype=dtype))
+    others = ("weights", "gradients", "optimizer state", "logits and loss")
+    pieces = memory.allocated - sum(memory.parts.get(part, 0) for part in others)
+    assert memory.parts["context and allocator"] == CONTEXT["cpu"] + OPTIMIZER_CODE + kernels + pieces // 4
 
 
 @every_model
@@ -402,9 +406,36 @@ RANKS = [  # changes to a plan of each configuration, on two ranks
 def test_the_peak_of_each_of_two_ranks_is_what_pytorch_allocates(tmp_path):
     configs = [small_config(**kind, n_blocks=4, n_embd=192, n_hidden=512) for kind in (KINDS[0], KINDS[3])]
     rows = [(vars(c), {"gpus": 2, "batch_size": 16} | changes) for c in configs for changes in RANKS]
-    on_ranks(2, "measure_memory", tmp_path, rows)
+    on_ranks(2, [["measure_memory", rows]], tmp_path)
     for (c, plan), measured in zip(rows, json.loads((tmp_path / "peaks.json").read_text()), strict=True):
         assert training_memory(ModelConfig(**c), Plan(**plan)).allocated == pytest.approx(measured, rel=0.05), plan
+
+
+STEPS = """
+import importlib.util, resource, sys
+import training.run
+from models.zoo import ZOO
+from training.precision import pick_device
+from utils.memory import Plan, training_memory
+
+spec = importlib.util.spec_from_file_location("benchmark", "benchmarks/memory.py")
+benchmark = importlib.util.module_from_spec(spec)
+sys.path.insert(0, "benchmarks")
+spec.loader.exec_module(benchmark)
+model, plan = ZOO["TransformerModel"](), Plan(batch_size=16, dtype=sys.argv[1])
+pick_device("cpu")
+benchmark.train(model, plan)
+print(training_memory(model.config, plan).total, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit, and memory another allocator")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_forecast_is_the_resident_memory_of_a_process_that_trains(dtype):
+    """As measured, 1.03 to 1.13 times the forecast, by dtype and number of threads."""
+    done = subprocess.run([sys.executable, "-c", STEPS, dtype], cwd=ROOT, text=True, capture_output=True, check=True)
+    forecast, resident = map(int, done.stdout.split())
+    assert resident == pytest.approx(1.08 * forecast, rel=0.12)
 
 
 # ---- What fits -------------------------------------------------------------------------------------------------------
@@ -584,12 +615,14 @@ def test_the_command_prints_communication(monkeypatch, capsys):
     assert "for seconds, give --flops and --link" in out
 
 
-def test_the_hours_of_lora_and_of_frozen_blocks_are_fewer_than_those_of_full_training(monkeypatch, capsys):
-    for options, words in ((["--lora_rank", 8], {"lora_rank": 8, "lora_targets": ["qkv", "out"]}),
-                           (["--trainable_blocks", 2], {"trainable_blocks": 2})):
+def test_the_hours_depend_on_what_is_trained_and_recomputed(monkeypatch, capsys):
+    for options, words, expected in (
+            (["--lora_rank", 8], {"lora_rank": 8, "lora_targets": ["qkv", "out"]}, 0.7),
+            (["--trainable_blocks", 2], {"trainable_blocks": 2}, 0.5),
+            (["--activation_checkpointing"], {"activation_checkpointing": True}, 1.25)):
         c = ZOO["GPT2"].config
         flops = flops_per_token(c, **words)
-        assert flops < 0.8 * flops_per_token(c)
+        assert flops / flops_per_token(c) == pytest.approx(expected, abs=0.05)
         out, _, _ = calculate(monkeypatch, capsys, "--model", "GPT2", *options, "--flops", 1e14, "--tokens",
                               3600 * 1e14 / flops * 10)
         assert "10.00 hours" in out and f"forward and backward: {flops:.4g}\n" in out

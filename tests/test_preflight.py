@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from utils.errors import UserError
 from utils.memory import CONTEXT, GIB, MIB, Plan, readable, training_memory
 
 CONFIG = ZOO["DevModel"].config
+HUGE = dataclasses.replace(ZOO["HugeModel"].config, block_size=8)
 
 
 @pytest.fixture
@@ -85,3 +87,44 @@ def test_running_out_of_memory_ends_with_advice():
             raise error
     with pytest.raises(RuntimeError, match="another"), memory_advice(CONFIG, Plan()):
         raise RuntimeError("another error")
+
+
+def fit_on(n, **changes):
+    """`fit_to_memory` of HugeModel with a short context, seen from one of n ranks of a machine."""
+    world = SimpleNamespace(size=n, local_size=n, gather=lambda value: [value] * n)
+    dtype = changes.pop("dtype", torch.float32)
+    return fit_to_memory(Settings(training=TrainingSettings(**changes)), HUGE, "cpu", dtype, world)
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "0")
+
+
+def test_ranks_of_a_machine_share_its_memory_and_shard_what_does_not_fit_otherwise(free, torchrun):
+    needed = {strategy: training_memory(HUGE, Plan(batch_size=1, strategy=strategy, gpus=2)).total
+              for strategy in ("ddp", "fsdp")}
+    assert needed["fsdp"] < 0.8 * needed["ddp"]
+    for strategy in needed:
+        free(2 * (needed[strategy] - CONTEXT["cpu"]))
+        _, plan = fit_on(2, batch_size=2)
+        assert plan == Plan(batch_size=1, strategy=strategy, gpus=2)
+    free(needed["fsdp"])
+    with pytest.raises(UserError, match="training needs .* batch of 1"):
+        fit_on(2, batch_size=2)
+
+
+def test_sharded_training_in_float16_is_refused_and_not_chosen(free, torchrun):
+    with pytest.raises(UserError, match="no gradient scaler for float16"):
+        fit_on(2, batch_size=2, parallel="fsdp", dtype=torch.float16)
+    free(GIB)
+    with pytest.raises(UserError, match="training needs"):
+        fit_on(2, batch_size=2, dtype=torch.float16)
+
+
+def test_an_automatic_batch_size_is_as_many_sequences_on_any_number_of_ranks(free, torchrun):
+    free(2**40)
+    training, plan = fit_on(4, batch_size="auto")
+    assert (training.batch_size, training.accumulation) == (4, 4)
+    assert (plan.batch_size, plan.accumulation) == (4, 1)

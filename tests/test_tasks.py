@@ -131,6 +131,14 @@ def test_a_conversation_is_the_greedy_continuation_of_its_history(chat_folder):
     assert conversation.history == history
 
 
+def test_a_reply_ends_at_any_special_token(chat_folder):
+    tokenizer = load_model(chat_folder / "dialogue.pt")[1]
+    for token in sorted(tokenizer.special_ids):
+        model = small_model("TransformerModel", vocab_size=tokenizer.vocab_size, block_size=40)
+        model.head.bias.data[token] = 1e4
+        assert list(Conversation(model, tokenizer, {}, print).answer("hello a", GREEDY)) == []
+
+
 def test_the_history_and_the_longest_reply_fit_the_context_and_no_turn_is_cut(chat_folder):
     model, tokenizer = load_model(chat_folder / "dialogue.pt")
     told = []

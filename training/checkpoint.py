@@ -55,17 +55,17 @@ def halved(weights):
     return {name: halves[weight.data_ptr()] for name, weight in weights.items()}
 
 
-def save_best(path, model, tokenizer, settings, **more):
+def save_best(path, model, tokenizer, settings, base, **more):
     """Save a trained model, by the Settings of its run: with adapters of LoRA, merged into its weights, or without the
-    weights that were not trained. Raises UserError."""
+    weights that were not trained, which are in one of the places `base`. Raises UserError."""
     half, lora = settings.output.half, settings.lora
     if lora.rank is None or lora.merge:
         save_checkpoint(path, model, tokenizer, half, merged_weights(model), **more)
         return
     trained = lora_weights(model)
     entry = {"rank": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets),
-             "base": places_of_base(settings.init, path), "fingerprint": fingerprint(model),
-             "weights": halved(trained) if half else trained}
+             "base": base,
+             "fingerprint": fingerprint(model), "weights": halved(trained) if half else trained}
     save_checkpoint(path, model, tokenizer, weights={}, lora=entry, **more)
 
 
@@ -196,11 +196,12 @@ def read_start(path):
 
 
 def load_start(model, start):
-    """Load the weights of a checkpoint, a result of `read_start`, into a model of the same architecture.
+    """Load the weights of a checkpoint, a result of `read_start`, into a model of the same architecture, initialized or
+    not.
 
     If the model has more tokens, a new one starts as the mean of all others (Hewitt, 2021). If its context is shorter,
-    it gets the first of the learned positions. A classifier keeps its own head, unless the checkpoint is one with as
-    many labels; its second head starts as that of a language model.
+    it gets the first of the learned positions. The head of a classifier starts at zero, unless the checkpoint is one
+    with as many labels; its second head starts as that of a language model.
     """
     load_file_weights(model, adapted_weights(model, start))
 
@@ -224,4 +225,4 @@ def adapted_weights(model, start):
         loaded.add(name)
         yield name, weight
     for name in own_weights.keys() - loaded:  # a new head
-        yield name, own_weights[name]
+        yield name, own_weights[name].zero_()

@@ -15,7 +15,8 @@ from utils.fields import has_type
 from utils.parameters import count_parameters, weight_shapes
 
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LORA = {"rank": int, "alpha": float, "targets": list, "base": str | list, "fingerprint": str, "weights": dict}
+LORA = {"rank": int, "alpha": float, "targets": list[str], "base": str | list[str], "fingerprint": str,
+        "weights": dict}
 
 
 def check_task(checkpoint, path):
@@ -74,10 +75,7 @@ def check_lora_entry(entry, path):
     if not isinstance(entry, dict) or entry.keys() != LORA.keys():
         raise UserError(f"{path} is damaged: its LoRA entry must have the keys {', '.join(LORA)}")
     for name, kind in LORA.items():
-        valid = has_type(entry[name], kind)
-        if valid and isinstance(entry[name], list):
-            valid = len(entry[name]) > 0 and all(isinstance(text, str) for text in entry[name])
-        if not valid:
+        if not has_type(entry[name], kind) or entry[name] == []:
             raise UserError(f"{path} is damaged: its LoRA entry has an invalid {name}")
     for name, weight in entry["weights"].items():
         problem = tensor_problem(weight, getattr(weight, "shape", ()), WEIGHT_DTYPES)

@@ -6,7 +6,6 @@ ranks have to agree on is exchanged between CPUs (gloo), and gradients between t
 
 import contextlib
 import gc
-import io
 import os
 import socket
 import sys
@@ -170,12 +169,13 @@ def first_line(error):
 @contextlib.contextmanager
 def silence():
     """Context in which nothing is printed."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
 
 
-def check_same(world, values):
-    """Raise UserError on all ranks unless all of them have the same values, a dictionary {what it is: value}."""
+def check_same(values, world):
+    """Raise UserError unless all ranks have the same values, a dictionary {what it is: value}."""
     first, *others = world.gather(values)
     for rank, other in enumerate(others, start=1):
         for name, value in first.items():
@@ -191,8 +191,6 @@ def pick_rank_device(training, world):
     """Return the name of the device of this rank, by TrainingSettings, and make its GPU the current one. Raises
     UserError if it is not available, or if ranks cannot use it so."""
     device = pick_device(training.device)
-    if training.parallel == "fsdp" and training.dtype == "float16":
-        raise UserError("fsdp has no gradient scaler for float16: use --training.dtype bfloat16, or ddp")
     if device == "mps" and world.size > 1:
         raise UserError("several ranks cannot share an MPS device: use --training.device cpu, or one rank")
     if device == "cuda" and torch.cuda.device_count() < world.local_size:

@@ -36,6 +36,18 @@ def make_plan(training, settings, device, dtype, world=ALONE):
     return replace(plan, device="cuda", workspace=cublas_workspace(torch.cuda.get_device_capability()[0]))
 
 
+def strategies(parallel, dtype):
+    """The strategies of `Plan` that a run may use, the first that fits. Raises UserError."""
+    if not started_by_torchrun():
+        return ("ddp",)
+    if dtype == torch.float16 and parallel == "fsdp":
+        raise UserError("--training.parallel fsdp has no gradient scaler for float16: use --training.dtype bfloat16 or "
+                        "float32, or ddp")
+    if parallel == "auto":
+        return ("ddp",) if dtype == torch.float16 else ("ddp", "fsdp")
+    return (parallel,)
+
+
 def fit_to_memory(settings, model_config, device, dtype, world=ALONE):
     """Return the TrainingSettings of a run, with a batch size that fits in free memory if it is `auto`, and the Plan of
     one rank, with a strategy that fits if that is `auto`.
@@ -49,8 +61,7 @@ def fit_to_memory(settings, model_config, device, dtype, world=ALONE):
     plan = make_plan(training, settings, device, dtype, world)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory() // world.local_size
     free = min(world.gather(free)) + CONTEXT[plan.device]  # the forecast includes it, and it is in use by now
-    strategies = {"auto": ("ddp", "fsdp")}.get(training.parallel, (training.parallel,))
-    for strategy in strategies if started_by_torchrun() else ("ddp",):
+    for strategy in strategies(training.parallel, dtype):
         plan = replace(plan, strategy=strategy)
         if auto:
             plan = fitting_plan(model_config, plan, free) or plan

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from formats.hub import hub_name
 from models.lora import add_lora, lora_weights
 from models.weights import SkipInitialization
-from training.checkpoint import save_best, save_checkpoint
+from training.checkpoint import places_of_base, save_best, save_checkpoint
 from training.distributed import World, is_sharded, whole
 from training.evaluate import estimate_loss
 from training.loop import check_finite
@@ -57,6 +57,8 @@ class Record:
         self.val_batches = self.task.val_batches(self.batch_size)
         self.text_digest = self.task.digest()
         self.entries = {"task": task_entry(self.settings, self.task), "sampling": vars(self.settings.sampling)}
+        init = self.settings.init
+        self.base = None if init is None else places_of_base(init, self.folder / "best.pt")
         self.board = None
         if self.settings.output.tensorboard and self.world.is_first:
             self.board = make_board(self.folder)
@@ -108,7 +110,7 @@ class Record:
         run_config = {"path": self.settings.data.path, "text": self.text_digest, "optimizer": self.settings.optim.name,
                       "device": self.device, "batch_size": training.batch_size, "accumulation": training.accumulation,
                       "dtype": str(self.dtype).removeprefix("torch."), "compile": "yes" if self.compiled else "no",
-                      **trained_part(self.settings)}
+                      "base": self.base, **trained_part(self.settings)}
         adapters = {} if self.settings.lora.rank is None else lora_weights(model)
         save_checkpoint(self.folder / "last.pt", model, self.task.tokenizer, progress=vars(progress),
                         optimizer_states=states, scaler=self.scaler.state_dict(), metrics=self.metrics,
@@ -121,7 +123,8 @@ class Record:
             with self.better_weights(line):
                 model = self.whole_model()
                 if self.world.is_first:
-                    save_best(self.folder / "best.pt", model, self.task.tokenizer, self.settings, **self.entries)
+                    save_best(self.folder / "best.pt", model, self.task.tokenizer, self.settings, self.base,
+                              **self.entries)
         if not self.world.is_first:
             return
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))

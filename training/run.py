@@ -13,13 +13,12 @@ from data.readers import ReadOptions
 from data.tokenizer import tokenizer_from_dict
 from models.freeze import freeze_below
 from models.lora import add_lora, load_lora_weights
-from models.weights import load_file_weights
+from models.weights import SkipInitialization, load_file_weights
 from models.zoo import ZOO
 from tasks.kinds import TASKS
 from training.arguments import all_settings, parse_settings
 from training.checkpoint import checkpoint_file, load_start, read_checkpoint, read_start
 from training.distributed import (
-    ALONE,
     check_same,
     open_world,
     pick_rank_device,
@@ -57,10 +56,11 @@ def train_rank(settings):
         train_in(folder, settings, world)
 
 
-def train_in(folder, settings, world=ALONE):
+def train_in(folder, settings, world):
     """`train`, in a folder that no other process uses."""
     saved, start, task, config = world.in_turn(lambda: open_inputs(folder, settings))
-    check_same(world, {"last.pt": saved and saved["progress"], "validation text": task.digest()})
+    files = {"last.pt": saved and saved["progress"], "validation text": task.digest()}
+    world.together(lambda: check_same(files, world))
 
     torch.manual_seed(settings.training.seed)
     device = world.together(lambda: pick_rank_device(settings.training, world))
@@ -206,7 +206,9 @@ def resolve_epochs(training, steps_per_epoch):
 def build_model(settings, config, saved, start):
     """The model of a run, new, or with the weights of its last.pt or of the checkpoint that it starts from, and ready
     for LoRA or with frozen blocks, by Settings. Raises UserError."""
-    model, lora = ZOO[settings.model.name](**vars(config)), settings.lora
+    lora = settings.lora
+    with SkipInitialization() if saved or start else contextlib.nullcontext():
+        model = ZOO[settings.model.name](**vars(config))
     model.activation_checkpointing = settings.training.activation_checkpointing
     if saved:
         load_file_weights(model, saved["weights"].items())
@@ -221,7 +223,7 @@ def build_model(settings, config, saved, start):
     return model
 
 
-def build(settings, folder, model, task, dtype, plan, world=ALONE):
+def build(settings, folder, model, task, dtype, plan, world):
     """The Record of a new run, with the optimizers, for a rank whose Plan is given."""
     device = model.head.weight.device.type
     n_params = sum(weight.numel() for weight in model.parameters())
@@ -283,6 +285,7 @@ def load_state(record, progress, saved, path):
     elif record.average:
         record.average.load(dict(record.model.named_parameters()))  # the run had none: it starts here
     record.metrics += saved["metrics"]
+    record.base = saved["run_config"].get("base", record.base)  # the settings may have its path before a move
     for name, value in saved["progress"].items():
         setattr(progress, name, value)
 

@@ -19,8 +19,9 @@ SCALER = {"scale": float, "growth_factor": float, "backoff_factor": float, "grow
           "_growth_tracker": int}
 RUN_CONFIG = {"path": object, "text": str, "optimizer": str, "device": str, "batch_size": int, "accumulation": int,
               "dtype": Literal["float32", "bfloat16", "float16"], "compile": Literal["yes", "no"],
-              "lora": list | None, "trainable_blocks": int | None}
-OPTIONAL = {"ema_val_loss", "accuracy"} | {"tokens", "compile", "lora", "trainable_blocks"}  # some runs; older files
+              "lora": list | None, "trainable_blocks": int | None, "base": list[str] | None}
+OPTIONAL = {"ema_val_loss", "accuracy"}  # of some runs
+OPTIONAL |= {"tokens", "compile", "lora", "trainable_blocks", "base"}  # not in older files
 
 
 def read_run(path):

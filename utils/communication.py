@@ -40,7 +40,8 @@ def step_time(c, plan, flops, link):
     one together, as NCCL makes a ring for each of them.
     """
     tokens = plan.batch_size * plan.accumulation * c.block_size
-    operations = flops_per_token(c, plan.trainable_blocks, plan.lora_rank, plan.lora_targets)
+    operations = flops_per_token(c, plan.trainable_blocks, plan.lora_rank, plan.lora_targets,
+                                 plan.activation_checkpointing)
     return StepTime(tokens * operations / flops, sum(sent_bytes(c, plan).values()) / link)
 
 

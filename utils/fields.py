@@ -18,7 +18,7 @@ def parts_of(kind):
 
 
 def has_type(value, kind):
-    """Whether `value` has the type `kind`: a class, a union of classes, or a Literal of strings.
+    """Whether `value` has the type `kind`: a class, list[a class], a union of these, or a Literal of strings.
 
     Numbers must be finite, and integers below 2^63. An int is a valid float; a bool is not a valid number.
     """
@@ -26,6 +26,8 @@ def has_type(value, kind):
         return any(has_type(value, part) for part in parts_of(kind))
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(has_type(item, get_args(kind)[0]) for item in value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if kind is float:

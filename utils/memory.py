@@ -41,6 +41,11 @@ OPTIMIZER_CODE = 80 * MIB
 CACHED_KERNELS, KERNEL_SIZE = 64, 540 * KIB
 # Memory that PyTorch's CUDA allocator reserves but cannot use, as a fraction of what it allocates: an assumption.
 CUDA_SLACK = 0.05
+# Memory that the C library cannot reuse for the tensors of a step on a CPU, because what is free is in pieces: as a
+# fraction of these parts, whose tensors are allocated and freed in every step and, unlike logits, are mostly too small
+# to be mapped one by one. With it, the resident memory of 18 runs of five models on Linux was 0.98 to 1.25 times the
+# forecast, and without it 1.07 to 1.43 times.
+CPU_SLACK, FRAGMENTED = 0.25, ("autocast copies", "activations", "backward buffers")
 
 MUON_STACK = 2**25  # elements of the matrices that training/optim.py orthogonalizes at once
 LOGITS_CHUNK = 2**26  # elements of the logits that models/loss.py computes at once
@@ -476,7 +481,9 @@ def training_memory(c, plan):
     if plan.device == "cuda":
         context = CONTEXT["cuda"] + int(CUDA_SLACK * step.peak)
     else:
-        context = CONTEXT["cpu"] + OPTIMIZER_CODE + (CACHED_KERNELS * KERNEL_SIZE if plan.autocast else 0)
+        kernels = CACHED_KERNELS * KERNEL_SIZE if plan.autocast else 0
+        slack = int(CPU_SLACK * sum(step.parts.get(part, 0) for part in FRAGMENTED))
+        context = CONTEXT["cpu"] + OPTIMIZER_CODE + kernels + slack
     parts = step.parts | {"context and allocator": context}
     return Memory({part: parts[part] for part in PARTS if parts.get(part)}, dict(step.phases))
 

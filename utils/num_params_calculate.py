@@ -249,7 +249,8 @@ def print_fit(c, plan, memory):
 
 
 def print_time(c, plan, args):
-    flops = flops_per_token(c, plan.trainable_blocks, plan.lora_rank, plan.lora_targets)
+    flops = flops_per_token(c, plan.trainable_blocks, plan.lora_rank, plan.lora_targets,
+                            plan.activation_checkpointing)
     print(f"\nTime\n  operations per token, forward and backward: {flops:.4g}")
     speed = args.tokens_per_second or (args.flops * args.gpus / flops if args.flops else None)
     if speed:

@@ -151,30 +151,40 @@ def matrices_in_blocks(c):
     return [row.shape for row in parameter_table(c) if row.blocks and len(row.shape) == 2]
 
 
-def flops_per_token(c, trainable_blocks=None, lora_rank=None, lora_targets=()):
+def flops_per_token(c, trainable_blocks=None, lora_rank=None, lora_targets=(), activation_checkpointing=False):
     """Floating-point operations of training per token: the matrix products, forward and backward.
 
     A product with a matrix of N weights takes 2 N operations forward, 2 N for the gradient of its input and 2 N for
     that of the matrix; the two products of attention take 4 C T forward, as if each token attended to the whole
     context, and 8 C T backward. If everything is trained, the sum is 6 N + 12 L C T, where N counts the matrices of the
     blocks and the heads, tied or not (Chowdhery et al., 2022, appendix B). With frozen blocks or LoRA, only trained
-    matrices need their gradient, and only what lies above the lowest trained weight needs that of its input.
+    matrices need their gradient, and only what lies above the lowest trained weight needs that of its input. Activation
+    checkpointing repeats the forward pass of each block with a trained weight.
     """
     names, L = linear_shapes(c).keys(), c.n_blocks
+    adapted = names & set(lora_targets) if lora_rank is not None else set()
     if lora_rank is None:
         n_trained, reached = L if trainable_blocks is None else trainable_blocks, True  # norms are trained, too
         blocks = (L - n_trained) * block_flops(c, False) + n_trained * block_flops(c, reached, names)
         head_trained = trainable_blocks is None or not c.tied_head
     else:
-        adapted = names & set(lora_targets)
-        reached = bool(adapted)
+        n_trained, reached = L if adapted else 0, bool(adapted)
         blocks = block_flops(c, False, adapted, lora_rank) + (L - 1) * block_flops(c, reached, adapted, lora_rank)
         head_trained = c.n_labels is not None or "head" in lora_targets  # for its loss, an adapter is merged into it
     heads = matrix_flops((c.n_outputs, c.n_embd), reached, head_trained)
     if c.auxiliary_lm:
         everything = lora_rank is None and trainable_blocks is None
         heads += matrix_flops((c.vocab_size, c.n_embd), reached, everything)
-    return blocks + heads
+    recomputed = n_trained * recomputed_flops(c, adapted, lora_rank) if activation_checkpointing else 0
+    return blocks + heads + recomputed
+
+
+def recomputed_flops(c, adapted, lora_rank):
+    """Operations per token of the forward pass that activation checkpointing repeats in one block, with the adapters of
+    LoRA. It ends with the last tensor that is saved: the mask of the dropout, or else the input of the last product."""
+    shapes = linear_shapes(c)
+    flops = block_flops(c, False) + sum(2 * lora_rank * sum(shapes[name]) for name in adapted)
+    return flops if c.dropout else flops - matrix_flops(shapes["down"], False, False)
 
 
 def block_flops(c, reached, trained=(), lora_rank=None):
