@@ -6,9 +6,9 @@ allocates. The result is the maximum that is alive at once, split into parts. In
 tokens in a micro-batch, B times T; the other letters are those of `utils.parameters.symbols`.
 
 benchmarks/memory.py compares the result with what PyTorch allocates. On a CPU the errors are below 1%; on several ranks
-with FSDP2, up to 5.5%, as threads of gloo happen to run. On an H100 they
-were at most 2.5% in training and 3.0% in inference. Since then the training step has changed (CUDA graphs, batched
-Muon, chunked cross-entropy), and was not measured there again. `torch.compile`, which fuses operations, takes less.
+with FSDP2, up to 5.5%, as threads of gloo happen to run. On an H100 they were at most 2.5% in training and 3.0% in
+inference. Since then the training step has changed (CUDA graphs, batched Muon, chunked cross-entropy), and was not
+measured there again. `torch.compile`, which fuses operations, takes less.
 With LoRA or frozen blocks the errors on a CPU are below 2%; up to 6% if LoRA adapts only `down` of a ReLU network or is
 combined with activation checkpointing, and up to 10% if no block is trained.
 """
