@@ -403,6 +403,7 @@ RANKS = [  # changes to a plan of each configuration, on two ranks
 ]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not export the counter of all threads")
 def test_the_peak_of_each_of_two_ranks_is_what_pytorch_allocates(tmp_path):
     configs = [small_config(**kind, n_blocks=4, n_embd=192, n_hidden=512) for kind in (KINDS[0], KINDS[3])]
     rows = [(vars(c), {"gpus": 2, "batch_size": 16} | changes) for c in configs for changes in RANKS]
