@@ -1,11 +1,11 @@
 """Accuracy per review of logistic regression on character n-grams, the baseline of the task classification.
 
     python benchmarks/sentiment.py REVIEWS.csv
-    python benchmarks/sentiment.py REVIEWS.csv --checkpoints checkpoints/seed0 checkpoints/seed1 checkpoints/seed2
+    python benchmarks/sentiment.py REVIEWS.csv --checkpoints checkpoints/seed0 checkpoints/seed1 ... checkpoints/seed5
 
 Prints a Markdown table with a row for each split. The baseline is trained on the reviews for training and validation;
 C, the inverse strength of its regularization, is chosen by 5-fold cross-validation among these. Checkpoints are
-classifiers trained with --data.split_seed 0, 1, 2, in this order. Accuracies are those on the reviews for test.
+classifiers trained with --data.split_seed 0 to 5, in this order. Accuracies are those on the reviews for test.
 """
 
 import sys
@@ -26,7 +26,7 @@ from training.checkpoint import load_checkpoint  # noqa: E402
 from training.precision import pick_device  # noqa: E402
 from utils.errors import Parser, UserError, command  # noqa: E402
 
-SEEDS = (0, 1, 2)
+SEEDS = range(6)
 C = [10, 30, 100, 300, 1000]
 
 
@@ -55,7 +55,7 @@ def main():
     parser = Parser(__doc__)
     parser.add_argument("reviews", type=Path, help="a table with a label and a text column")
     parser.add_argument("--label_column", help="the column that contains the label (label)")
-    parser.add_argument("--checkpoints", nargs=len(SEEDS), metavar=("SEED0", "SEED1", "SEED2"),
+    parser.add_argument("--checkpoints", nargs=len(SEEDS), metavar=tuple(f"SEED{seed}" for seed in SEEDS),
                         help="a classifier for each split")
     args = parser.parse_args()
 
