@@ -168,10 +168,10 @@ def test_the_benchmark_compares_n_grams_and_checkpoints_on_the_test_reviews(data
     model = small_model("DevModel", vocab_size=tokenizer.vocab_size, block_size=64, n_labels=2)
     model.head.load_state_dict({"weight": torch.zeros(2, 32), "bias": torch.tensor([0.0, 1.0])})  # always the label 2
     save_checkpoint(data / "always_2.pt", model, tokenizer, task=entry(labels="12"))
-    out = run_main(benchmark.main, "reviews.csv", "--checkpoints", *["always_2.pt"] * 3)
+    out = run_main(benchmark.main, "reviews.csv", "--checkpoints", *["always_2.pt"] * 6)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
     assert rows[0] == ["split seed", "test reviews", "most frequent label", "n-grams", "C", "checkpoint"]
-    assert [row[0] for row in rows[2:]] == ["0", "1", "2", "mean"]
-    for row in rows[2:5]:  # three reviews of each label
+    assert [row[0] for row in rows[2:]] == ["0", "1", "2", "3", "4", "5", "mean"]
+    for row in rows[2:8]:  # three reviews of each label
         assert row[1:4] == ["6", "50.00%", "100.00%"] and row[5] == "50.00%"
-    assert rows[5] == ["mean", "", "50.00%", "100.00%", "", "50.00%"]
+    assert rows[8] == ["mean", "", "50.00%", "100.00%", "", "50.00%"]

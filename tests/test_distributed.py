@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 import torch
+from filelock import FileLock
 from ranks import free_port, on_ranks, start_ranks, uneven_targets
 from small_runs import ROOT, TINY, losses
 from small_tasks import CONTEXT, FILES, write_data
@@ -19,8 +20,6 @@ from torch.distributed.run import get_args_parser
 from training.arguments import ALIASES, all_settings, parse_settings
 from training.distributed import ALONE
 from training.run import train as run
-
-pytestmark = pytest.mark.xdist_group("ranks")  # one worker: the fixture `trained` takes most of the time
 
 SIZES = [f"--model.{name}={value}" for name, value in (TINY | {"dropout": 0}).items()]
 BASE = ["--output.folder=checkpoints", "--training.max_iters=6", "--training.eval_interval=2", "--training.device=cpu",
@@ -110,9 +109,16 @@ ENDLESS = [*TEXTS, "--training.max_iters=1000"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A working directory with runs on four ranks, then on two."""
-    folder = tmp_path_factory.mktemp("ranks")
-    (folder / "data").mkdir()
+    """A working directory with runs on four ranks, then on two. The workers of pytest -n share it."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return train_on_ranks(tmp_path_factory.mktemp("ranks"))
+    folder = tmp_path_factory.getbasetemp().parent / "ranks"
+    with FileLock(f"{folder}.lock"):
+        return folder if folder.exists() else train_on_ranks(folder)
+
+
+def train_on_ranks(folder):
+    (folder / "data").mkdir(parents=True)
     (folder / "data" / "input.txt").write_text(TEXT, encoding="utf-8")
     write_data(folder)
     with pytest.MonkeyPatch.context() as patch:
