@@ -7,6 +7,7 @@ ranks have to agree on is exchanged between CPUs (gloo), and gradients between t
 import contextlib
 import gc
 import os
+import signal
 import socket
 import sys
 import warnings
@@ -129,6 +130,7 @@ def open_world():
     except RuntimeError as error:
         if not any(words in str(error) for words in LOST):
             raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of torchrun: this process ends by itself, and says why
         raise UserError(f"rank {world.rank} stops, because another rank has ended: the report of torchrun names it. "
                         "Saved files are unchanged") from None
     finally:
