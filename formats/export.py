@@ -17,7 +17,7 @@ from formats.names import to_theirs
 from formats.targets import TRANSFORMERS, exported_model
 from formats.verify import verify_folder
 from utils.errors import UserError
-from utils.files import read_json_object, replacing_folder
+from utils.files import read_if_there, replacing_folder
 
 REMOTE_CODE = Path(__file__).parent / "remote" / "modeling_your_gpt.py"
 FILES = {"README.md", "config.json", "generation_config.json", WEIGHTS, REMOTE_CODE.name, "tokenizer.json",
@@ -60,7 +60,7 @@ def check_replaceable(folder):
 
 def is_export(config):
     """Whether a config.json is from an export, and not from a model that transformers has loaded from one and saved."""
-    fields = read_json_object(config) if config.is_file() else {}
+    fields = read_if_there(config)
     return fields.items() >= EXPORTED_BY.items() and "transformers_version" not in fields
 
 

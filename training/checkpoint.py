@@ -64,8 +64,7 @@ def save_best(path, model, tokenizer, settings, base, **more):
         return
     trained = lora_weights(model)
     entry = {"rank": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets),
-             "base": base,
-             "fingerprint": fingerprint(model), "weights": halved(trained) if half else trained}
+             "base": base, "fingerprint": fingerprint(model), "weights": halved(trained) if half else trained}
     save_checkpoint(path, model, tokenizer, weights={}, lora=entry, **more)
 
 

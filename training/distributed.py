@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from training.precision import pick_device
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 CONNECT = timedelta(minutes=2)  # for ranks to find each other
 TIMEOUT = timedelta(hours=1)  # after that: one rank prepares data, saves and samples while the others wait
@@ -162,10 +162,6 @@ def is_loopback(name):
         return socket.gethostbyname(name).startswith("127.")
     except OSError:
         return False
-
-
-def first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager

@@ -86,9 +86,9 @@ class Record:
         elif progress.step % training.eval_interval == 0:  # an evaluation after Ctrl-C does not count
             progress.evaluations_since_best += 1
 
-        self.save_last(progress)
-        self.save_results(improved)
         model = self.whole_model()
+        self.save_last(progress, model)
+        self.save_results(improved)
         if self.world.is_first:
             self.report(line, improved)
             self.print_samples(model)
@@ -101,8 +101,9 @@ class Record:
             self.model.reshard()  # only a backward pass frees the weights outside the blocks
         return loss
 
-    def save_last(self, progress):
-        model, training = self.whole_model(), self.settings.training
+    def save_last(self, progress, model):
+        """Write last.pt, with the result of `whole_model`."""
+        training = self.settings.training
         states = [whole(optimizer.state_dict()["state"]) for optimizer in self.optimizers]
         average = whole(self.average.averages) if self.average else None
         if not self.world.is_first:

@@ -9,6 +9,7 @@ import torch
 from training.distributed import ALONE
 from training.precision import autocast
 from utils.cuda_graph import cuda_graph
+from utils.errors import first_line
 
 COMPILE_SECONDS = 30  # what torch.compile takes, as measured on an H100: 26 to 38 s
 
@@ -202,7 +203,7 @@ def compile_forward(train_step, batch):
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # no compiler, no Triton, or any bug in them: the plain model works
-        failure = (str(error).splitlines() or [type(error).__name__])[0]
+        failure = first_line(error)
     for optimizer in train_step.optimizers:
         optimizer.zero_grad(set_to_none=not train_step.captured)
     failures = [reason for reason in train_step.world.gather(failure) if reason]

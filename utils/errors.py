@@ -16,6 +16,11 @@ class UserError(Exception):
     """An error the user can fix: what is wrong, where, and what to do, in one line."""
 
 
+def first_line(error):
+    """The first line of the message of an exception, or its class if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def check_numbers(settings, positive=(), not_negative=()):
     """Raise UserError if one of these attributes is too small or NaN; None is valid."""
     for name in positive:

@@ -185,6 +185,11 @@ def lock_run(folder):
                 folder.parent.rmdir()
 
 
+def read_if_there(path):
+    """The object in a JSON file of a model, {} if there is no file. Raises UserError."""
+    return read_json_object(path) if path.is_file() else {}
+
+
 def read_json_object(path):
     """The object in a JSON file of a model. Raises UserError."""
     try:
