@@ -37,7 +37,7 @@ from training.precision import autocast, pick_device, pick_dtype
 from training.settings import DataSettings, Settings
 from utils.errors import Parser, UserError, command
 from utils.files import check_writable
-from utils.parameters import count_parameters
+from utils.forecast.parameters import count_parameters
 from utils.printable import one_line
 
 # Validation losses on tiny Shakespeare, in nats per character. A loss on another text or per token of another

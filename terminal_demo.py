@@ -29,7 +29,7 @@ from training.checkpoint import SHIPPED, checkpoint_file, load_checkpoint
 from training.precision import inference_dtype, pick_device
 from utils.errors import Parser, UserError, command
 from utils.files import PROJECT
-from utils.parameters import count_parameters
+from utils.forecast.parameters import count_parameters
 from utils.printable import escape_controls, one_line
 
 CAN_BE_OFF = ("top_k", "top_p", "seed")

@@ -8,7 +8,7 @@ from formats.foreign import Foreign, read_tensor
 from models.config import ModelConfig
 from models.weights import is_finite
 from utils.errors import UserError
-from utils.parameters import numbered, parameter_table
+from utils.forecast.parameters import numbered, parameter_table
 
 HEADER = struct.Struct("<7i")  # dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len
 MAGIC = b"24ka"  # of versions 1 and 2

@@ -1,6 +1,6 @@
 """The README.md of an exported model."""
 
-from utils.parameters import count_parameters
+from utils.forecast.parameters import count_parameters
 
 TASKS = {"language": "It continues a text.", "dialogue": "It replies to messages.",
          "poem": "It answers a title with a poem.", "instruction": "It follows instructions in the Alpaca format."}

@@ -12,7 +12,7 @@ import torch
 
 from models.weights import is_finite
 from utils.errors import UserError
-from utils.parameters import numbered, parameter_table
+from utils.forecast.parameters import numbered, parameter_table
 
 
 class Layer(NamedTuple):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from models.weights import ADAPTERS, file_weights
 from utils.errors import UserError
-from utils.parameters import check_lora
+from utils.forecast.parameters import check_lora
 
 
 class LoRALinear(nn.Linear):

@@ -9,7 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from models.lora import children
-from utils.memory import readable, weight_bytes
+from utils.forecast.memory import readable, weight_bytes
 
 KERNEL_COLUMNS = 16  # the kernel reads rows in pieces of this length, and beyond the end of rows of other lengths
 

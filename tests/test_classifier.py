@@ -9,7 +9,7 @@ from models.config import ModelConfig
 from models.weights import file_weights
 from models.zoo import ZOO
 from utils.errors import UserError
-from utils.parameters import count_parameters, weight_shapes
+from utils.forecast.parameters import count_parameters, weight_shapes
 
 every_model = pytest.mark.parametrize("name", ZOO)
 

@@ -23,9 +23,9 @@ from models.lora import add_lora
 from models.weights import file_weights
 from models.zoo import ZOO
 from utils import num_params_calculate
-from utils.activations import Sizes, attention_ops, feed_forward_ops
 from utils.errors import UserError
-from utils.memory import (
+from utils.forecast.activations import Sizes, attention_ops, feed_forward_ops
+from utils.forecast.memory import (
     CACHED_KERNELS,
     CONTEXT,
     GIB,
@@ -43,7 +43,7 @@ from utils.memory import (
     training_memory,
     weight_bytes,
 )
-from utils.parameters import count_parameters, flops_per_token, lora_targets, parameter_table, weight_shapes
+from utils.forecast.parameters import count_parameters, flops_per_token, lora_targets, parameter_table, weight_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "utils" / "num_params_calculate.py"
@@ -417,7 +417,7 @@ import importlib.util, sys
 import training.run
 from models.zoo import ZOO
 from training.precision import pick_device
-from utils.memory import Plan, training_memory
+from utils.forecast.memory import Plan, training_memory
 
 spec = importlib.util.spec_from_file_location("benchmark", "benchmarks/memory.py")
 benchmark = importlib.util.module_from_spec(spec)
@@ -724,6 +724,6 @@ def test_sizes_are_readable():
 
 
 def test_the_formulas_need_no_torch():
-    code = "import utils.memory, sys; print(sorted({'torch', 'numpy'} & sys.modules.keys()))"
+    code = "import utils.forecast.memory, sys; print(sorted({'torch', 'numpy'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BELOW = {"utils": set(), "data": {"utils"}, "models": {"utils"}, "tasks": {"data", "models", "utils"},
          "formats": {"data", "models", "utils"}, "training": {"formats", "tasks", "data", "models", "utils"}}
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-         for folder in (".", *BELOW) for path in sorted((ROOT / folder).glob("*.py"))}
+         for folder in (".", *BELOW, "utils/forecast") for path in sorted((ROOT / folder).glob("*.py"))}
 SCRIPTS = [*(name for name, path in FILES.items() if path.parent == ROOT), "utils.num_params_calculate"]
 
 
@@ -76,7 +76,7 @@ def run(code, *arguments, folder):
 def test_importing_prints_nothing_and_creates_no_file(tmp_path):
     for path in FILES.values():
         copy = tmp_path / path.relative_to(ROOT)
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
     before = sorted(tmp_path.rglob("*"))
     code = "import importlib, logging, sys; logging.disable(); [importlib.import_module(name) for name in sys.argv[1:]]"

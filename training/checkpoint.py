@@ -18,7 +18,7 @@ from training.preflight import free_memory
 from utils.archive import read_archive
 from utils.errors import UserError
 from utils.files import PROJECT, replacing
-from utils.memory import inference_memory, readable
+from utils.forecast.memory import inference_memory, readable
 
 FORMAT_VERSION = 1
 SHIPPED = PROJECT / "checkpoints" / "shakespeare" / "best.pt"

@@ -12,7 +12,7 @@ from models.zoo import ZOO
 from tasks.kinds import TASKS, answers_of
 from utils.errors import UserError
 from utils.fields import has_type
-from utils.parameters import count_parameters, weight_shapes
+from utils.forecast.parameters import count_parameters, weight_shapes
 
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LORA = {"rank": int, "alpha": float, "targets": list[str], "base": str | list[str], "fingerprint": str,

@@ -9,7 +9,7 @@ import torch
 from training.distributed import ALONE, started_by_torchrun
 from training.shares import divide
 from utils.errors import UserError
-from utils.memory import CONTEXT, Plan, advice, cublas_workspace, fitting_plan, readable, training_memory
+from utils.forecast.memory import CONTEXT, Plan, advice, cublas_workspace, fitting_plan, readable, training_memory
 
 # In the messages of CUDA and MPS, of Linux, and of Windows.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")

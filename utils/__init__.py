@@ -1,1 +1,1 @@
-"""What everything else may lean on: it imports nothing of this project."""
+"""Shared helpers: they import nothing else of this project."""

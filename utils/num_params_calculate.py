@@ -27,10 +27,10 @@ from typing import Literal, get_args, get_origin
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models.config import ModelConfig  # noqa: E402
-from utils.communication import sent_bytes, step_time  # noqa: E402
 from utils.errors import Parser, UserError, command  # noqa: E402
 from utils.files import check_writable, replacing  # noqa: E402
-from utils.memory import (  # noqa: E402
+from utils.forecast.communication import sent_bytes, step_time  # noqa: E402
+from utils.forecast.memory import (  # noqa: E402
     GIB,
     KIB,
     MIB,
@@ -46,7 +46,7 @@ from utils.memory import (  # noqa: E402
     training_memory,
     weight_bytes,
 )
-from utils.parameters import count_parameters, flops_per_token, parameter_table, symbols  # noqa: E402
+from utils.forecast.parameters import count_parameters, flops_per_token, parameter_table, symbols  # noqa: E402
 from utils.printable import one_line  # noqa: E402
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -3,7 +3,7 @@
 Nothing is measured or allocated here. A training step is simulated operation by operation, as models/layers.py,
 training/loop.py and training/optim.py run it; each operation says what it saves for its backward pass and what that
 allocates. The result is the maximum that is alive at once, split into parts. In comments and names, M is the number of
-tokens in a micro-batch, B times T; the other letters are those of `utils.parameters.symbols`.
+tokens in a micro-batch, B times T; the other letters are those of `utils.forecast.parameters.symbols`.
 
 benchmarks/memory.py compares the result with what PyTorch allocates. On a CPU the errors are below 1%; on several ranks
 with FSDP2, up to 5.5%, as threads of gloo happen to run. On an H100 they were at most 2.5% in training and 3.0% in
@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from math import isqrt, prod
 from typing import Literal
 
-from utils.activations import BYTES, Sizes, attention_ops, feed_forward_ops, norm_op
 from utils.errors import UserError, check_numbers
 from utils.fields import check_types
-from utils.parameters import (
+from utils.forecast.activations import BYTES, Sizes, attention_ops, feed_forward_ops, norm_op
+from utils.forecast.parameters import (
     check_lora,
     count_parameters,
     linear_shapes,
@@ -96,7 +96,7 @@ class Plan:
     lora_rank: int | None = None
     """Train only LoRA adapters of this rank, and the head of a classifier."""
     lora_targets: tuple = ("qkv", "out")
-    """The matrices that have adapters: names from `utils.parameters.lora_targets`."""
+    """The matrices that have adapters: names from `utils.forecast.parameters.lora_targets`."""
     trainable_blocks: int | None = None
     """Train only this many of the last blocks, the final norm and an untied head."""
 

@@ -1,13 +1,14 @@
 """The bytes that each operation of a block saves for its backward pass, and that its backward pass allocates.
 
 This follows models/layers.py line by line. M is the number of tokens in a micro-batch, B times T; the other letters are
-those of `utils.parameters.symbols`. In the functions, c is a ModelConfig, s its `Sizes` and p a `utils.memory.Plan`.
+those of `utils.forecast.parameters.symbols`. In the functions, c is a ModelConfig, s its `Sizes` and p a
+`utils.forecast.memory.Plan`.
 """
 
 from dataclasses import dataclass
 from math import prod
 
-from utils.parameters import linear_shapes
+from utils.forecast.parameters import linear_shapes
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

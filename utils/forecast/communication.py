@@ -10,9 +10,15 @@ from collections import Counter
 from math import prod
 from typing import NamedTuple
 
-from utils.activations import BYTES
-from utils.memory import Trained, matrices_in_qkv
-from utils.parameters import count_parameters, flops_per_token, linear_shapes, matrices_in_blocks, parameter_table
+from utils.forecast.activations import BYTES
+from utils.forecast.memory import Trained, matrices_in_qkv
+from utils.forecast.parameters import (
+    count_parameters,
+    flops_per_token,
+    linear_shapes,
+    matrices_in_blocks,
+    parameter_table,
+)
 
 
 class StepTime(NamedTuple):

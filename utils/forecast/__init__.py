@@ -1,0 +1,1 @@
+"""The memory forecast: parameters, activations, a training step, communication."""
