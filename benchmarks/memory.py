@@ -37,9 +37,10 @@ from models.freeze import freeze_below  # noqa: E402
 from models.generate import generate  # noqa: E402
 from models.lora import add_lora  # noqa: E402
 from models.zoo import ZOO  # noqa: E402
-from training.distributed import ALONE, open_world, pick_rank_device, replicate, shard  # noqa: E402
+from training.distributed import ALONE, open_world, pick_rank_device  # noqa: E402
 from training.loop import Progress, Trainer, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
+from training.parallel import replicate, shard  # noqa: E402
 from training.settings import OptimSettings, TrainingSettings  # noqa: E402
 from training.shares import Shares  # noqa: E402
 from training.step import TrainStep, accelerate  # noqa: E402

@@ -76,7 +76,7 @@ def count_exchanges(world, micro_batches):
     from small_models import small_model
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-    from training.distributed import replicate
+    from training.parallel import replicate
     from training.shares import Share
 
     def hook(group, bucket):
@@ -104,7 +104,7 @@ def uneven_targets(world, strategy):
     """One step of gradient descent with 3 targets on rank 0 and none, or 97, on rank 1. Rank 0 saves the weights."""
     from small_models import small_model
 
-    from training.distributed import replicate, shard, whole
+    from training.parallel import replicate, shard, whole
     from training.shares import Shares
 
     model = small_model("BardGPT", block_size=100)

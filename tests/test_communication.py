@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.config import ModelConfig
 from models.zoo import ZOO
-from training.distributed import World, is_sharded, local, replicate, shard
+from training.distributed import World
 from training.optim import make_optimizers
+from training.parallel import is_sharded, local, replicate, shard
 from training.settings import OptimSettings
 from training.shares import Share
 from training.step import TrainStep

@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import sys
-import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -182,9 +181,6 @@ def check_same(values, world):
                                 "shared folder or copied")
 
 
-# ---- The model -------------------------------------------------------------------------------------------------------
-
-
 def pick_rank_device(training, world):
     """Return the name of the device of this rank, by TrainingSettings, and make its GPU the current one. Raises
     UserError if it is not available, or if ranks cannot use it so."""
@@ -197,63 +193,3 @@ def pick_rank_device(training, world):
     if device == "cuda" and world.size > 1:
         torch.cuda.set_device(world.local_rank)
     return device
-
-
-def shard(model):
-    """Shard the weights of a GPT over all ranks (FSDP2): each keeps a part of the rows of every weight, and gathers
-    those of a block while it computes with them."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-
-
-def replicate(model):
-    """The DistributedDataParallel of a GPT: in its backward pass, gradients become their mean over all ranks."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has another name in later versions
-        return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
-def is_sharded(value):
-    """Whether a tensor, or a model, is sharded."""  # without their classes, whose import takes a second
-    return hasattr(value, "reshard" if isinstance(value, torch.nn.Module) else "full_tensor")
-
-
-def local(tensor):
-    """The part of a tensor that this rank has: all of it, unless it is sharded."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
-
-
-def own_rows(tensor, world):
-    """The rows of a tensor that this rank has, as (first, last + 1)."""
-    if not is_sharded(tensor):
-        return 0, len(tensor)
-    start = min(len(tensor), world.rank * -(-len(tensor) // world.size))
-    return start, start + len(tensor.to_local())
-
-
-def whole(value):
-    """A tensor, or the tensors in nested dictionaries and lists, not sharded. Sharded ones are gathered in main memory
-    of the first rank; on others they are None."""
-    if isinstance(value, dict):
-        return {key: whole(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [whole(inner) for inner in value]
-    if not is_sharded(value):
-        return value
-    tensor = value.full_tensor()
-    return tensor.cpu() if dist.get_rank() == 0 else None
-
-
-def shard_like(tensor, other):
-    """The part of a tensor, equal on all ranks, that this rank has if it is sharded like `other`."""
-    if not is_sharded(other) or tensor.shape != other.shape:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    tensor = tensor.to(other.device)
-    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)

@@ -7,7 +7,8 @@ import warnings
 import torch
 import torch.distributed as dist
 
-from training.distributed import ALONE, is_sharded, local, own_rows, shard_like
+from training.distributed import ALONE
+from training.parallel import is_sharded, local, own_rows, shard_like
 from utils.forecast.memory import MUON_STACK
 
 

@@ -15,10 +15,11 @@ from formats.hub import hub_name
 from models.lora import add_lora, lora_weights
 from models.weights import SkipInitialization
 from training.checkpoint import places_of_base, save_best, save_checkpoint
-from training.distributed import World, is_sharded, whole
+from training.distributed import World
 from training.evaluate import estimate_loss
 from training.loop import check_finite
 from training.optim import WeightAverage
+from training.parallel import is_sharded, whole
 from training.plots import plot_losses
 from training.precision import autocast
 from training.settings import Settings

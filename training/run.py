@@ -18,18 +18,10 @@ from models.zoo import ZOO
 from tasks.kinds import TASKS
 from training.arguments import all_settings, parse_settings
 from training.checkpoint import checkpoint_file, load_start, read_checkpoint, read_start
-from training.distributed import (
-    check_same,
-    open_world,
-    pick_rank_device,
-    replicate,
-    restarts,
-    shard,
-    shard_like,
-    started_by_torchrun,
-)
+from training.distributed import check_same, open_world, pick_rank_device, restarts, started_by_torchrun
 from training.loop import Progress, Trainer, fit
 from training.optim import WeightAverage, lr_factor, make_optimizers
+from training.parallel import replicate, shard, shard_like
 from training.precision import pick_device, pick_dtype
 from training.preflight import fit_to_memory, memory_advice
 from training.record import Record, trained_part
