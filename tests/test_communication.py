@@ -94,30 +94,41 @@ class RingBytes(TorchDispatchMode):
         return reduced
 
 
+def counted_replicas(counted):
+    """A class of DistributedDataParallel whose gradients are counted by a RingBytes."""
+
+    class CountedReplicas(torch.nn.parallel.DistributedDataParallel):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.register_comm_hook(counted, RingBytes.reduce_bucket)
+
+    return CountedReplicas
+
+
 @pytest.mark.parametrize("config, size", [(SMALL, 2), (GROUPED, 8)], ids=["small", "grouped"])
 @pytest.mark.parametrize("changes", [
     {}, {"accumulation": 3, "dtype": "bfloat16"}, {"optimizer": "adamw"},
     {"strategy": "fsdp"}, {"strategy": "fsdp", "accumulation": 3, "dtype": "bfloat16"},
     {"strategy": "fsdp", "optimizer": "adamw", "activation_checkpointing": True},
 ], ids=lambda changes: "-".join(map(str, changes.values())) or "ddp")
-def test_the_bytes_that_a_rank_sends_are_those_of_a_training_step(fake_ranks, config, size, changes):
+def test_the_bytes_that_a_rank_sends_are_those_of_a_training_step(fake_ranks, config, size, changes, monkeypatch):
     plan, world = Plan(gpus=size, batch_size=2, **changes), fake_ranks(size)
     model = ZOO["TransformerModel"](**vars(config))
     model.activation_checkpointing = plan.activation_checkpointing
     counted = RingBytes(size)
+    monkeypatch.setattr("torch.nn.parallel.DistributedDataParallel", counted_replicas(counted))
     forward = model
     if plan.strategy == "fsdp":
         shard(model)
     else:
         forward = replicate(model)
-        forward.register_comm_hook(counted, RingBytes.reduce_bucket)
     dtype = getattr(torch, plan.dtype)
     optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype, world)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     step = TrainStep(forward, optimizers, 1.0, dtype, scaler, world=world)
     batch = (torch.zeros(2, 32, dtype=torch.long),) * 2
     share = Share([batch] * plan.accumulation, 0, 64 * plan.accumulation * size, 64 * plan.accumulation * size)
-    step(0, share, 1.0)  # DDP finds the order of its buckets
+    step(0, share, 1.0)
     counted.sent = 0
     with counted:
         step(1, share, 1.0)

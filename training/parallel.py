@@ -5,6 +5,8 @@ import warnings
 import torch
 import torch.distributed as dist
 
+from training.shares import EMPTY
+
 
 def shard(model):
     """Shard the weights of a GPT over all ranks (FSDP2): each keeps a part of the rows of every weight, and gathers
@@ -19,10 +21,21 @@ def shard(model):
 
 
 def replicate(model):
-    """The DistributedDataParallel of a GPT: in its backward pass, gradients become their mean over all ranks."""
+    """Return the DistributedDataParallel of a GPT: its backward pass averages gradients over all ranks.
+
+    Gradients are views of its buckets, and zero. They have to stay that: without them, micro-batches under `no_sync`
+    would allocate gradients of their own.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has another name in later versions
-        return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        replicas = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False,
+                                                             gradient_as_bucket_view=True)
+    x, y = (ids.to(model.device) for ids in EMPTY)
+    for _ in range(2):  # the second forward pass replaces the buckets by those in the order of the backward pass
+        replicas.zero_grad()
+        _, loss = replicas(x, y)
+        loss.backward()
+    return replicas
 
 
 def is_sharded(value):

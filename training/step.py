@@ -32,7 +32,8 @@ class TrainStep:
         self.forward, self.optimizers, self.grad_clip = forward, optimizers, grad_clip
         self.dtype, self.scaler, self.average = dtype, scaler, average
         self.seed, self.world = seed, world
-        self.no_sync = getattr(forward, "no_sync", contextlib.nullcontext)  # gradients of replicas are not exchanged
+        self.replicated = isinstance(forward, torch.nn.parallel.DistributedDataParallel)
+        self.no_sync = forward.no_sync if self.replicated else contextlib.nullcontext  # gradients are not exchanged
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         self.weights = [weight for group in groups for weight in group["params"]]
         self.device = self.weights[0].device
@@ -84,10 +85,15 @@ class TrainStep:
         torch.nn.utils.clip_grad_norm_(self.weights, self.grad_clip)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=not self.captured)  # graphs write to the same gradients every time
+        self.clear_gradients()
         self.scaler.update()
         if self.average:
             self.average.update()
+
+    def clear_gradients(self):
+        """Free the gradients; set them to zero if CUDA graphs write to them, or if they are views of DDP's buckets."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=not self.captured and not self.replicated)
 
     def capture(self, x, y):
         """From now on, run a step as two CUDA graphs, for micro-batches of the shape of x and y (B, T).
@@ -186,8 +192,7 @@ def time_micro_step(train_step, batch):
         train_step.run_micro_step()
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - start) / 5
-    for optimizer in train_step.optimizers:
-        optimizer.zero_grad(set_to_none=not train_step.captured)
+    train_step.clear_gradients()
     return seconds
 
 
@@ -204,8 +209,7 @@ def compile_forward(train_step, batch):
         raise
     except Exception as error:  # no compiler, no Triton, or any bug in them: the plain model works
         failure = first_line(error)
-    for optimizer in train_step.optimizers:
-        optimizer.zero_grad(set_to_none=not train_step.captured)
+    train_step.clear_gradients()
     failures = [reason for reason in train_step.world.gather(failure) if reason]
     if failures:
         print(f"torch.compile is not available on this machine ({failures[0]}): training continues without it")
