@@ -115,7 +115,7 @@ def train(model, plan, world=ALONE):
         freeze_below(model, plan.trainable_blocks)
     forward = model
     if plan.strategy == "fsdp":
-        shard(model)
+        shard(model, plan.device)
     elif world.size > 1:
         forward = replicate(model)
     dtype = getattr(torch, plan.dtype)
@@ -203,7 +203,8 @@ def measure_training(device, card, title, rows, world=ALONE):
         if device == "cuda" and predicted.total > torch.cuda.mem_get_info()[1]:
             print(f"(left out: {name} with batch size {plan.batch_size} in {plan.dtype}, {readable(predicted.total)})")
             continue
-        measured = peak_bytes(lambda n=name, c=changes: ZOO[n](**c).to(device),
+        place = "cpu" if plan.strategy == "fsdp" else device  # `shard` moves it
+        measured = peak_bytes(lambda n=name, c=changes, d=place: ZOO[n](**c).to(d),
                               lambda model, p=plan: train(model, p, world), device)
         errors.append(print_row(predicted.allocated, max(world.gather(measured)), name, c.block_size, plan.batch_size,
                                 plan.dtype, plan.optimizer, describe(plan, changes)))

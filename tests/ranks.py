@@ -110,7 +110,7 @@ def uneven_targets(world, strategy):
     model = small_model("BardGPT", block_size=100)
     forward = model
     if strategy == "fsdp":
-        shard(model)
+        shard(model, "cpu")
     elif world.size > 1:
         forward = replicate(model)
     step, losses = plain_step(forward, world), []

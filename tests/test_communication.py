@@ -119,7 +119,7 @@ def test_the_bytes_that_a_rank_sends_are_those_of_a_training_step(fake_ranks, co
     monkeypatch.setattr("torch.nn.parallel.DistributedDataParallel", counted_replicas(counted))
     forward = model
     if plan.strategy == "fsdp":
-        shard(model)
+        shard(model, "cpu")
     else:
         forward = replicate(model)
     dtype = getattr(torch, plan.dtype)
@@ -141,7 +141,7 @@ def test_each_of_64_ranks_keeps_a_64th_of_a_model_and_its_optimizer_state_as_the
     world = fake_ranks(64)
     with FakeTensorMode():
         model = ZOO["GPT2XL"]()
-    shard(model)
+    shard(model, "cpu")
     muon, adamw = make_optimizers(model, OptimSettings(), torch.float32, world)
     assert all(is_sharded(weight) for weight in model.parameters())
     in_muon, in_adamw = (4 * sum(prod(local(weight).shape) for weight in optimizer.param_groups[0]["params"])

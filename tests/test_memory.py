@@ -283,6 +283,14 @@ def test_fsdp_shards_and_gathers_all_weights_but_those_of_other_blocks():
     assert fsdp["communication"] - 4 * (2 * block + rest) in range(0, 4 * (block + rest) + 1)
 
 
+@pytest.mark.parametrize("device, builds_whole_model", [("cpu", True), ("cuda", False)])
+def test_fsdp_builds_the_whole_model_in_main_memory_only(device, builds_whole_model):
+    config = ZOO["GPT2XL"].config
+    plan = Plan(batch_size=1, activation_checkpointing=True, gpus=64, strategy="fsdp", device=device)
+    memory = training_memory(config, plan)
+    assert (memory.allocated >= 4 * count_parameters(config)) == ("building" in memory.phases) == builds_whole_model
+
+
 def test_cuda_adds_its_context_and_two_workspaces():
     cuda = parts(device="cuda")
     assert cuda["workspaces"] == 2 * (2 * 4096 + 8 * 16) * 1024  # :4096:2:16:8

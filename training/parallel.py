@@ -8,15 +8,18 @@ import torch.distributed as dist
 from training.shares import EMPTY
 
 
-def shard(model):
-    """Shard the weights of a GPT over all ranks (FSDP2): each keeps a part of the rows of every weight, and gathers
-    those of a block while it computes with them."""
+def shard(model, device):
+    """Shard a GPT over the devices of all ranks (FSDP2), each named `device`.
+
+    Each rank keeps a part of the rows of every weight, and gathers the weights of a block to compute with them. A model
+    in main memory is moved block by block, so that a GPU never holds all of it.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
+    mesh = init_device_mesh(device, (dist.get_world_size(),))
     for block in model.blocks:
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh)  # moves it to the device, keeps this rank's part, and frees the rest
     fully_shard(model, mesh=mesh)
 
 

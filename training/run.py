@@ -60,9 +60,11 @@ def train_in(folder, settings, world):
     settings.training, plan = world.together(lambda: fit_to_memory(settings, config, device, dtype, world))
     batches = world.together(lambda: task.train_batches(settings.training))
     settings.training = training = resolve_epochs(settings.training, batches.steps_per_epoch)
-    model = world.together(lambda: build_model(settings, config, saved, start)).to(device)
+    model = world.together(lambda: build_model(settings, config, saved, start))
     if plan.strategy == "fsdp":
-        shard(model)
+        shard(model, device)
+    else:
+        model.to(device)
     record, progress = build(settings, folder, model, task, dtype, plan, world), Progress()
     if saved:
         world.together(lambda: load_state(record, progress, saved, folder / "last.pt"))

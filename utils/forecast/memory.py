@@ -274,7 +274,7 @@ class Step(Ledger):
     def allocate_persistent(self):
         """What is alive from the start of a step to its end."""
         c, p = self.c, self.p
-        if self.sharded:  # each rank builds the whole model first
+        if self.sharded and p.device == "cpu":  # each rank builds the whole model there first
             self.phase = "building"
             self.add("weights", 4 * self.n)
             self.drop("weights", 4 * self.n)
