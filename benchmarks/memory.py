@@ -125,7 +125,7 @@ def train(model, plan, world=ALONE):
     shares = Shares(WindowBatches(windows, plan.accumulation * world.size), world=world)
     optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype, world)
     scaler = torch.amp.GradScaler(plan.device, enabled=dtype == torch.float16)
-    train_step = TrainStep(forward, optimizers, 1.0, dtype, scaler, world=world)
+    train_step = TrainStep(forward, optimizers, grad_clip=1.0, dtype=dtype, scaler=scaler, world=world)
     accelerate(train_step, shares, "no", micro_steps=0)  # on CUDA, captures the step as train.py does
     trainer = Trainer(train_step, shares, lambda step: 1.0, lambda *_: False, 2, eval_interval=1000, world=world)
     fit(trainer, Progress())

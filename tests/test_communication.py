@@ -12,7 +12,7 @@ from models.config import ModelConfig
 from models.zoo import ZOO
 from training.distributed import World
 from training.optim import make_optimizers
-from training.parallel import is_sharded, local, replicate, shard
+from training.parallel import is_sharded, local_part, replicate, shard
 from training.settings import OptimSettings
 from training.shares import Share
 from training.step import TrainStep
@@ -125,7 +125,7 @@ def test_the_bytes_that_a_rank_sends_are_those_of_a_training_step(fake_ranks, co
     dtype = getattr(torch, plan.dtype)
     optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype, world)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    step = TrainStep(forward, optimizers, 1.0, dtype, scaler, world=world)
+    step = TrainStep(forward, optimizers, grad_clip=1.0, dtype=dtype, scaler=scaler, world=world)
     batch = (torch.zeros(2, 32, dtype=torch.long),) * 2
     share = Share([batch] * plan.accumulation, 0, 64 * plan.accumulation * size, 64 * plan.accumulation * size)
     step(0, share, 1.0)
@@ -144,7 +144,7 @@ def test_each_of_64_ranks_keeps_a_64th_of_a_model_and_its_optimizer_state_as_the
     shard(model, "cpu")
     muon, adamw = make_optimizers(model, OptimSettings(), torch.float32, world)
     assert all(is_sharded(weight) for weight in model.parameters())
-    in_muon, in_adamw = (4 * sum(prod(local(weight).shape) for weight in optimizer.param_groups[0]["params"])
+    in_muon, in_adamw = (4 * sum(prod(local_part(weight).shape) for weight in optimizer.param_groups[0]["params"])
                          for optimizer in (muon, adamw))
     parts = training_memory(model.config, Plan(gpus=64, strategy="fsdp")).parts
     assert in_muon + in_adamw == pytest.approx(parts["weights"], rel=0.001)  # 50,257 rows do not divide by 64

@@ -46,12 +46,12 @@ def is_sharded(value):
     return hasattr(value, "reshard" if isinstance(value, torch.nn.Module) else "full_tensor")
 
 
-def local(tensor):
+def local_part(tensor):
     """The part of a tensor that this rank has: all of it, unless it is sharded."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def own_rows(tensor, world):
+def local_rows(tensor, world):
     """The rows of a tensor that this rank has, as (first, last + 1)."""
     if not is_sharded(tensor):
         return 0, len(tensor)
@@ -59,13 +59,13 @@ def own_rows(tensor, world):
     return start, start + len(tensor.to_local())
 
 
-def whole(value):
+def gather_whole(value):
     """A tensor, or the tensors in nested dictionaries and lists, not sharded. Sharded ones are gathered in main memory
     of the first rank; on others they are None."""
     if isinstance(value, dict):
-        return {key: whole(inner) for key, inner in value.items()}
+        return {key: gather_whole(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [whole(inner) for inner in value]
+        return [gather_whole(inner) for inner in value]
     if not is_sharded(value):
         return value
     tensor = value.full_tensor()
