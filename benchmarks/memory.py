@@ -37,9 +37,10 @@ from models.freeze import freeze_below  # noqa: E402
 from models.generate import generate  # noqa: E402
 from models.lora import add_lora  # noqa: E402
 from models.zoo import ZOO  # noqa: E402
-from training.distributed import ALONE, open_world, pick_rank_device, replicate, shard  # noqa: E402
+from training.distributed import ALONE, open_world, pick_rank_device  # noqa: E402
 from training.loop import Progress, Trainer, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
+from training.parallel import replicate, shard  # noqa: E402
 from training.settings import OptimSettings, TrainingSettings  # noqa: E402
 from training.shares import Shares  # noqa: E402
 from training.step import TrainStep, accelerate  # noqa: E402
@@ -114,7 +115,7 @@ def train(model, plan, world=ALONE):
         freeze_below(model, plan.trainable_blocks)
     forward = model
     if plan.strategy == "fsdp":
-        shard(model)
+        shard(model, plan.device)
     elif world.size > 1:
         forward = replicate(model)
     dtype = getattr(torch, plan.dtype)
@@ -124,7 +125,7 @@ def train(model, plan, world=ALONE):
     shares = Shares(WindowBatches(windows, plan.accumulation * world.size), world=world)
     optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype, world)
     scaler = torch.amp.GradScaler(plan.device, enabled=dtype == torch.float16)
-    train_step = TrainStep(forward, optimizers, 1.0, dtype, scaler, world=world)
+    train_step = TrainStep(forward, optimizers, grad_clip=1.0, dtype=dtype, scaler=scaler, world=world)
     accelerate(train_step, shares, "no", micro_steps=0)  # on CUDA, captures the step as train.py does
     trainer = Trainer(train_step, shares, lambda step: 1.0, lambda *_: False, 2, eval_interval=1000, world=world)
     fit(trainer, Progress())
@@ -202,7 +203,8 @@ def measure_training(device, card, title, rows, world=ALONE):
         if device == "cuda" and predicted.total > torch.cuda.mem_get_info()[1]:
             print(f"(left out: {name} with batch size {plan.batch_size} in {plan.dtype}, {readable(predicted.total)})")
             continue
-        measured = peak_bytes(lambda n=name, c=changes: ZOO[n](**c).to(device),
+        place = "cpu" if plan.strategy == "fsdp" else device  # `shard` moves it
+        measured = peak_bytes(lambda n=name, c=changes, d=place: ZOO[n](**c).to(d),
                               lambda model, p=plan: train(model, p, world), device)
         errors.append(print_row(predicted.allocated, max(world.gather(measured)), name, c.block_size, plan.batch_size,
                                 plan.dtype, plan.optimizer, describe(plan, changes)))

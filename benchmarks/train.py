@@ -61,7 +61,8 @@ def our_trainer(model, optimizer, batches, dtype):
     device = model.head.weight.device.type
     progress = Progress()
     optimizers = make_optimizers(model, OptimSettings(name=optimizer), dtype)
-    train_step = TrainStep(model, optimizers, 1.0, dtype, torch.amp.GradScaler(device, enabled=False))
+    scaler = torch.amp.GradScaler(device, enabled=False)
+    train_step = TrainStep(model, optimizers, grad_clip=1.0, dtype=dtype, scaler=scaler)
     if device == "cuda":
         accelerate(train_step, shares, "yes", micro_steps=0)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from data.bpe import MAX_BYTES, BPETokenizer
 from data.char_files import characters_in, to_library
 from data.download import download, hub_endpoints
-from data.library_tokenizer import MAX_FILE_BYTES, NEVER, SPECIAL_TOKENS, SURROGATE
+from data.library_tokenizer import MAX_FILE_BYTES, NEVER, SPECIAL_TOKENS, SURROGATE, LibraryTokenizer
 from data.llama2c import read_tokenizer_bin
 from data.meta_pickle import characters_in_meta
 from data.sentencepiece_bpe import SentencePieceTokenizer, is_sentencepiece
@@ -140,6 +140,9 @@ class CharTokenizer:
         """Write the result of `to_dict` as JSON. Raises UserError."""
         with replacing(path) as file:
             file.write(json.dumps(self.to_dict()).encode())
+
+
+Tokenizer = CharTokenizer | LibraryTokenizer
 
 
 def without_unknown(text, tokenizer):

@@ -76,7 +76,7 @@ def count_exchanges(world, micro_batches):
     from small_models import small_model
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-    from training.distributed import replicate
+    from training.parallel import replicate
     from training.shares import Share
 
     def hook(group, bucket):
@@ -97,20 +97,21 @@ def plain_step(forward, world):
     from training.step import TrainStep
 
     sgd = torch.optim.SGD(forward.parameters(), lr=torch.tensor(0.1))
-    return TrainStep(forward, [sgd], 1e9, torch.float32, torch.amp.GradScaler("cpu", enabled=False), world=world)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TrainStep(forward, [sgd], grad_clip=1e9, dtype=torch.float32, scaler=scaler, world=world)
 
 
 def uneven_targets(world, strategy):
     """One step of gradient descent with 3 targets on rank 0 and none, or 97, on rank 1. Rank 0 saves the weights."""
     from small_models import small_model
 
-    from training.distributed import replicate, shard, whole
+    from training.parallel import gather_whole, replicate, shard
     from training.shares import Shares
 
     model = small_model("BardGPT", block_size=100)
     forward = model
     if strategy == "fsdp":
-        shard(model)
+        shard(model, "cpu")
     elif world.size > 1:
         forward = replicate(model)
     step, losses = plain_step(forward, world), []
@@ -120,7 +121,7 @@ def uneven_targets(world, strategy):
         y[0, few:], y[1, many:] = -100, -100
         share = Shares(lambda _, x=x, y=y: list(zip(x.split(1), y.split(1), strict=True)), world=world)(0)
         losses.append(world.mean(step(0, share, 1.0)))
-    weights = whole(dict(model.state_dict()))
+    weights = gather_whole(dict(model.state_dict()))
     if world.is_first:
         torch.save({"weights": weights, "losses": losses}, f"{strategy}{world.size}.pt")
 

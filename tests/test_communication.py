@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.config import ModelConfig
 from models.zoo import ZOO
-from training.distributed import World, is_sharded, local, replicate, shard
+from training.distributed import World
 from training.optim import make_optimizers
+from training.parallel import is_sharded, local_part, replicate, shard
 from training.settings import OptimSettings
 from training.shares import Share
 from training.step import TrainStep
@@ -93,30 +94,41 @@ class RingBytes(TorchDispatchMode):
         return reduced
 
 
+def counted_replicas(counted):
+    """A class of DistributedDataParallel whose gradients are counted by a RingBytes."""
+
+    class CountedReplicas(torch.nn.parallel.DistributedDataParallel):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.register_comm_hook(counted, RingBytes.reduce_bucket)
+
+    return CountedReplicas
+
+
 @pytest.mark.parametrize("config, size", [(SMALL, 2), (GROUPED, 8)], ids=["small", "grouped"])
 @pytest.mark.parametrize("changes", [
     {}, {"accumulation": 3, "dtype": "bfloat16"}, {"optimizer": "adamw"},
     {"strategy": "fsdp"}, {"strategy": "fsdp", "accumulation": 3, "dtype": "bfloat16"},
     {"strategy": "fsdp", "optimizer": "adamw", "activation_checkpointing": True},
 ], ids=lambda changes: "-".join(map(str, changes.values())) or "ddp")
-def test_the_bytes_that_a_rank_sends_are_those_of_a_training_step(fake_ranks, config, size, changes):
+def test_the_bytes_that_a_rank_sends_are_those_of_a_training_step(fake_ranks, config, size, changes, monkeypatch):
     plan, world = Plan(gpus=size, batch_size=2, **changes), fake_ranks(size)
     model = ZOO["TransformerModel"](**vars(config))
     model.activation_checkpointing = plan.activation_checkpointing
     counted = RingBytes(size)
+    monkeypatch.setattr("torch.nn.parallel.DistributedDataParallel", counted_replicas(counted))
     forward = model
     if plan.strategy == "fsdp":
-        shard(model)
+        shard(model, "cpu")
     else:
         forward = replicate(model)
-        forward.register_comm_hook(counted, RingBytes.reduce_bucket)
     dtype = getattr(torch, plan.dtype)
     optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype, world)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    step = TrainStep(forward, optimizers, 1.0, dtype, scaler, world=world)
+    step = TrainStep(forward, optimizers, grad_clip=1.0, dtype=dtype, scaler=scaler, world=world)
     batch = (torch.zeros(2, 32, dtype=torch.long),) * 2
     share = Share([batch] * plan.accumulation, 0, 64 * plan.accumulation * size, 64 * plan.accumulation * size)
-    step(0, share, 1.0)  # DDP finds the order of its buckets
+    step(0, share, 1.0)
     counted.sent = 0
     with counted:
         step(1, share, 1.0)
@@ -129,10 +141,10 @@ def test_each_of_64_ranks_keeps_a_64th_of_a_model_and_its_optimizer_state_as_the
     world = fake_ranks(64)
     with FakeTensorMode():
         model = ZOO["GPT2XL"]()
-    shard(model)
+    shard(model, "cpu")
     muon, adamw = make_optimizers(model, OptimSettings(), torch.float32, world)
     assert all(is_sharded(weight) for weight in model.parameters())
-    in_muon, in_adamw = (4 * sum(prod(local(weight).shape) for weight in optimizer.param_groups[0]["params"])
+    in_muon, in_adamw = (4 * sum(prod(local_part(weight).shape) for weight in optimizer.param_groups[0]["params"])
                          for optimizer in (muon, adamw))
     parts = training_memory(model.config, Plan(gpus=64, strategy="fsdp")).parts
     assert in_muon + in_adamw == pytest.approx(parts["weights"], rel=0.001)  # 50,257 rows do not divide by 64

@@ -35,8 +35,9 @@ def test_a_partial_accumulation_window_is_a_step_of_its_own_with_the_whole_gradi
     examples = instruction_examples(records, tokenizer, 256, DataReport("a.json"))
     batches = ExampleBatches(examples, batch_size=1, accumulation=4, seed=0)
     models = [small_model("DevModel", vocab_size=tokenizer.vocab_size, block_size=256) for _ in range(2)]
-    train_step = TrainStep(models[0], [torch.optim.SGD(models[0].parameters(), lr=torch.tensor(0.1))], 1e9,
-                           torch.float32, torch.amp.GradScaler("cpu", enabled=False))
+    sgd = torch.optim.SGD(models[0].parameters(), lr=torch.tensor(0.1))
+    train_step = TrainStep(models[0], [sgd], grad_clip=1e9, dtype=torch.float32,
+                           scaler=torch.amp.GradScaler("cpu", enabled=False))
     trainer = Trainer(train_step, Shares(batches), lambda step: 1.0, lambda *_: False, max_iters=2, eval_interval=9)
     fit(trainer, Progress())
 

@@ -267,11 +267,10 @@ def test_activation_checkpointing_saves_the_input_of_each_block():
     assert training_memory(deep, plan).parts["activations"] == 50 * 4 * tokens * 8 + around
 
 
-def test_ddp_keeps_gradients_in_buckets_and_accumulates_them_outside():
-    one, two = (training_memory(TINY, Plan(batch_size=3, gpus=2, accumulation=accumulation)).parts
-                for accumulation in (1, 2))
-    assert one["gradients"] == two["gradients"] == 4 * N
-    assert "communication" not in one and two["communication"] == 4 * N
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_ddp_keeps_and_accumulates_gradients_in_its_buckets(accumulation):
+    ddp = training_memory(TINY, Plan(batch_size=3, gpus=2, accumulation=accumulation)).parts
+    assert ddp["gradients"] == 4 * N and "communication" not in ddp
 
 
 def test_fsdp_shards_and_gathers_all_weights_but_those_of_other_blocks():
@@ -282,6 +281,14 @@ def test_fsdp_shards_and_gathers_all_weights_but_those_of_other_blocks():
         assert fsdp[part] == one[part] // 4
     # At the peak, in the backward pass of the last block: its weights, those of the next, and what lies outside.
     assert fsdp["communication"] - 4 * (2 * block + rest) in range(0, 4 * (block + rest) + 1)
+
+
+@pytest.mark.parametrize("device, builds_whole_model", [("cpu", True), ("cuda", False)])
+def test_fsdp_builds_the_whole_model_in_main_memory_only(device, builds_whole_model):
+    config = ZOO["GPT2XL"].config
+    plan = Plan(batch_size=1, activation_checkpointing=True, gpus=64, strategy="fsdp", device=device)
+    memory = training_memory(config, plan)
+    assert (memory.allocated >= 4 * count_parameters(config)) == ("building" in memory.phases) == builds_whole_model
 
 
 def test_cuda_adds_its_context_and_two_workspaces():

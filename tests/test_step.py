@@ -21,7 +21,7 @@ def make_step(device="cpu", dropout=0.0, name="muon", ema=None):
     model = small_model("BardGPT", dropout=dropout).to(device).train()
     average = None if ema is None else WeightAverage(model, ema)
     optimizers = make_optimizers(model, OptimSettings(name=name), torch.float32)
-    return model, TrainStep(model, optimizers, 1.0, torch.float32, DISABLED, average)
+    return model, TrainStep(model, optimizers, grad_clip=1.0, dtype=torch.float32, scaler=DISABLED, average=average)
 
 
 def batches(step, n=1):
@@ -201,6 +201,6 @@ def test_a_resumed_captured_run_equals_an_uninterrupted_one():
     optimizers = make_optimizers(model, OptimSettings(), torch.float32)
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    resumed = TrainStep(model, optimizers, 1.0, torch.float32, DISABLED)
+    resumed = TrainStep(model, optimizers, grad_clip=1.0, dtype=torch.float32, scaler=DISABLED)
     resumed.capture(*batches(0)[0])
     assert run(resumed, range(3, 6)) == pytest.approx(expected, rel=1e-6)

@@ -104,7 +104,8 @@ def test_each_weight_has_one_optimizer_and_only_matrices_in_blocks_decay(name):
 def plain_step(model, lr=0.1, average=None):
     """A TrainStep with gradient descent, in float32, without effective gradient clipping."""
     sgd = torch.optim.SGD(model.parameters(), lr=torch.tensor(lr))
-    return TrainStep(model, [sgd], 1e9, torch.float32, torch.amp.GradScaler("cpu", enabled=False), average)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TrainStep(model, [sgd], grad_clip=1e9, dtype=torch.float32, scaler=scaler, average=average)
 
 
 def trainer_for(train_step, batches, evaluate=lambda *_: False, **changes):

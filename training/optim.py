@@ -7,7 +7,8 @@ import warnings
 import torch
 import torch.distributed as dist
 
-from training.distributed import ALONE, is_sharded, local, own_rows, shard_like
+from training.distributed import ALONE
+from training.parallel import is_sharded, local_part, local_rows, shard_like
 from utils.forecast.memory import MUON_STACK
 
 
@@ -34,8 +35,8 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight not in self.state:
                     self.state[weight]["momentum"] = torch.zeros_like(weight)
-            averages = [local(self.state[weight]["momentum"]) for weight in group["params"]]
-            gradients = [local(weight.grad) for weight in group["params"]]
+            averages = [local_part(self.state[weight]["momentum"]) for weight in group["params"]]
+            gradients = [local_part(weight.grad) for weight in group["params"]]
             torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
             for stack in self.stacks(group["params"]):
                 updates = torch.stack(self.nesterov(stack, group["momentum"]))
@@ -74,10 +75,10 @@ class Muon(torch.optim.Optimizer):
         """Multiply the matrices of a stack by `decay` and subtract updates (N, r, c); only the rows of this rank."""
         weights, parts = [], []
         for (weight, rows), update in zip(stack, updates, strict=True):
-            first, end = own_rows(weight, self.world)
+            first, end = local_rows(weight, self.world)
             start, stop = max(rows.start, first), min(rows.stop, end)
             if start < stop:
-                weights.append(local(weight)[start - first : stop - first])
+                weights.append(local_part(weight)[start - first : stop - first])
                 parts.append(update[start - rows.start : stop - rows.start])
         if weights:
             torch._foreach_mul_(weights, decay)

@@ -6,8 +6,8 @@ from dataclasses import replace
 import psutil
 import torch
 
-from training.distributed import ALONE, started_by_torchrun
-from training.shares import divide
+from training.distributed import ALONE, uses_torchrun
+from training.shares import parts_per_micro_batch
 from utils.errors import UserError
 from utils.forecast.memory import CONTEXT, Plan, advice, cublas_workspace, fitting_plan, readable, training_memory
 
@@ -26,7 +26,7 @@ def make_plan(training, settings, device, dtype, world=ALONE):
     MPS shares the CPU's memory, and its plan is that of a CPU. Raises UserError if the ranks cannot divide a step.
     """
     optim, lora = settings.optim, settings.lora
-    parts = divide(training.batch_size, training.accumulation, world.size)
+    parts = parts_per_micro_batch(training.batch_size, training.accumulation, world.size)
     plan = Plan(batch_size=training.batch_size // parts, accumulation=training.accumulation * parts // world.size,
                 dtype=str(dtype).removeprefix("torch."), optimizer=optim.name, ema=optim.ema is not None,
                 activation_checkpointing=training.activation_checkpointing, lora_rank=lora.rank,
@@ -38,7 +38,7 @@ def make_plan(training, settings, device, dtype, world=ALONE):
 
 def strategies(parallel, dtype):
     """The strategies of `Plan` that a run may use, the first that fits. Raises UserError."""
-    if not started_by_torchrun():
+    if not uses_torchrun():
         return ("ddp",)
     if dtype == torch.float16 and parallel == "fsdp":
         raise UserError("--training.parallel fsdp has no gradient scaler for float16: use --training.dtype bfloat16 or "

@@ -15,10 +15,11 @@ from formats.hub import hub_name
 from models.lora import add_lora, lora_weights
 from models.weights import SkipInitialization
 from training.checkpoint import places_of_base, save_best, save_checkpoint
-from training.distributed import World, is_sharded, whole
+from training.distributed import World
 from training.evaluate import estimate_loss
 from training.loop import check_finite
 from training.optim import WeightAverage
+from training.parallel import gather_whole, is_sharded
 from training.plots import plot_losses
 from training.precision import autocast
 from training.settings import Settings
@@ -27,7 +28,7 @@ from utils.files import replacing
 from utils.printable import escape_controls
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Record:
     """A run in progress, and the folder that its results are written to, by the first rank.
 
@@ -68,7 +69,8 @@ class Record:
         training = self.settings.training
         line = {"step": progress.step, "tokens": progress.tokens, "train_loss": train_loss,
                 "val_loss": self.validation_loss(), "seconds": round(progress.seconds, 1)}
-        self.world.together(lambda: check_finite(line["val_loss"], progress.step))
+        with self.world.together():
+            check_finite(line["val_loss"], progress.step)
         if self.average:
             with self.average.in_model():
                 line["ema_val_loss"] = self.validation_loss()
@@ -104,8 +106,8 @@ class Record:
     def save_last(self, progress, model):
         """Write last.pt, with the result of `whole_model`."""
         training = self.settings.training
-        states = [whole(optimizer.state_dict()["state"]) for optimizer in self.optimizers]
-        average = whole(self.average.averages) if self.average else None
+        states = [gather_whole(optimizer.state_dict()["state"]) for optimizer in self.optimizers]
+        average = gather_whole(self.average.averages) if self.average else None
         if not self.world.is_first:
             return
         run_config = {"path": self.settings.data.path, "text": self.text_digest, "optimizer": self.settings.optim.name,
@@ -135,7 +137,7 @@ class Record:
         """The model; if it is sharded, a copy in main memory on the first rank, and None on others."""
         if not is_sharded(self.model):
             return self.model
-        weights, lora = whole(self.model.state_dict()), self.settings.lora
+        weights, lora = gather_whole(self.model.state_dict()), self.settings.lora
         if not self.world.is_first:
             return None
         with SkipInitialization():

@@ -3,11 +3,12 @@
 import contextlib
 import dataclasses
 import shlex
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
 import torch
-from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.elastic.multiprocessing.errors import record as report_errors
 
 from data.readers import ReadOptions
 from data.tokenizer import tokenizer_from_dict
@@ -18,24 +19,16 @@ from models.zoo import ZOO
 from tasks.kinds import TASKS
 from training.arguments import all_settings, parse_settings
 from training.checkpoint import checkpoint_file, load_start, read_checkpoint, read_start
-from training.distributed import (
-    check_same,
-    open_world,
-    pick_rank_device,
-    replicate,
-    restarts,
-    shard,
-    shard_like,
-    started_by_torchrun,
-)
+from training.distributed import check_ranks_agree, open_world, pick_rank_device, restart_count, uses_torchrun
 from training.loop import Progress, Trainer, fit
 from training.optim import WeightAverage, lr_factor, make_optimizers
+from training.parallel import replicate, shard, shard_like
 from training.precision import pick_device, pick_dtype
 from training.preflight import fit_to_memory, memory_advice
 from training.record import Record, trained_part
 from training.run_state import check_averages, check_optimizer_states, read_run
 from training.settings import DataSettings, ModelSettings
-from training.shares import Shares, divide
+from training.shares import Shares, parts_per_micro_batch
 from training.step import TrainStep, accelerate
 from utils.errors import UserError
 from utils.files import PROJECT, lock_run
@@ -44,36 +37,48 @@ from utils.printable import one_line
 
 def train(settings):
     """Train the model that `settings` describe, or resume its training. Raises UserError."""
-    train_ranks = record(train_rank) if started_by_torchrun() else train_rank  # puts errors into torchrun's report
-    train_ranks(settings)
+    train_here = report_errors(train_rank) if uses_torchrun() else train_rank  # into torchrun's report
+    train_here(settings)
 
 
 def train_rank(settings):
-    """`train`, on one of several ranks or on the only one."""
+    """Train as one of several ranks, or as the only one."""
     folder = Path(settings.output.folder) / settings.run
     with open_world() as world, contextlib.ExitStack() as stack:
-        world.decide(lambda: stack.enter_context(lock_run(folder)))
+        world.decide(stack.enter_context, lock_run(folder))
         train_in(folder, settings, world)
 
 
 def train_in(folder, settings, world):
-    """`train`, in a folder that no other process uses."""
-    saved, start, task, config = world.in_turn(lambda: open_inputs(folder, settings))
-    files = {"last.pt": saved and saved["progress"], "validation text": task.digest()}
-    world.together(lambda: check_same(files, world))
-
+    """Train in a folder that no other process uses."""
+    with world.in_turn():
+        saved, start, task, config = open_inputs(folder, settings)
+    inputs = {"last.pt": saved and saved["progress"], "validation text": task.digest()}
+    with world.together():
+        check_ranks_agree(inputs, world)
+        device = pick_rank_device(settings.training, world)
     torch.manual_seed(settings.training.seed)
-    device = world.together(lambda: pick_rank_device(settings.training, world))
-    dtype = world.decide(lambda: pick_dtype(device, settings.training.dtype))
-    settings.training, plan = world.together(lambda: fit_to_memory(settings, config, device, dtype, world))
-    batches = world.together(lambda: task.train_batches(settings.training))
-    settings.training = training = resolve_epochs(settings.training, batches.steps_per_epoch)
-    model = world.together(lambda: build_model(settings, config, saved, start)).to(device)
+    dtype = world.decide(pick_dtype, device, settings.training.dtype)
+    with world.together():
+        settings.training, plan = fit_to_memory(settings, config, device, dtype, world)
+        batches = task.train_batches(settings.training)
+        settings.training = training = resolve_epochs(settings.training, batches.steps_per_epoch)
+        model = build_model(settings, config, saved, start)
     if plan.strategy == "fsdp":
-        shard(model)
-    record, progress = build(settings, folder, model, task, dtype, plan, world), Progress()
+        shard(model, device)
+    else:
+        model.to(device)
+    print_model(model, settings, dtype, plan)
+
+    optimizers = make_optimizers(model, settings.optim, dtype, world)
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+    average = None if settings.optim.ema is None else WeightAverage(model, settings.optim.ema)
+    record = Record(folder=folder, settings=settings, model=model, task=task, optimizers=optimizers, scaler=scaler,
+                    average=average, dtype=dtype, batch_size=plan.batch_size, world=world)
+    progress = Progress()
     if saved:
-        world.together(lambda: load_state(record, progress, saved, folder / "last.pt"))
+        with world.together():
+            load_state(record, progress, saved, folder / "last.pt")
         record.complete(progress)
         print(f"resuming at step {progress.step}")
         if progress.step >= training.max_iters:
@@ -82,20 +87,19 @@ def train_in(folder, settings, world):
     saved = start = None  # as large as the model and its optimizers
 
     forward = replicate(model) if world.size > 1 and plan.strategy == "ddp" else model
-    train_step = TrainStep(forward, record.optimizers, training.grad_clip, dtype, record.scaler, record.average,
-                           training.seed, world)
-    shares = Shares(batches, divide(training.batch_size, training.accumulation, world.size), world)
+    train_step = TrainStep(forward, optimizers, grad_clip=training.grad_clip, dtype=dtype, scaler=scaler,
+                           average=average, seed=training.seed, world=world)
+    shares = Shares(batches, parts_per_micro_batch(training.batch_size, training.accumulation, world.size), world)
+    trainer = Trainer(train_step=train_step, shares=shares,
+                      lr_factor=partial(lr_factor, settings=settings.optim, max_iters=training.max_iters),
+                      evaluate=record.evaluate_and_save, max_iters=training.max_iters,
+                      eval_interval=training.eval_interval, world=world)
     micro_steps = (training.max_iters - progress.step) * plan.accumulation
-    trainer = Trainer(train_step, shares, lambda step: lr_factor(step, settings.optim, training.max_iters),
-                      record.evaluate_and_save, training.max_iters, training.eval_interval, world)
     with memory_advice(config, plan):
         record.compiled = accelerate(train_step, shares, training.compile, micro_steps)
         record.write_settings()
         fit(trainer, progress)
-    minutes = progress.seconds / 60
-    print(f"{progress.step} steps in {minutes:.1f} minutes, best validation loss {progress.best_loss:.4f}")
-    demo = "terminal_demo.py" if Path.cwd() == PROJECT else PROJECT / "terminal_demo.py"
-    print(f"talk to it: python {shlex.quote(str(demo))} {shlex.quote(str(folder / 'best.pt'))}")
+    print_end(progress, folder)
 
 
 # ---- Before training -------------------------------------------------------------------------------------------------
@@ -122,7 +126,7 @@ def open_run(folder, settings):
     """The contents of last.pt, which decides whether a run exists; None for a new run. Raises UserError."""
     path = folder / "last.pt"
     if path.exists():
-        if not settings.resume and not restarts():
+        if not settings.resume and not restart_count():
             raise UserError(f"{folder} already contains a run: add --resume to continue it, or pick another --run NAME")
         saved = read_run(path)
         kind = saved.get("task", {}).get("kind", "language")
@@ -223,19 +227,14 @@ def build_model(settings, config, saved, start):
     return model
 
 
-def build(settings, folder, model, task, dtype, plan, world):
-    """The Record of a new run, with the optimizers, for a rank whose Plan is given."""
-    device = model.head.weight.device.type
+def print_model(model, settings, dtype, plan):
+    """Print the size of a model and where it is trained."""
     n_params = sum(weight.numel() for weight in model.parameters())
     n_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     trained = "" if n_trained == n_params else f" ({n_trained:,} of them are trained)"
-    ranks = f", {plan.strategy.upper()} on {world.size} ranks" if world.size > 1 else ""
-    print(f"model: {settings.model.name}, {n_params:,} parameters{trained}, on {device} in "
+    ranks = f", {plan.strategy.upper()} on {plan.gpus} ranks" if plan.gpus > 1 else ""
+    print(f"model: {settings.model.name}, {n_params:,} parameters{trained}, on {model.device.type} in "
           f"{str(dtype).removeprefix('torch.')}{ranks}")
-    optimizers = make_optimizers(model, settings.optim, dtype, world)
-    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-    average = None if settings.optim.ema is None else WeightAverage(model, settings.optim.ema)
-    return Record(folder, settings, model, task, optimizers, scaler, average, dtype, plan.batch_size, world)
 
 
 # ---- Resuming --------------------------------------------------------------------------------------------------------
@@ -308,3 +307,14 @@ def print_changes(path, settings):
 def as_yaml(value):
     """A value as YAML has it: a tuple is a list."""
     return list(value) if isinstance(value, tuple) else value
+
+
+# ---- After training --------------------------------------------------------------------------------------------------
+
+
+def print_end(progress, folder):
+    """Print the result of a run, and the command that talks to its model."""
+    minutes = progress.seconds / 60
+    print(f"{progress.step} steps in {minutes:.1f} minutes, best validation loss {progress.best_loss:.4f}")
+    demo = "terminal_demo.py" if Path.cwd() == PROJECT else PROJECT / "terminal_demo.py"
+    print(f"talk to it: python {shlex.quote(str(demo))} {shlex.quote(str(folder / 'best.pt'))}")

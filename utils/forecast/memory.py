@@ -274,7 +274,7 @@ class Step(Ledger):
     def allocate_persistent(self):
         """What is alive from the start of a step to its end."""
         c, p = self.c, self.p
-        if self.sharded:  # each rank builds the whole model first
+        if self.sharded and p.device == "cpu":  # each rank builds the whole model there first
             self.phase = "building"
             self.add("weights", 4 * self.n)
             self.drop("weights", 4 * self.n)
@@ -290,8 +290,6 @@ class Step(Ledger):
             self.add("workspaces", 2 * p.workspace)  # one each for the threads of the forward and the backward pass
         if self.keeps_gradients:
             self.add("gradients", 4 * trained.total // self.shards)
-        if p.gpus > 1 and not self.sharded and p.accumulation > 1:  # buckets, which only the last micro-batch uses
-            self.add("communication", 4 * trained.total)
 
     def forward(self):
         c, p, s, n_blocks = self.c, self.p, self.s, self.trained.blocks
