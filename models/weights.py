@@ -46,7 +46,7 @@ def fused_weights(model):
     for i, block in enumerate(model.blocks):
         prefix = f"blocks.{i}.attention"
         for kind in ("weight", "bias") if model.config.has_qkv_bias else ("weight",):
-            yield f"{prefix}.qkv.{kind}", {f"{prefix}.{part}.{kind}": n for part, n in block.attention.parts.items()}
+            yield f"{prefix}.qkv.{kind}", {f"{prefix}.{part}.{kind}": n for part, n in block.attention.qkv_rows.items()}
 
 
 def is_finite(weight):

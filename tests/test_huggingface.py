@@ -347,7 +347,8 @@ def test_padding_of_the_vocabulary_is_never_sampled(tmp_path):
     greedy = SamplingConfig(temperature=0)
     assert max(generate(model, [1], 50, greedy)) >= VOCAB
     assert "".join(generate_text(model, tokenizer, [1], 50, greedy))  # decoding another id would raise IndexError
-    assert max(generate(model, [1], 200, SamplingConfig(temperature=100.0, seed=0), (), tokenizer.vocab_size)) < VOCAB
+    sampling = SamplingConfig(temperature=100.0, seed=0)
+    assert max(generate(model, [1], 200, sampling, vocab_size=tokenizer.vocab_size)) < VOCAB
 
 
 @pytest.mark.parametrize("files", [
