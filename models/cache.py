@@ -38,8 +38,7 @@ class StaticLayerCache(LayerCache):
         self.position, self.positions = position, torch.arange(shape[2], device=device)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Do the same as LayerCache; for a single token, return the whole cache and a mask (1, S) of valid positions.
-        """
+        """Store k and v; for a single token, return the whole cache and a mask (1, S) of its valid positions."""
         if k.size(2) > 1:
             return super().append(k, v)
         self.keys.index_copy_(2, self.position, k.to(self.keys.dtype))

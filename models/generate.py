@@ -103,8 +103,10 @@ class Sampler:
 
 
 class GraphSampler(Sampler):
-    """A Sampler for CUDA: `next_after` is a CUDA graph, as launching the kernels of one token takes longer than running
-    them. Everything that changes from token to token is in a tensor."""
+    """A Sampler for CUDA, where launching the kernels of one token takes longer than running them.
+
+    `next_after` is a CUDA graph: everything that changes from token to token is in a tensor.
+    """
 
     def __init__(self, model: GPT, sampling: SamplingConfig, vocab_size: int | None = None,
                  exempt_ids: Collection[int] = ()):

@@ -111,8 +111,7 @@ class Attention(nn.Module):
         self.qk_norm = make_norm(config, hs, learned=False) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, rotation: Rotation, cache: LayerCache | None = None) -> Tensor:
-        """Return (B, T, C) for x (B, T, C), given the rotation of its positions. With a cache, x continues its tokens.
-        """
+        """Return (B, T, C) for x (B, T, C) and the rotation of its positions; with a cache, x continues its tokens."""
         B, T, _ = x.shape
         heads = self.qkv(x).view(B, T, self.num_heads + 2 * self.kv_heads, -1)  # (B, T, C) -> (B, T, nh + 2 nkv, hs)
         qk, v = heads.split((self.num_heads + self.kv_heads, self.kv_heads), dim=2)  # (B, T, nh + nkv | nkv, hs)
