@@ -21,7 +21,7 @@ from data.prepare import open_tokens
 from data.readers import ReadOptions
 from formats.huggingface import open_huggingface
 from formats.huggingface_config import read_config
-from formats.names import GPT2, LLAMA, to_theirs
+from formats.weight_names import GPT2, LLAMA, to_theirs
 from models.config import ModelConfig, ReplyConfig, SamplingConfig
 from models.generate import generate, generate_text
 from tasks.language import Completion
