@@ -10,8 +10,8 @@ checkpoint; if they differ, nothing is written. An earlier export is replaced as
 import json
 from pathlib import Path
 
-from formats.export import export_folder
-from formats.llama_cpp import export_gguf
+from formats.export.gguf import export_gguf
+from formats.export.huggingface import export_folder
 from training.checkpoint import checkpoint_file, load_checkpoint
 from utils.errors import Parser, UserError, command
 from utils.printable import one_line

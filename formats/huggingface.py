@@ -8,9 +8,9 @@ from safetensors import SafetensorError, safe_open
 
 from data.chat_template import config_token, read_chat_template
 from data.tokenizer import load_tokenizer
-from formats.foreign import Foreign, check_tokenizer
+from formats.foreign_model import Foreign, check_tokenizer
 from formats.huggingface_config import Fields, read_config
-from formats.names import GPT2, LLAMA, PERSIMMON, check_weights, to_ours
+from formats.weight_names import GPT2, LLAMA, PERSIMMON, check_weights, to_ours
 from models.config import ReplyConfig
 from utils.errors import UserError
 from utils.files import read_if_there, read_json_object

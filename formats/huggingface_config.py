@@ -121,7 +121,7 @@ def biases(fields):
 
 
 def your_gpt(fields):
-    """The fields of ModelConfig of the class in formats/remote/modeling_your_gpt.py."""
+    """The fields of ModelConfig of the class in formats/export/remote/modeling_your_gpt.py."""
     return gpt2(fields) | {name: fields.get(name, bool, False) for name in ("qk_norm", "head_bias")}
 
 

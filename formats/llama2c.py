@@ -4,7 +4,7 @@ import struct
 from math import prod
 
 from data.tokenizer import load_tokenizer
-from formats.foreign import Foreign, read_tensor
+from formats.foreign_model import Foreign, read_tensor
 from models.config import ModelConfig
 from models.weights import is_finite
 from utils.errors import UserError

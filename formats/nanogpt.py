@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 from data.tokenizer import load_from_folder, load_tokenizer
-from formats.foreign import Foreign, check_tokenizer
+from formats.foreign_model import Foreign, check_tokenizer
 from formats.huggingface_config import Fields, make_config
-from formats.names import GPT2, Table, check_weights, to_ours
+from formats.weight_names import GPT2, Table, check_weights, to_ours
 from utils.archive import read_archive
 from utils.errors import UserError
 from utils.printable import one_line

@@ -4,10 +4,10 @@ import re
 from pathlib import PureWindowsPath
 
 from data.tokenizer import load_tokenizer
-from formats.foreign import Foreign, check_tokenizer, read_tensor
+from formats.foreign_model import Foreign, check_tokenizer, read_tensor
 from formats.huggingface_config import Fields, make_config
-from formats.names import OPENAI, check_weights, to_ours
 from formats.tensor_bundle import read_bundle
+from formats.weight_names import OPENAI, check_weights, to_ours
 from models.zoo import GPT2
 from utils.files import read_json_object
 

@@ -1,4 +1,4 @@
-"""The configurations of a model and of sampling: two frozen dataclasses that validate themselves, without torch."""
+"""Configurations of the model and of sampling: frozen dataclasses that validate themselves, without torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,53 +9,54 @@ from utils.fields import check_types
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture of a GPT. Raises UserError for values of the wrong type and sizes that do not fit together."""
+    """Architecture of a GPT. Raises UserError for values of the wrong type, or that do not fit together."""
 
     n_embd: int
-    """Embedding width (C), a multiple of num_heads unless head_dim is given."""
+    """Embedding width (C); must be a multiple of num_heads unless head_dim is given."""
     block_size: int
     """Context length (T): the maximum number of tokens that the model attends to."""
     n_blocks: int
     """Number of Transformer blocks (L)."""
     num_heads: int
-    """Attention heads per block (nh), a multiple of num_kv_heads."""
+    """Number of attention heads per block (nh); must be a multiple of num_kv_heads."""
     vocab_size: int = 65
-    """Vocabulary size (V); the default is the number of distinct characters in tiny Shakespeare."""
+    """Vocabulary size (V); default: the distinct characters of tiny Shakespeare."""
     num_kv_heads: int | None = None
-    """Key and value heads, each shared by num_heads / num_kv_heads query heads; None: num_heads."""
+    """Number of key-value heads (nkv), each shared by num_heads / num_kv_heads query heads; None: num_heads."""
     head_dim: int | None = None
-    """Head size (hs), the channels of a query, key or value; None: n_embd / num_heads."""
+    """Head size (hs), the channels of one query, key or value; None: n_embd / num_heads."""
     n_hidden: int | None = None
-    """Hidden size of the feed-forward network (H); None: 4 n_embd."""
+    """Hidden size of the feed-forward network (H); None: 4 * n_embd."""
     dropout: float = 0.0
-    """Dropout probability of the embeddings and of the output of attention and feed-forward."""
+    """Dropout probability, after the embeddings and after each attention and feed-forward network."""
     norm: Literal["layer", "rms"] = "layer"
-    """LayerNorm with bias (Ba et al., 2016) or RMSNorm (Zhang and Sennrich, 2019)."""
+    """LayerNorm with bias (Ba et al., 2016), or RMSNorm (Zhang and Sennrich, 2019)."""
     position: Literal["learned", "rotary"] = "learned"
-    """Learned position embeddings, or rotary ones (Su et al., 2021)."""
+    """Learned position embeddings, or rotary position embedding, RoPE (Su et al., 2021)."""
     feed_forward: Literal["relu", "relu2", "gelu", "gelu_exact", "swiglu"] = "relu"
-    """ReLU, squared ReLU (So et al., 2021), GELU with the tanh approximation of GPT-2 or without an approximation
-    (Hendrycks and Gimpel, 2016), or SwiGLU (Shazeer, 2020)."""
+    """Activation of the feed-forward network.
+
+    ReLU, squared ReLU (So et al., 2021), GELU with GPT-2's tanh approximation, exact GELU (Hendrycks and Gimpel, 2016),
+    or SwiGLU (Shazeer, 2020).
+    """
     qk_norm: bool = False
-    """Normalize queries and keys before their product (Dehghani et al., 2023), with the norm above without weights."""
+    """QK norm: normalize queries and keys (Dehghani et al., 2023), with the norm above but without weights."""
     bias: bool = False
-    """Biases in the linear layers of attention and feed-forward."""
+    """Biases in the linear layers of the blocks."""
     qkv_bias: bool | None = None
-    """Biases of queries, keys and values; None: as `bias`."""
+    """Biases of queries, keys and values; None: same as `bias`."""
     head_bias: bool = False
-    """A bias in the head."""
+    """Bias in the head."""
     tied: bool = False
-    """Share the weight of the head with the token embedding (Press and Wolf, 2017). The head of a classifier has its
-    own."""
+    """Share the weight of the head with the token embedding (Press and Wolf, 2017), except in a classifier."""
     n_labels: int | None = None
     """Number of classes of a classifier, at least 2; None: a language model, which predicts the next token."""
     auxiliary_lm: bool = False
-    """A classifier with a second head, which predicts the next token in training (Radford et al., 2018, section 3.2).
-    """
+    """For a classifier: train a second head to predict the next token (Radford et al., 2018, section 3.2)."""
     norm_eps: float = 1e-5
-    """Added to the variance or the mean square in the norms, for numerical stability."""
+    """Added to the variance (LayerNorm) or mean square (RMSNorm), for numerical stability."""
     rope_theta: float = 10_000.0
-    """Base of the rotary frequencies, at least 1."""
+    """Base of the rotary frequencies; at least 1."""
 
     def __post_init__(self):
         check_types(self)
@@ -80,49 +81,49 @@ class ModelConfig:
             raise UserError("a tied head has no bias: choose either tied or head_bias")
 
     @property
-    def head_size(self):
+    def head_size(self) -> int:
         return self.n_embd // self.num_heads if self.head_dim is None else self.head_dim
 
     @property
-    def kv_heads(self):
+    def kv_heads(self) -> int:
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
-    def has_qkv_bias(self):
+    def has_qkv_bias(self) -> bool:
         return self.bias if self.qkv_bias is None else self.qkv_bias
 
     @property
-    def hidden_size(self):
+    def hidden_size(self) -> int:
         return 4 * self.n_embd if self.n_hidden is None else self.n_hidden
 
     @property
-    def n_outputs(self):
-        """Number of logits per position: one for each token of the vocabulary, or for each class."""
+    def n_outputs(self) -> int:
+        """Number of logits per position: one per token of the vocabulary, or one per class."""
         return self.vocab_size if self.n_labels is None else self.n_labels
 
     @property
-    def head_rows(self):
-        """Number of rows of the matrices of all heads."""
+    def head_rows(self) -> int:
+        """Number of rows in the weights of all heads together."""
         return self.n_outputs + (self.vocab_size if self.auxiliary_lm else 0)
 
     @property
-    def tied_head(self):
-        """Whether the weight of the head is the token embedding."""
+    def tied_head(self) -> bool:
+        """Whether the head shares the weight of the token embedding."""
         return self.tied and self.n_labels is None
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is sampled. Raises UserError for values outside their range."""
+    """Settings of sampling. Raises UserError for values outside their range."""
 
     temperature: float = 0.8
-    """Divides the logits: below 1 makes likely tokens likelier; 0 always takes the most likely one."""
+    """Divides the logits: below 1 makes likely tokens likelier; 0 is greedy, always the most likely token."""
     top_k: int | None = None
-    """Sample only from the k most likely tokens."""
+    """Sample only from the k most likely tokens (Fan et al., 2018)."""
     top_p: float | None = None
-    """Sample only from the smallest set of tokens with this total probability (Holtzman et al., 2020)."""
+    """Nucleus sampling: only from the fewest tokens that reach this total probability (Holtzman et al., 2020)."""
     repetition_penalty: float = 1.0
-    """Above 1 makes tokens that are in the context less likely (Keskar et al., 2019, section 4.1)."""
+    """Above 1 makes tokens in the context less likely (Keskar et al., 2019, section 4.1)."""
     seed: int | None = None
     """Fixed seed: reproducible output, on the same machine with the same number of threads. None: random."""
 
@@ -142,10 +143,10 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class ReplyConfig(SamplingConfig):
-    """How a reply is sampled, and its length. Raises UserError for values outside their range."""
+    """Settings of a reply: its sampling and its length. Raises UserError for values outside their range."""
 
     max_tokens: int | None = None
-    """Maximum number of tokens to generate for a prompt; None: 100 for dialogue, 500 for the other tasks."""
+    """Maximum number of tokens to generate for a prompt; None: 100 for dialogue, 500 for other tasks."""
     candidates: int = 1
     """For dialogue: sample this many replies, and use the one that depends most on the messages."""
 

@@ -1,12 +1,13 @@
 """Freezing: training only the last blocks of a model."""
 
+from models.gpt import GPT
 from utils.errors import UserError
 
 
-def freeze_below(model, trainable_blocks):
+def freeze_below(model: GPT, trainable_blocks: int) -> None:
     """Freeze a GPT except for its last `trainable_blocks` blocks, its final norm, and its head.
 
-    A tied head is the token embedding, which stays frozen. Raises UserError if there are fewer blocks.
+    A tied head is frozen, as it is the token embedding. Raises UserError if there are fewer blocks.
     """
     n_blocks = len(model.blocks)
     if not 0 <= trainable_blocks <= n_blocks:

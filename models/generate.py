@@ -1,67 +1,75 @@
-"""Sampling: the only loop that generates tokens."""
+"""Sampling: from the logits of the next token to a stream of text.
+
+Shapes: T time, V vocabulary. The batch is 1.
+"""
+
+from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from models.cache import KVCache, StaticKVCache
+from models.config import SamplingConfig
 from utils.cuda_graph import cuda_graph
 from utils.errors import UserError
 
-NO_TOKEN = -1  # sampled if the logits are not numbers
+if TYPE_CHECKING:
+    from models.gpt import GPT
+
+NO_TOKEN = -1  # sampled if the logits are NaN
 
 
-def window_start(n, block_size):
-    """Start of the context window from which the token after n tokens is predicted.
+def draw(logits: Tensor, in_context: Tensor, sampling: SamplingConfig, noise: Tensor) -> Tensor:
+    """Draw the next token, a 0-dim tensor, from its logits (V).
 
-    Up to block_size tokens, the model sees all of them. After that, half a window is dropped at once and the rest is
-    read again: cached keys contain their positions, so the whole cache is invalid as soon as the window moves, and this
-    way it moves only every block_size / 2 tokens.
-
-    >>> [window_start(n, 4) for n in range(1, 10)]
-    [0, 0, 0, 0, 2, 2, 4, 4, 6]
+    `in_context` (V) marks the tokens that the repetition penalty applies to. `noise` (V) is exponentially distributed:
+    the largest quotient of probability and noise is a sample from the probabilities. (torch.multinomial computes the
+    same, but waits for the device to check its input.)
     """
-    step = max(1, block_size // 2)
-    return max(0, -(-(n - block_size) // step) * step)
+    if sampling.repetition_penalty != 1:  # Keskar et al., 2019, section 4.1
+        penalized = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
+        logits = torch.where(in_context, penalized, logits)
+    if sampling.temperature == 0:
+        return logits.argmax()
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
+    probabilities = F.softmax(logits, dim=-1)  # (V)
+    if sampling.top_p is not None and sampling.top_p < 1:  # nucleus sampling: Holtzman et al., 2020, section 3.1
+        descending, order = probabilities.sort(descending=True)
+        in_nucleus = descending.cumsum(0) - descending < sampling.top_p  # the likelier tokens do not reach top_p yet
+        probabilities = torch.zeros_like(probabilities).scatter(0, order, descending * in_nucleus)
+    return (probabilities / noise).argmax()
 
 
-@torch.inference_mode()
-def generate(model, ids, max_new_tokens, sampling, stop_tokens=(), vocab_size=None, exempt=()):
-    """Yield token ids, one by one, that continue the non-empty list `ids`.
-
-    Ends after `max_new_tokens`, or before the first of `stop_tokens`. `sampling` is a SamplingConfig. The context
-    window moves as in `window_start`. The model should be in evaluation mode. If it has more logits than there are
-    tokens, `vocab_size` is the number of tokens. The repetition penalty does not apply to the tokens in `exempt`.
-    Raises UserError if the predictions are not numbers.
-    """
-    on_cuda = model.device.type == "cuda"
-    sampler = (GraphSampler if on_cuda else Sampler)(model, sampling, vocab_size, exempt)
-    ids, start = list(ids), None
-    for _ in range(max_new_tokens):
-        if start == window_start(len(ids), model.block_size):
-            next_id = sampler.next_after(ids[-1])
-        else:
-            start = window_start(len(ids), model.block_size)
-            next_id = sampler.restart(ids[start:])
-        if next_id == NO_TOKEN:
-            raise UserError("the predictions of the model are not numbers: its weights are damaged, use another one")
-        if next_id in stop_tokens:
-            return
-        ids.append(next_id)
-        yield next_id
+@contextlib.contextmanager
+def use_onednn(enabled: bool) -> Iterator[None]:
+    """Enable or disable oneDNN: for one token in bfloat16, it takes three times as long as PyTorch's own kernels."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = enabled
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 class Sampler:
-    """Samples one token after another; caches the keys and values of the tokens so far."""
+    """Samples one token after another, with a cache of the keys and values so far."""
 
-    def __init__(self, model, sampling, vocab_size=None, exempt=()):
+    def __init__(self, model: GPT, sampling: SamplingConfig, vocab_size: int | None = None,
+                 exempt_ids: Collection[int] = ()):
         self.model, self.sampling = model, sampling
         self.vocab_size = vocab_size or model.head.out_features
         self.device = model.device
         self.cache = self.make_cache()
         self.in_context = torch.zeros(self.vocab_size, dtype=torch.bool, device=self.device)
-        self.exempt = torch.tensor(sorted(exempt), dtype=torch.long, device=self.device)
+        self.exempt_ids = torch.tensor(sorted(exempt_ids), dtype=torch.long, device=self.device)
         self.noise = torch.ones(self.vocab_size, device=self.device)
         self.generator = torch.Generator(self.device)
         if sampling.seed is None:
@@ -69,49 +77,52 @@ class Sampler:
         else:
             self.generator.manual_seed(sampling.seed)
 
-    def make_cache(self):
+    def make_cache(self) -> KVCache:
         return KVCache(self.model)
 
-    def restart(self, ids):
+    def sample(self, x: Tensor) -> Tensor:
+        """Return the token that follows x (1, T), or NO_TOKEN: a 0-dim tensor, without waiting for the device."""
+        logits = self.model.head(self.model.features(x, self.cache)[0, -1]).float()[: self.vocab_size]  # (V)
+        self.in_context.index_fill_(0, x[0], True).index_fill_(0, self.exempt_ids, False)
+        next_token = draw(logits, self.in_context, self.sampling, self.noise)
+        return torch.where(logits.isnan().any(), NO_TOKEN, next_token)
+
+    def restart(self, ids: list[int]) -> int:
         """Empty the cache; return the token that follows `ids`, at most block_size of them."""
         self.cache.clear()
         self.in_context.zero_()
         self.noise.exponential_(generator=self.generator)
-        with onednn(enabled=len(ids) > 1):
+        with use_onednn(len(ids) > 1):
             return self.sample(torch.tensor([ids], device=self.device)).item()
 
-    def next_after(self, token):
-        """Return the token that follows `token`, which itself follows those before."""
+    def next_after(self, token: int) -> int:
+        """Return the token that follows `token`, which itself follows the tokens in the cache."""
         self.noise.exponential_(generator=self.generator)
-        with onednn(enabled=False):
+        with use_onednn(False):
             return self.sample(torch.tensor([[token]], device=self.device)).item()
-
-    def sample(self, x):
-        """Return the token that follows x (1, T), a 0-dim tensor, without waiting for the device; or NO_TOKEN."""
-        logits = self.model.head(self.model.features(x, self.cache)[0, -1]).float()[: self.vocab_size]  # (V)
-        self.in_context.index_fill_(0, x[0], True).index_fill_(0, self.exempt, False)
-        next_token = draw(logits, self.in_context, self.sampling, self.noise)
-        return torch.where(logits.isnan().any(), NO_TOKEN, next_token)
 
 
 class GraphSampler(Sampler):
-    """A Sampler for CUDA, where launching the kernels of one token takes longer than running them: `next_after` is a
-    CUDA graph. Everything that changes from token to token is in a tensor."""
+    """A Sampler for CUDA, where launching the kernels of one token takes longer than running them.
 
-    def __init__(self, model, sampling, vocab_size=None, exempt=()):
-        super().__init__(model, sampling, vocab_size, exempt)
+    `next_after` is a CUDA graph: everything that changes from token to token is in a tensor.
+    """
+
+    def __init__(self, model: GPT, sampling: SamplingConfig, vocab_size: int | None = None,
+                 exempt_ids: Collection[int] = ()):
+        super().__init__(model, sampling, vocab_size, exempt_ids)
         self.token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         self.next_token = torch.zeros((), dtype=torch.long, device=self.device)
         self.length, self.graph = 0, None
 
-    def make_cache(self):
+    def make_cache(self) -> StaticKVCache:
         return StaticKVCache(self.model)
 
-    def restart(self, ids):
+    def restart(self, ids: list[int]) -> int:
         self.length = len(ids)
         return super().restart(ids)
 
-    def next_after(self, token):
+    def next_after(self, token: int) -> int:
         self.noise.exponential_(generator=self.generator)
         self.token.fill_(token)
         self.cache.position.fill_(self.length)
@@ -121,53 +132,72 @@ class GraphSampler(Sampler):
         self.graph()
         return self.next_token.item()
 
-    def sample_next(self):
+    def sample_next(self) -> None:
         self.next_token.copy_(self.sample(self.token))
 
 
-@contextlib.contextmanager
-def onednn(enabled):
-    """Enable or disable oneDNN. For one token in bfloat16, it takes three times as long as PyTorch's own kernels."""
-    before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = enabled
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.enabled = before
+def window_start(n: int, block_size: int) -> int:
+    """Return the start of the context window from which the token after n tokens is predicted.
 
+    The model sees all tokens until there are more than block_size. Then half a window is dropped, and the rest is read
+    again: cached keys contain their positions, so the cache is invalid as soon as the window moves, and this way it
+    moves only every block_size / 2 tokens.
 
-def draw(logits, in_context, sampling, noise):
-    """Draw the next token, a 0-dim tensor, from its logits (V).
-
-    `in_context` (V) marks the tokens that the repetition penalty applies to. `noise` (V) is exponentially distributed:
-    the largest quotient of probability and noise is a sample from the probabilities. (torch.multinomial computes the
-    same, but waits for the device to check its input.)
+    >>> [window_start(n, 4) for n in range(1, 10)]
+    [0, 0, 0, 0, 2, 2, 4, 4, 6]
     """
-    if sampling.repetition_penalty != 1:
-        penalized = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
-        logits = torch.where(in_context, penalized, logits)
-    if sampling.temperature == 0:
-        return logits.argmax()
-    logits = logits / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
-    probabilities = F.softmax(logits, dim=-1)
-    if sampling.top_p is not None and sampling.top_p < 1:
-        descending, order = probabilities.sort(descending=True)
-        needed = descending.cumsum(0) - descending < sampling.top_p  # those before do not reach top_p yet
-        probabilities = torch.zeros_like(probabilities).scatter(0, order, descending * needed)
-    return (probabilities / noise).argmax()
+    step = max(1, block_size // 2)
+    n_steps = math.ceil((n - block_size) / step)
+    return max(0, n_steps * step)
 
 
-def generate_text(model, tokenizer, ids, max_new_tokens, sampling, stop_tokens=()):
-    """Yield, with each token, the text that it completes, continuing the non-empty list `ids`; "" while a character is
-    incomplete. What is left at the end is yielded last.
+@torch.inference_mode()
+def generate(model: GPT, ids: list[int], max_new_tokens: int, sampling: SamplingConfig,
+             stop_tokens: Collection[int] = (), *, vocab_size: int | None = None,
+             exempt_ids: Collection[int] = ()) -> Iterator[int]:
+    """Yield token ids, one by one, that continue the non-empty list `ids`.
 
-    Ends before the first of `stop_tokens`. Special tokens have no repetition penalty.
+    Ends after `max_new_tokens`, or before the first of `stop_tokens`. The context window moves as in `window_start`.
+    The model should be in evaluation mode. `vocab_size` is the number of tokens, if the model has more logits. The
+    repetition penalty does not apply to the tokens `exempt_ids`. Raises UserError if a logit is NaN.
+    """
+    on_cuda = model.device.type == "cuda"
+    sampler = (GraphSampler if on_cuda else Sampler)(model, sampling, vocab_size, exempt_ids)
+    ids, start = list(ids), None
+    for _ in range(max_new_tokens):
+        if start == window_start(len(ids), model.block_size):
+            next_id = sampler.next_after(ids[-1])
+        else:
+            start = window_start(len(ids), model.block_size)
+            next_id = sampler.restart(ids[start:])
+        if next_id == NO_TOKEN:
+            raise UserError("the predictions of the model are NaN: its weights are damaged, use another one")
+        if next_id in stop_tokens:
+            return
+        ids.append(next_id)
+        yield next_id
+
+
+class Tokenizer(Protocol):
+    """What `generate_text` needs of a tokenizer: models do not import data."""
+
+    vocab_size: int
+    special_ids: frozenset[int]
+
+    def stream(self, before: list[int]) -> Callable[..., str]:
+        """Return a function from the next token id to the text that it completes, and from nothing to what is left."""
+
+
+def generate_text(model: GPT, tokenizer: Tokenizer, ids: list[int], max_new_tokens: int, sampling: SamplingConfig,
+                  *, stop_tokens: Collection[int] = ()) -> Iterator[str]:
+    """Yield, with each token, the text that it completes, continuing the non-empty list `ids`.
+
+    That is "" while a character is incomplete; what is left at the end is yielded last. Ends before the first of
+    `stop_tokens`. Special tokens have no repetition penalty.
     """
     complete = tokenizer.stream(ids)
-    for token in generate(model, ids, max_new_tokens, sampling, stop_tokens, tokenizer.vocab_size,
-                          tokenizer.special_ids):
+    for token in generate(model, ids, max_new_tokens, sampling, stop_tokens, vocab_size=tokenizer.vocab_size,
+                          exempt_ids=tokenizer.special_ids):
         yield complete(token)
     rest = complete()
     if rest:

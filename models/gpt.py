@@ -1,30 +1,36 @@
-"""GPT: embeddings, blocks, norm, head."""
+"""GPT: token and position embeddings, blocks, final norm, head.
+
+Shapes: B batch, T time, C n_embd, V vocabulary.
+"""
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from models.cache import KVCache
 from models.config import ModelConfig
 from models.layers import Block, NoPosition, NoRotation, Rotary, make_norm
 from models.loss import cross_entropy
 
 
 class GPT(nn.Module):
-    """A decoder-only Transformer (Radford et al., 2018). The named models of `models.zoo` are its subclasses.
+    """A decoder-only Transformer (Radford et al., 2018, section 3.1).
 
-    A subclass has a `config`; keyword arguments change its fields: `GPT2(n_blocks=6)`. Fields that do not fit together
-    raise UserError, and a name that is not a field raises TypeError.
+    The named models of models/zoo.py are its subclasses, each with a `config`; keyword arguments override its fields:
+    `GPT2(n_blocks=6)`. Raises UserError for values that do not fit together, TypeError for an unknown field.
 
-    With `n_labels`, it is a classifier: the head has one output per class, at every position. The targets are then -100
-    except where a class is predicted, which is usually the last token of a text. With `auxiliary_lm`, too, it has a
-    second head for the next token: the target n_labels + i there is token i.
+    With `n_labels`, it is a classifier: the head has one output per class, at every position. The targets are -100
+    except where a class is predicted, usually at the last token of a text. With `auxiliary_lm`, a second head predicts
+    the next token: its target for token i is n_labels + i.
     """
 
     config: ModelConfig
 
-    def __init__(self, **changes):
+    def __init__(self, **changes: Any):
         super().__init__()
         self.config = config = dataclasses.replace(type(self).config, **changes)
         self.block_size = config.block_size
@@ -44,25 +50,25 @@ class GPT(nn.Module):
             self.head.weight = self.token_embedding.weight
 
     @property
-    def heads(self):
-        """All heads, of which the first makes the predictions."""
+    def heads(self) -> list[nn.Linear]:
+        """All heads; the first one makes the predictions."""
         return [self.head, self.token_head] if self.config.auxiliary_lm else [self.head]
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.final_norm.weight.device
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         """The dtype of activations, and of all weights that are not quantized."""
         return self.final_norm.weight.dtype
 
-    def reset_parameters(self):
-        """Embeddings with std 0.02. Zeros at the end of each block and in the head: stable at initialization, as every
-        block starts as the identity and every token is equally likely.
+    def reset_parameters(self) -> None:
+        """Initialize embeddings with std 0.02, the last matrix of each residual branch and the head with zeros.
 
-        With a tied head, each token would then predict itself with high confidence. There, a block ends with std
-        0.02 / sqrt(2 n_blocks), as in GPT-2.
+        This is stable at initialization: every block starts as the identity, and every token is equally likely. With a
+        tied head, each token would predict itself with high confidence, so there the last matrices have
+        std 0.02 / sqrt(2 n_blocks), as in GPT-2.
         """
         for module in self.modules():
             if isinstance(module, nn.Embedding):
@@ -73,33 +79,34 @@ class GPT(nn.Module):
                     nn.init.zeros_(module.bias)
         for head in self.heads:
             nn.init.zeros_(head.weight)
-        end_std = 0.02 * (2 * self.config.n_blocks) ** -0.5 if self.config.tied_head else 0.0
+        branch_std = 0.02 * (2 * self.config.n_blocks) ** -0.5 if self.config.tied_head else 0.0
         for block in self.blocks:
-            nn.init.normal_(block.attention.out.weight, std=end_std)
-            nn.init.normal_(block.feed_forward.down.weight, std=end_std)
+            nn.init.normal_(block.attention.out.weight, std=branch_std)
+            nn.init.normal_(block.feed_forward.down.weight, std=branch_std)
 
-    def features(self, x, cache=None):
-        """The input of the head, (B, T, C), for token ids x (B, T).
+    def features(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return the input of the head, (B, T, C), for token ids x (B, T).
 
-        With a `KVCache`, x continues the tokens in it: any number of tokens if it is empty, otherwise one.
+        With a cache, x continues its tokens: any number of new tokens if it is empty, otherwise one.
         """
         T = x.size(1)
         positions = torch.arange(T, device=x.device) if cache is None else cache.next_positions(T)  # (T)
         h = self.dropout(self.token_embedding(x) + self.position_embedding(positions))  # (B, T) -> (B, T, C)
-        rotation = self.rotary(positions)
+        rotation = self.rotary(positions)  # (T, 1, hs) twice, or None
         for i, block in enumerate(self.blocks):
             if self.activation_checkpointing and self.training:
                 h = checkpoint(block, h, rotation, use_reentrant=False)
             else:
-                h = block(h, rotation, None if cache is None else cache.layers[i])
+                h = block(h, rotation, None if cache is None else cache.layers[i])  # (B, T, C)
         return self.final_norm(h)
 
-    def forward(self, x, y=None):
-        """For token ids x (B, T), return logits (B, T, n_outputs) in float32, and no loss.
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """Return (logits, None) for token ids x (B, T), or (None, loss) with targets y (B, T).
 
-        With targets y (B, T), return no logits, and the mean cross-entropy. Targets of -100 are ignored.
+        Logits are (B, T, V) in float32; in a classifier, with one per class in place of V. The loss is the mean
+        cross-entropy; targets of -100 are ignored.
         """
         h = self.features(x)
         if y is None:
-            return self.head(h).float(), None
+            return self.head(h).float(), None  # (B, T, C) -> (B, T, V)
         return None, cross_entropy(h, self.heads, y)

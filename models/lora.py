@@ -1,46 +1,54 @@
-"""LoRA: fine-tuning with a low-rank change of some matrices, while all other weights are frozen (Hu et al., 2021)."""
+"""LoRA: fine-tuning that adds a trained low-rank matrix to frozen ones (Hu et al., 2021)."""
+
+from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from models.weights import ADAPTERS, file_weights
 from utils.errors import UserError
 from utils.forecast.parameters import check_lora
 
+if TYPE_CHECKING:
+    from models.gpt import GPT
+
 
 class LoRALinear(nn.Linear):
-    """A frozen linear layer plus a trained matrix of low rank: y = x W^T + b + alpha / rank (x A^T) B^T.
+    """A frozen linear layer plus a trained low-rank one: y = x W^T + b + alpha / rank (x A^T) B^T (section 4.1).
 
     `lora_a` is A (rank, in) and `lora_b` is B (out, rank). B starts at zero, so that training starts from the frozen
-    layer. W and b are those of `linear`, and keep their names.
+    layer. W and b are the weight and bias of `linear`, and keep their names.
     """
 
-    def __init__(self, linear, rank, alpha):
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self.requires_grad_(False)
         self.scale = alpha / rank
-        like = {"dtype": linear.weight.dtype, "device": linear.weight.device}
-        self.lora_a = nn.Parameter(torch.empty(rank, linear.in_features, **like))
-        self.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank, **like))
+        options = {"dtype": linear.weight.dtype, "device": linear.weight.device}
+        self.lora_a = nn.Parameter(torch.empty(rank, linear.in_features, **options))
+        self.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank, **options))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))  # as nn.Linear does
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         change = F.linear(F.linear(x, self.lora_a) * self.scale, self.lora_b)  # (..., in) -> (..., rank) -> (..., out)
         return super().forward(x) + change
 
-    def merged_weight(self):
-        """W + alpha / rank B A (out, in), in float32 also under autocast."""
+    def merged_weight(self) -> Tensor:
+        """Return W + alpha / rank B A (out, in), computed in float32, even under autocast."""
         with torch.autocast(self.weight.device.type, enabled=False):
             change = self.lora_b.float() @ (self.lora_a.float() * self.scale)
             return (self.weight.float() + change).to(self.weight.dtype)
 
 
-def add_lora(model, rank, alpha, targets):
+def add_lora(model: GPT, rank: int, alpha: float, targets: Collection[str]) -> None:
     """Add adapters to the matrices that `targets` names: qkv, out, up, down, gate (in every block of a GPT), head.
 
     All weights but the adapters and the head of a classifier are frozen. Raises UserError for a target that the model
@@ -52,19 +60,16 @@ def add_lora(model, rank, alpha, targets):
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise UserError("the model has LoRA adapters already: merge them first")
     model.requires_grad_(False)
-    for parent, name, linear in children(model, nn.Linear):
+    for parent, name, linear in find_modules(model, nn.Linear):
         if name in targets:
             setattr(parent, name, LoRALinear(linear, rank, alpha))
     if model.config.n_labels is not None:
         model.head.requires_grad_(True)
 
 
-def merge_lora(model):
-    """Turn a model with adapters into a plain one that computes the same, with all weights trainable.
-
-    Every LoRALinear is replaced by an nn.Linear with its `merged_weight`.
-    """
-    for parent, name, lora in children(model, LoRALinear):
+def merge_lora(model: GPT) -> None:
+    """Replace every LoRALinear by an nn.Linear with its `merged_weight`, and make all weights trainable."""
+    for parent, name, lora in find_modules(model, LoRALinear):
         linear = nn.Linear(lora.in_features, lora.out_features, bias=lora.bias is not None, device="meta")
         with torch.no_grad():
             linear.weight, linear.bias = nn.Parameter(lora.merged_weight()), lora.bias
@@ -72,9 +77,8 @@ def merge_lora(model):
     model.requires_grad_(True)
 
 
-def merged_weights(model):
-    """The weights of a model with adapters by their names in a checkpoint file, as if `merge_lora` had been called.
-    Of a model without adapters, its `file_weights`."""
+def merged_weights(model: GPT) -> dict[str, Tensor]:
+    """Return the weights of a model by their names in a checkpoint file, with any adapters merged into them."""
     weights = dict(model.state_dict())
     for name, module in model.named_modules():
         if isinstance(module, LoRALinear):
@@ -82,24 +86,26 @@ def merged_weights(model):
     return file_weights(model, weights)
 
 
-def children(model, kind):
-    """The modules of a class in a model, as a list of (parent, name, module)."""
+def find_modules(model: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Return (parent, name in the parent, module) of every module of a class in a model."""
     return [(parent, name, module) for parent in model.modules() for name, module in parent.named_children()
             if isinstance(module, kind)]
 
 
-def lora_weights(model):
-    """All weights that LoRA trains, by name: the adapters, and the head of a classifier. They share memory with the
-    model."""
+def lora_weights(model: GPT) -> dict[str, Tensor]:
+    """Return the weights that LoRA trains, by name: the adapters, and the head of a classifier.
+
+    They share memory with the model.
+    """
     trained = ("head.",) if model.config.n_labels is not None else ()
     return {name: weight for name, weight in model.state_dict().items()
             if name.endswith(ADAPTERS) or name.startswith(trained)}
 
 
-def load_lora_weights(model, weights):
+def load_lora_weights(model: GPT, weights: dict[str, object]) -> None:
     """Load the result of `lora_weights` into a model after `add_lora`.
 
-    Raises UserError, naming the tensor, unless names and shapes match exactly; the model is then unchanged.
+    Raises UserError, which names the tensor, unless names and shapes match exactly; the model is then unchanged.
     """
     expected = lora_weights(model)
     for name in weights:
@@ -117,15 +123,17 @@ def load_lora_weights(model, weights):
         weight.copy_(weights[name])
 
 
-def base_weights(model):
-    """The weights of a model that LoRA does not train, by their names in a checkpoint file. They share memory with the
-    model."""
+def base_weights(model: GPT) -> dict[str, Tensor]:
+    """Return the weights that LoRA does not train, by their names in a checkpoint file.
+
+    They share memory with the model.
+    """
     trained = lora_weights(model)
     return {name: weight for name, weight in file_weights(model).items() if name not in trained}
 
 
-def fingerprint(model):
-    """SHA-256 of the `base_weights` of a model, which identifies the model that adapters were trained for."""
+def fingerprint(model: GPT) -> str:
+    """Return the SHA-256 of the `base_weights`, which identifies the model that adapters were trained for."""
     sha = hashlib.sha256()
     for name, weight in sorted(base_weights(model).items()):
         sha.update(name.encode())

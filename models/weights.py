@@ -1,18 +1,27 @@
-"""The weights of a model under their names in a checkpoint file.
+"""The weights of a model by their names in a checkpoint file.
 
-They differ from those of a state_dict in one way: a file holds queries, keys and values as three matrices `query`,
-`key` and `value`, as transformer_4d.py does, where the model has one fused matrix `qkv`.
+Names and tensors are as in the state_dict, with one exception: where the model has one fused matrix `qkv`, a file has
+three, `query`, `key` and `value`, as in transformer_4d.py.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-ADAPTERS = ("lora_a", "lora_b")  # weights of LoRA
+if TYPE_CHECKING:
+    from models.gpt import GPT
+
+ADAPTERS = ("lora_a", "lora_b")  # how the names of LoRA's weights end
 
 
-def file_weights(model, weights=None):
-    """The weights of a GPT by their names in a checkpoint file, without adapters of LoRA.
+def file_weights(model: GPT, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the weights of a GPT by their names in a checkpoint file, without LoRA adapters.
 
     `weights` is a state_dict of the model; by default the current one, and the result shares memory with the model.
     """
@@ -24,10 +33,10 @@ def file_weights(model, weights=None):
     return weights
 
 
-def load_file_weights(model, weights):
-    """Copy weights, an iterable of (name in a checkpoint file, tensor), into a GPT.
+def load_file_weights(model: GPT, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy weights, pairs of a name in a checkpoint file and a tensor, into a GPT.
 
-    Raises RuntimeError unless every weight is there exactly once, with its shape.
+    Raises RuntimeError unless every weight is there exactly once, with the right shape.
     """
     own, loaded = file_weights(model), set()
     for name, weight in weights:
@@ -41,26 +50,28 @@ def load_file_weights(model, weights):
         raise RuntimeError(f"Missing weights: {', '.join(own.keys() - loaded)}")
 
 
-def fused_weights(model):
+def fused_weights(model: GPT) -> Iterator[tuple[str, dict[str, int]]]:
     """Yield the name of every fused tensor in a GPT's state_dict, and {name in a file: number of rows} of its parts."""
+    kinds = ("weight", "bias") if model.config.has_qkv_bias else ("weight",)
     for i, block in enumerate(model.blocks):
         prefix = f"blocks.{i}.attention"
-        for kind in ("weight", "bias") if model.config.has_qkv_bias else ("weight",):
-            yield f"{prefix}.qkv.{kind}", {f"{prefix}.{part}.{kind}": n for part, n in block.attention.parts.items()}
+        for kind in kinds:
+            yield f"{prefix}.qkv.{kind}", {f"{prefix}.{part}.{kind}": n for part, n in block.attention.qkv_rows.items()}
 
 
-def is_finite(weight):
-    """Whether all values of a tensor are finite."""
+def is_finite(weight: Tensor) -> bool:
+    """Return whether all values of a tensor are finite."""
     low, high = torch.aminmax(weight)  # unlike isfinite, without a copy; NaN propagates to both
     return bool(low.isfinite() and high.isfinite())
 
 
 class SkipInitialization(TorchFunctionMode):
-    """Context in which new models keep uninitialized weights, for models whose weights are loaded next."""
+    """Context in which new models keep uninitialized weights, for weights that are loaded next."""
 
     SKIPPED = {nn.init.normal_, nn.init.kaiming_uniform_, torch.Tensor.normal_, torch.Tensor.zero_}
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Callable, types: Iterable[type], args: tuple = (),
+                           kwargs: dict[str, Any] | None = None):
         kwargs = kwargs or {}
         if function in self.SKIPPED:
             return args[0] if args else kwargs["tensor"]

@@ -1,4 +1,4 @@
-"""The named models: each is a subclass of GPT with a default ModelConfig.
+"""The named models: subclasses of GPT, each with its default ModelConfig.
 
 Keyword arguments override fields of the configuration: `GPT2(n_blocks=6)`, `UltimateModel(vocab_size=5000)`.
 """
@@ -6,19 +6,19 @@ Keyword arguments override fields of the configuration: `GPT2(n_blocks=6)`, `Ult
 from models.config import ModelConfig
 from models.gpt import GPT
 
-CLASSIC = {"head_bias": True}  # and ModelConfig's defaults: LayerNorm, learned positions, ReLU, untied head
+CLASSIC = {"head_bias": True}  # with the defaults of ModelConfig: LayerNorm, learned positions, ReLU, untied head
 GPT_2 = {"vocab_size": 50257, "block_size": 1024, "dropout": 0.1, "feed_forward": "gelu", "bias": True, "tied": True}
 
 
 class TransformerModel(GPT):
-    """The model of transformer_4d.py (squared ReLU, QK norm), whose checkpoints load here."""
+    """The model of transformer_4d.py, whose checkpoints load here: squared ReLU and QK norm."""
 
     config = ModelConfig(n_embd=384, block_size=256, n_blocks=2, num_heads=4, feed_forward="relu2", qk_norm=True,
                          **CLASSIC)
 
 
 class RainbowGPT(GPT):
-    """Six blocks: the size of nanoGPT's character-level Shakespeare model."""
+    """Six blocks: nanoGPT's character-level Shakespeare model in size."""
 
     config = ModelConfig(n_embd=384, block_size=256, n_blocks=6, num_heads=6, dropout=0.2, **CLASSIC)
 
@@ -42,7 +42,7 @@ class HugeModel(GPT):
 
 
 class BardGPT(GPT):
-    """Our best character-level model of RainbowGPT's size: rotary positions, QK norm, squared ReLU."""
+    """Our best character-level model of the size of RainbowGPT: rotary positions, QK norm, squared ReLU."""
 
     config = ModelConfig(n_embd=384, block_size=256, n_blocks=6, num_heads=6, dropout=0.2,
                          position="rotary", qk_norm=True, feed_forward="relu2")
@@ -73,14 +73,14 @@ class GPT2XL(GPT):
 
 
 class EasyGPT(GPT):
-    """A Llama-style model, 303M parameters: RMSNorm, rotary positions, SwiGLU, grouped-query attention, tied head."""
+    """A Llama-style model with 303M parameters: RMSNorm, rotary positions, SwiGLU, grouped queries, tied head."""
 
     config = ModelConfig(n_embd=1024, block_size=1024, n_blocks=24, num_heads=16, num_kv_heads=4, n_hidden=2560,
                          vocab_size=50304, norm="rms", position="rotary", feed_forward="swiglu", tied=True)
 
 
 class Llama(GPT):
-    """Llama (Touvron et al., 2023), by default of the size of SmolLM2-135M."""
+    """Llama (Touvron et al., 2023); by default, SmolLM2-135M in size."""
 
     config = ModelConfig(n_embd=576, block_size=8192, n_blocks=30, num_heads=9, num_kv_heads=3, n_hidden=1536,
                          vocab_size=49152, norm="rms", position="rotary", feed_forward="swiglu", tied=True,
@@ -88,13 +88,13 @@ class Llama(GPT):
 
 
 class SmallGPT90M(GPT):
-    """GPT-2 124M with a short context and a small vocabulary, such as that of Chinese chat."""
+    """GPT-2 124M with a short context and a small vocabulary, for Chinese chat."""
 
     config = ModelConfig(n_embd=768, n_blocks=12, num_heads=12, **GPT_2 | {"vocab_size": 7587, "block_size": 256})
 
 
 class SmallGPT300M(GPT):
-    """SmallGPT90M, wider and deeper."""
+    """SmallGPT90M, but wider and deeper."""
 
     config = ModelConfig(n_embd=960, n_blocks=26, num_heads=15, **GPT_2 | {"vocab_size": 7587, "block_size": 256})
 

@@ -53,7 +53,8 @@ class Conversation(Answers):
             self.tell(f"forgot the oldest {dropped} messages: with a reply of {config.max_tokens} tokens, the "
                       f"conversation would exceed the context of {self.model.block_size}")
         if config.candidates == 1:
-            pieces = generate_text(self.model, self.tokenizer, prompt, config.max_tokens, config, self.stop_tokens)
+            pieces = generate_text(self.model, self.tokenizer, prompt, config.max_tokens, config,
+                                   stop_tokens=self.stop_tokens)
         else:  # they are complete before one is chosen
             pieces = [self.tokenizer.decode(reply_ids(self.model, self.tokenizer, messages, config))]
         reply = []
@@ -188,7 +189,8 @@ def reply_ids(model, tokenizer, messages, config):
     candidates = []
     for i in range(config.candidates):
         sampling = config if config.seed is None else dataclasses.replace(config, seed=config.seed + i)
-        ids = generate(model, prompt, config.max_tokens, sampling, special, tokenizer.vocab_size, special)
+        ids = generate(model, prompt, config.max_tokens, sampling, special, vocab_size=tokenizer.vocab_size,
+                       exempt_ids=special)
         candidates.append(list(ids))
 
     def mutual_information(ids):

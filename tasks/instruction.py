@@ -34,7 +34,8 @@ class Response(Answers):
         if len(ids) >= self.model.block_size:
             raise UserError(f"with its prompt, the instruction has {len(ids)} tokens, and the context "
                             f"{self.model.block_size}: use a shorter one")
-        return generate_text(self.model, self.tokenizer, ids, config.max_tokens, config, self.tokenizer.special_ids)
+        return generate_text(self.model, self.tokenizer, ids, config.max_tokens, config,
+                             stop_tokens=self.tokenizer.special_ids)
 
 
 class Instruct(ExampleTask):

@@ -27,7 +27,7 @@ class Completion(Answers):
             ids = [start, *ids]
         ids = ids or [self.tokenizer.start_id]
         stop_tokens = self.entry.get("stop_tokens") or {self.tokenizer.end_of_text}
-        return generate_text(self.model, self.tokenizer, ids, config.max_tokens, config, stop_tokens)
+        return generate_text(self.model, self.tokenizer, ids, config.max_tokens, config, stop_tokens=stop_tokens)
 
 
 class Language(Task):

@@ -10,7 +10,7 @@ from small_text import TEXT
 
 from data.bpe import BPETokenizer
 from estimate import main as estimate
-from formats.export import export_folder
+from formats.export.huggingface import export_folder
 from models.config import ReplyConfig
 from models.zoo import BardGPT
 from tasks.dialogue import Conversation

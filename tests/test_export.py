@@ -19,8 +19,8 @@ from data.bpe import BPETokenizer
 from data.dialogues import prompt_ids
 from data.sentencepiece_bpe import SentencePieceTokenizer
 from data.tokenizer import CharTokenizer
-from formats.names import LLAMA as LLAMA_TABLE
-from formats.names import to_theirs
+from formats.weight_names import LLAMA as LLAMA_TABLE
+from formats.weight_names import to_theirs
 from models.config import ReplyConfig, SamplingConfig
 from models.generate import generate
 from models.weights import file_weights
@@ -404,7 +404,7 @@ def test_a_failed_verification_removes_what_was_written(exists, two_checkpoints,
     if exists:
         run_export(other, folder)
         before = contents(folder)
-    monkeypatch.setattr("formats.export.to_theirs", lambda *arguments: damage(to_theirs(*arguments)))
+    monkeypatch.setattr("formats.export.huggingface.to_theirs", lambda *arguments: damage(to_theirs(*arguments)))
     assert "verification failed" in error_of(capsys, one, folder)
     assert not any(path.suffix == ".partial" for path in folder.parent.iterdir())
     assert contents(folder) == before if exists else not folder.exists()
@@ -414,7 +414,7 @@ def test_a_kill_before_the_end_leaves_the_earlier_export(two_checkpoints, monkey
     one, other, folder = two_checkpoints
     run_export(other, folder)
     before = contents(folder)
-    code = ("import os, sys, formats.export; formats.export.verify_folder = lambda *_: os._exit(9); "
+    code = ("import os, sys, formats.export.huggingface as target; target.verify_folder = lambda *_: os._exit(9); "
             "import export; export.main()")
     done = subprocess.run([sys.executable, "-c", code, one, folder], cwd=ROOT)
     assert done.returncode == 9

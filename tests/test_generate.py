@@ -251,7 +251,7 @@ def test_predictions_that_are_not_numbers_are_a_user_error():
     model = small_model("BardGPT")
     model.head.weight.data.mul_(1e38)  # finite, but sums of products are not
     model.final_norm.weight.data.mul_(1e38)
-    with pytest.raises(UserError, match="predictions of the model are not numbers"):
+    with pytest.raises(UserError, match="predictions of the model are NaN"):
         list(generate(model, [0], 5, GREEDY))
 
 

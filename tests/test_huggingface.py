@@ -21,7 +21,7 @@ from data.prepare import open_tokens
 from data.readers import ReadOptions
 from formats.huggingface import open_huggingface
 from formats.huggingface_config import read_config
-from formats.names import GPT2, LLAMA, to_theirs
+from formats.weight_names import GPT2, LLAMA, to_theirs
 from models.config import ModelConfig, ReplyConfig, SamplingConfig
 from models.generate import generate, generate_text
 from tasks.language import Completion
@@ -347,7 +347,8 @@ def test_padding_of_the_vocabulary_is_never_sampled(tmp_path):
     greedy = SamplingConfig(temperature=0)
     assert max(generate(model, [1], 50, greedy)) >= VOCAB
     assert "".join(generate_text(model, tokenizer, [1], 50, greedy))  # decoding another id would raise IndexError
-    assert max(generate(model, [1], 200, SamplingConfig(temperature=100.0, seed=0), (), tokenizer.vocab_size)) < VOCAB
+    sampling = SamplingConfig(temperature=100.0, seed=0)
+    assert max(generate(model, [1], 200, sampling, vocab_size=tokenizer.vocab_size)) < VOCAB
 
 
 @pytest.mark.parametrize("files", [

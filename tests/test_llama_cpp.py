@@ -15,7 +15,7 @@ from tokenizers import AddedToken, pre_tokenizers
 from data.bpe import BPETokenizer
 from data.sentencepiece_bpe import SentencePieceTokenizer
 from data.tokenizer import CharTokenizer
-from formats.llama_cpp import arrays_of, write_file
+from formats.export.gguf import arrays_of, write_file
 from models.config import SamplingConfig
 from models.generate import generate
 from training.checkpoint import save_checkpoint
@@ -169,7 +169,7 @@ def test_a_file_that_is_written_wrongly_is_not_kept(damage, problem, tmp_path, c
         write_file(writer, arrays)
         damage(writer.path)
 
-    monkeypatch.setattr("formats.llama_cpp.write_file", write)
+    monkeypatch.setattr("formats.export.gguf.write_file", write)
     assert problem in error_of(capsys, tmp_path, path, *GGUF)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
 
@@ -181,7 +181,7 @@ def test_a_file_with_more_embeddings_than_tokens_is_not_kept(tmp_path, capsys, m
         for name, array in arrays_of(*arguments):
             yield name, np.concatenate((array, array[:1])) if name == "token_embd.weight" else array
 
-    monkeypatch.setattr("formats.llama_cpp.arrays_of", arrays)
+    monkeypatch.setattr("formats.export.gguf.arrays_of", arrays)
     assert f"{CHARACTERS.vocab_size + 1} embeddings" in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
 
 

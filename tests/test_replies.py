@@ -62,7 +62,7 @@ def test_of_several_candidates_the_one_that_depends_most_on_the_history_is_the_r
         prompt, candidates = prompt_ids([*history, message], tokenizer), {}
         for i in range(4):
             sampling = dataclasses.replace(config, seed=seed + i)
-            ids = list(generate(model, prompt, 6, sampling, tokenizer.special_ids, tokenizer.vocab_size))
+            ids = list(generate(model, prompt, 6, sampling, tokenizer.special_ids, vocab_size=tokenizer.vocab_size))
             reply = ids if len(ids) == 6 else [*ids, tokenizer.message_end]
             score = mean(log_probabilities(model, prompt, reply)) - mean(log_probabilities(model, empty, reply))
             candidates.setdefault(tokenizer.decode(ids), (score, i))

@@ -11,8 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BELOW = {"utils": set(), "data": {"utils"}, "models": {"utils"}, "tasks": {"data", "models", "utils"},
          "formats": {"data", "models", "utils"}, "training": {"formats", "tasks", "data", "models", "utils"}}
+FOLDERS = (".", *BELOW, "formats/export", "utils/forecast")
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-         for folder in (".", *BELOW, "utils/forecast") for path in sorted((ROOT / folder).glob("*.py"))}
+         for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))}
 SCRIPTS = [*(name for name, path in FILES.items() if path.parent == ROOT), "utils.num_params_calculate"]
 
 

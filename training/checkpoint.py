@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from formats.hub import hub_name
-from formats.open import open_foreign
+from formats.open_model import open_foreign
 from models.config import ReplyConfig
 from models.lora import add_lora, fingerprint, load_lora_weights, lora_weights, merge_lora, merged_weights
 from models.weights import SkipInitialization, file_weights, load_file_weights

@@ -130,7 +130,7 @@ def make_optimizers(model, settings, dtype, world=ALONE):
         return [torch.optim.AdamW(groups, **adamw)]
     optimizers = [torch.optim.AdamW(others, weight_decay=0.0, **adamw)]
     if matrices:
-        rows = {block.attention.qkv.weight: [*block.attention.parts.values()] for block in model.blocks
+        rows = {block.attention.qkv.weight: [*block.attention.qkv_rows.values()] for block in model.blocks
                 if block.attention.qkv.weight.requires_grad}
         matrices = [*rows, *(weight for weight in matrices if weight not in rows)]
         muon_lr = torch.tensor(settings.muon_lr, device=device)

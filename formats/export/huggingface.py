@@ -8,14 +8,14 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from formats.export_config import EXPORTED_BY, write_config, write_generation_config
-from formats.export_tokenizer import end_marker, write_tokenizer, write_tokenizer_config
+from formats.export.architectures import TRANSFORMERS, exported_model
+from formats.export.config import EXPORTED_BY, write_config, write_generation_config
+from formats.export.model_card import write_card
+from formats.export.tokenizer import end_marker, write_tokenizer, write_tokenizer_config
+from formats.export.verification import verify_folder
 from formats.huggingface import TABLES, WEIGHTS
 from formats.huggingface_config import ARCHITECTURES
-from formats.model_card import write_card
-from formats.names import to_theirs
-from formats.targets import TRANSFORMERS, exported_model
-from formats.verify import verify_folder
+from formats.weight_names import to_theirs
 from utils.errors import UserError
 from utils.files import read_if_there, replacing_folder
 

@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 
 from data.tokenizer import CharTokenizer
-from formats.export_tokenizer import DIALOGUE, END_MARKERS, end_marker
-from formats.names import GPT2, LLAMA, to_theirs
-from formats.targets import LLAMA_CPP, exported_model
-from formats.verify import failed
+from formats.export.architectures import LLAMA_CPP, exported_model
+from formats.export.tokenizer import DIALOGUE, END_MARKERS, end_marker
+from formats.export.verification import failed
+from formats.weight_names import GPT2, LLAMA, to_theirs
 from utils.errors import UserError
 from utils.files import replacing
 from utils.printable import one_line

@@ -5,8 +5,8 @@ import contextlib
 import torch
 
 from data.dialogues import prompt_ids
-from formats.export_tokenizer import END_MARKERS
-from formats.open import open_foreign
+from formats.export.tokenizer import END_MARKERS
+from formats.open_model import open_foreign
 from models.weights import SkipInitialization, load_file_weights
 from models.zoo import ZOO
 from utils.errors import UserError
@@ -56,7 +56,7 @@ def model_class(transformers, folder):
     may, and keep a copy of it in its cache."""
     if not (folder / "modeling_your_gpt.py").exists():
         return transformers.AutoModelForCausalLM
-    from formats.remote.modeling_your_gpt import YourGPTForCausalLM  # the same code
+    from formats.export.remote.modeling_your_gpt import YourGPTForCausalLM  # the same code
 
     return YourGPTForCausalLM
 

@@ -1,0 +1,1 @@
+"""Export to the files of other projects."""
