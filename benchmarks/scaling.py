@@ -14,7 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models.zoo import ZOO  # noqa: E402
 from utils.errors import Parser, command  # noqa: E402
 from utils.forecast.communication import step_time  # noqa: E402
-from utils.forecast.memory import GIB, Plan, cublas_workspace, training_memory  # noqa: E402
+from utils.forecast.plan import Plan, cublas_workspace  # noqa: E402
+from utils.forecast.step import training_memory  # noqa: E402
+from utils.forecast.units import GIB  # noqa: E402
 from utils.num_params_calculate import parse_bytes, parse_int, parse_positive  # noqa: E402
 
 GPUS = (1, 2, 4, 8, 16, 64, 256, 1024)

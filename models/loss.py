@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from models.lora import LoRALinear
-from utils.forecast.memory import LOGITS_CHUNK
+from utils.forecast.plan import LOGITS_CHUNK
 
 
 def cross_entropy(h, heads, y):

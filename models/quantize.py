@@ -9,7 +9,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from models.lora import children
-from utils.forecast.memory import readable, weight_bytes
+from utils.forecast.parameters import weight_bytes
+from utils.forecast.units import readable
 
 KERNEL_COLUMNS = 16  # the kernel reads rows in pieces of this length, and beyond the end of rows of other lengths
 

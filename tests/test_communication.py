@@ -16,8 +16,10 @@ from training.settings import OptimSettings
 from training.shares import Share
 from training.step import TrainStep
 from utils.forecast.communication import sent_bytes, step_time
-from utils.forecast.memory import Plan, training_memory
-from utils.forecast.parameters import count_parameters, flops_per_token
+from utils.forecast.flops import flops_per_token
+from utils.forecast.parameters import count_parameters
+from utils.forecast.plan import Plan
+from utils.forecast.step import training_memory
 
 SMALL = ModelConfig(n_embd=64, block_size=32, n_blocks=3, num_heads=4, vocab_size=128, head_bias=True)
 GROUPED = ModelConfig(n_embd=64, block_size=32, n_blocks=2, num_heads=4, num_kv_heads=2, vocab_size=128, tied=True,

@@ -25,25 +25,14 @@ from models.zoo import ZOO
 from utils import num_params_calculate
 from utils.errors import UserError
 from utils.forecast.activations import Sizes, attention_ops, feed_forward_ops
-from utils.forecast.memory import (
-    CACHED_KERNELS,
-    CONTEXT,
-    GIB,
-    KERNEL_SIZE,
-    MIB,
-    OPTIMIZER_CODE,
-    Ledger,
-    Plan,
-    advice,
-    cache_bytes,
-    fitting_plan,
-    inference_memory,
-    largest_batch,
-    readable,
-    training_memory,
-    weight_bytes,
-)
-from utils.forecast.parameters import count_parameters, flops_per_token, lora_targets, parameter_table, weight_shapes
+from utils.forecast.fit import advice, fitting_plan, largest_batch
+from utils.forecast.flops import flops_per_token
+from utils.forecast.inference import cache_bytes, inference_memory
+from utils.forecast.ledger import Ledger
+from utils.forecast.parameters import count_parameters, lora_targets, parameter_table, weight_bytes, weight_shapes
+from utils.forecast.plan import CACHED_KERNELS, CONTEXT, KERNEL_SIZE, OPTIMIZER_CODE, Plan
+from utils.forecast.step import training_memory
+from utils.forecast.units import GIB, MIB, readable
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "utils" / "num_params_calculate.py"
@@ -417,7 +406,8 @@ import importlib.util, sys
 import training.run
 from models.zoo import ZOO
 from training.precision import pick_device
-from utils.forecast.memory import Plan, training_memory
+from utils.forecast.plan import Plan
+from utils.forecast.step import training_memory
 
 spec = importlib.util.spec_from_file_location("benchmark", "benchmarks/memory.py")
 benchmark = importlib.util.module_from_spec(spec)
@@ -724,6 +714,7 @@ def test_sizes_are_readable():
 
 
 def test_the_formulas_need_no_torch():
-    code = "import utils.forecast.memory, sys; print(sorted({'torch', 'numpy'} & sys.modules.keys()))"
+    code = ("import sys, utils.forecast.fit, utils.forecast.inference\n"
+            "print(sorted({'torch', 'numpy'} & sys.modules.keys()))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")

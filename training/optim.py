@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from training.distributed import ALONE, is_sharded, local, own_rows, shard_like
-from utils.forecast.memory import MUON_STACK
+from utils.forecast.plan import MUON_STACK
 
 
 class Muon(torch.optim.Optimizer):

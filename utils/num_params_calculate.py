@@ -30,23 +30,14 @@ from models.config import ModelConfig  # noqa: E402
 from utils.errors import Parser, UserError, command  # noqa: E402
 from utils.files import check_writable, replacing  # noqa: E402
 from utils.forecast.communication import sent_bytes, step_time  # noqa: E402
-from utils.forecast.memory import (  # noqa: E402
-    GIB,
-    KIB,
-    MIB,
-    PARTS,
-    Plan,
-    Trained,
-    advice,
-    cache_bytes,
-    cache_dtype,
-    inference_memory,
-    largest_batch,
-    readable,
-    training_memory,
-    weight_bytes,
-)
-from utils.forecast.parameters import count_parameters, flops_per_token, parameter_table, symbols  # noqa: E402
+from utils.forecast.fit import advice, largest_batch  # noqa: E402
+from utils.forecast.flops import flops_per_token  # noqa: E402
+from utils.forecast.inference import cache_bytes, cache_dtype, inference_memory  # noqa: E402
+from utils.forecast.parameters import count_parameters, parameter_table, symbols, weight_bytes  # noqa: E402
+from utils.forecast.plan import PARTS, Plan  # noqa: E402
+from utils.forecast.step import training_memory  # noqa: E402
+from utils.forecast.trained_weights import TrainedWeights  # noqa: E402
+from utils.forecast.units import GIB, KIB, MIB, readable  # noqa: E402
 from utils.printable import one_line  # noqa: E402
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -169,14 +160,15 @@ def build_config(args):
 # ---- The report ------------------------------------------------------------------------------------------------------
 
 
-def print_parameters(c):
-    n, rows = count_parameters(c), parameter_table(c)
-    print("Parameters\n  " + "   ".join(f"{letter} = {name} {value:,}" for letter, (name, value) in symbols(c).items()))
+def print_parameters(config):
+    n, rows = count_parameters(config), parameter_table(config)
+    letters = [f"{letter} = {name} {value:,}" for letter, (name, value) in symbols(config).items()]
+    print("Parameters\n  " + "   ".join(letters))
     print(f"\n  {'component':36}{'shape':>16}  {'formula':38}{'count':>15}{'share':>8}")
     for row in rows:
         shape = " x ".join(f"{side:,}" for side in row.shape)
         print(f"  {row.component:36}{shape:>16}  {row.formula:38}{row.count:>15,}{row.count / n:>8.1%}")
-    if c.tied_head:
+    if config.tied_head:
         print(f"  {'head.weight':54}  {'shared with the token embedding':38}{0:>15}{0:>8.1%}")
     print(f"  {'total':92}{n:>15,}{1:>8.1%}")
 
@@ -210,10 +202,10 @@ def describe(plan):
     return ", ".join(words)
 
 
-def print_training(c, plan):
-    memory = training_memory(c, plan)
+def print_training(config, plan):
+    memory = training_memory(config, plan)
     print(f"\nTraining: {describe(plan)}")
-    print(f"  {Trained(c, plan).total:,} weights are trained")
+    print(f"  {TrainedWeights(config, plan).total:,} weights are trained")
     for part, n in memory.parts.items():
         print(f"  {part:24}{readable(n):>14}{n / memory.total:>8.1%}")
     print(f"  {'total':24}{readable(memory.total):>14}{1:>8.1%}")
@@ -224,32 +216,33 @@ def print_training(c, plan):
         print("  within 3% on an H100, measured before training steps became CUDA graphs; torch.compile takes less")
 
 
-def print_inference(c, device):
-    T = c.block_size
-    classifies = c.n_labels is not None
+def print_inference(config, device):
+    T = config.block_size
+    classifies = config.n_labels is not None
     print(f"\nInference: one text, {'of' if classifies else 'after a prompt of'} the full context length")
     for dtype in ("float32", "bfloat16", "int8"):
-        memory = inference_memory(c, T, dtype, device)
-        print(f"  {dtype:9} weights {readable(weight_bytes(c, dtype)):>11}   peak {readable(memory.total):>11}")
+        memory = inference_memory(config, T, dtype, device)
+        print(f"  {dtype:9} weights {readable(weight_bytes(config, dtype)):>11}   peak {readable(memory.total):>11}")
     if classifies:
         return
     kv_dtype = cache_dtype("bfloat16", device)
-    fill = ", ".join(f"{readable(cache_bytes(c, n, kv_dtype))} after {n:,}" for n in sorted({1, max(1, T // 4), T}))
+    counts = sorted({1, max(1, T // 4), T})
+    fill = ", ".join(f"{readable(cache_bytes(config, n, kv_dtype))} after {n:,}" for n in counts)
     print(f"  the KV cache in {kv_dtype}, allocated for the full context at once, holds {fill} tokens")
 
 
-def print_fit(c, plan, memory):
+def print_fit(config, plan, memory):
     per_gpu = f" per {unit(plan)}" if plan.gpus > 1 else ""
     print(f"\nIn {readable(memory)}{per_gpu}")
-    print(f"  largest batch size: {largest_batch(c, plan, memory)}")
-    if training_memory(c, plan).total <= memory:
+    print(f"  largest batch size: {largest_batch(config, plan, memory)}")
+    if training_memory(config, plan).total <= memory:
         print("  this plan fits")
     else:
-        print(f"  this plan does not fit; in train.py {advice(c, plan, memory)}")
+        print(f"  this plan does not fit; in train.py {advice(config, plan, memory)}")
 
 
-def print_time(c, plan, args):
-    flops = flops_per_token(c, plan.trainable_blocks, plan.lora_rank, plan.lora_targets,
+def print_time(config, plan, args):
+    flops = flops_per_token(config, plan.trainable_blocks, plan.lora_rank, plan.lora_targets,
                             plan.activation_checkpointing)
     print(f"\nTime\n  operations per token, forward and backward: {flops:.4g}")
     speed = args.tokens_per_second or (args.flops * args.gpus / flops if args.flops else None)
@@ -264,14 +257,15 @@ def print_time(c, plan, args):
         print("  for hours, give --flops or --tokens_per_second")
 
 
-def print_communication(c, plan, args):
-    sent = sent_bytes(c, plan)
+def print_communication(config, plan, args):
+    sent = sent_bytes(config, plan)
     parts = ", ".join(f"{part} {readable(size)}" for part, size in sent.items())
     print(f"\nCommunication\n  each {unit(plan)} sends {readable(sum(sent.values()))} per step: {parts}")
     if not (args.flops and args.link):
         print("  for seconds, give --flops and --link")
         return
-    time, tokens = step_time(c, plan, args.flops, args.link), plan.batch_size * plan.accumulation * c.block_size
+    time = step_time(config, plan, args.flops, args.link)
+    tokens = plan.batch_size * plan.accumulation * config.block_size
     print(f"  seconds per step: computation {time.computation:.4g}, communication {time.communication:.4g}")
     for words, seconds in (("without overlap", time.apart), ("with full overlap", time.overlapped)):
         print(f"  {words}: {plan.gpus * tokens / seconds:,.0f} tokens per second, "
@@ -285,7 +279,7 @@ def check_plot(path):
     check_writable(path)
 
 
-def plot(c, plan, memory, path):
+def plot(config, plan, memory, path):
     """Plot the parts of the training memory over batch size and over context length, with the available memory."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -300,10 +294,10 @@ def plot(c, plan, memory, path):
 
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     sides = (
-        (f"batch size (context length {c.block_size:,})", plan.batch_size,
-         sweep(plan.batch_size, lambda n: (c, dataclasses.replace(plan, batch_size=n)))),
-        (f"context length (batch size {plan.batch_size:,})", c.block_size,
-         sweep(c.block_size, lambda n: (dataclasses.replace(c, block_size=n), plan))),
+        (f"batch size (context length {config.block_size:,})", plan.batch_size,
+         sweep(plan.batch_size, lambda n: (config, dataclasses.replace(plan, batch_size=n)))),
+        (f"context length (batch size {plan.batch_size:,})", config.block_size,
+         sweep(config.block_size, lambda n: (dataclasses.replace(config, block_size=n), plan))),
     )
     colors = matplotlib.colormaps["tab10"]
     for axes, (label, planned, (xs, memories)) in zip(figure.subplots(1, 2, sharey=True), sides, strict=True):
@@ -319,7 +313,7 @@ def plot(c, plan, memory, path):
     first.set(ylabel=f"GiB per {unit(plan)}" if plan.gpus > 1 else "GiB", ylim=(0, None))
     handles, labels = first.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5)
-    figure.suptitle(f"{count_parameters(c):,} parameters: {describe(plan)}", fontsize=10)
+    figure.suptitle(f"{count_parameters(config):,} parameters: {describe(plan)}", fontsize=10)
     with replacing(path) as file:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=110)
 
@@ -330,20 +324,20 @@ def main():
     plan = Plan(args.batch_size, args.accumulation, DTYPES.get(args.dtype, args.dtype), args.optimizer,
                 args.activation_checkpointing, args.device, args.gpus, strategy=args.strategy, ema=args.ema,
                 lora_rank=args.lora_rank, lora_targets=tuple(args.lora_targets), trainable_blocks=args.trainable_blocks)
-    c = build_config(args)
+    config = build_config(args)
     if args.plot:
         check_plot(args.plot)
-    print(f"{one_line(args.model, 200)}: {count_parameters(c):,} parameters\n")
-    print_parameters(c)
-    print_training(c, plan)
-    print_inference(c, args.device)
+    print(f"{one_line(args.model, 200)}: {count_parameters(config):,} parameters\n")
+    print_parameters(config)
+    print_training(config, plan)
+    print_inference(config, args.device)
     if args.memory:
-        print_fit(c, plan, args.memory)
-    print_time(c, plan, args)
+        print_fit(config, plan, args.memory)
+    print_time(config, plan, args)
     if plan.gpus > 1:
-        print_communication(c, plan, args)
+        print_communication(config, plan, args)
     if args.plot:
-        plot(c, plan, args.memory, args.plot)
+        plot(config, plan, args.memory, args.plot)
         print(f"\nplotted: {one_line(str(args.plot))}")
 
 
