@@ -38,9 +38,9 @@ def print_table(name, args):
             tokens = gpus * args.batch_size * c.block_size
             balanced = args.batch_size * time.communication / time.computation
             print(f"| {gpus:,} | {strategy if gpus > 1 else ''} | {training_memory(c, plan).total / GIB:.1f} | "
-                  f"{time.computation:.3f} | {time.communication:.3f} | {tokens / time.apart:,.0f} | "
-                  f"{tokens / time.overlapped:,.0f} | {time.computation / time.apart:.0%} to "
-                  f"{time.computation / time.overlapped:.0%} | {balanced:.1f} |")
+                  f"{time.computation:.3f} | {time.communication:.3f} | {tokens / time.without_overlap:,.0f} | "
+                  f"{tokens / time.with_full_overlap:,.0f} | {time.computation / time.without_overlap:.0%} to "
+                  f"{time.computation / time.with_full_overlap:.0%} | {balanced:.1f} |")
 
 
 @command

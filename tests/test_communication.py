@@ -46,7 +46,7 @@ def test_a_step_takes_the_time_of_computation_and_communication_or_that_of_the_l
     time = step_time(c, plan, flops=1e14, link=50e9)
     assert time.computation == pytest.approx(16 * 1024 * flops_per_token(c) / 1e14)
     assert time.communication == pytest.approx(sum(sent_bytes(c, plan).values()) / 50e9)
-    assert time.apart == time.computation + time.communication and time.overlapped == max(time)
+    assert time.without_overlap == time.computation + time.communication and time.with_full_overlap == max(time)
 
 
 # ---- Fake ranks ------------------------------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ def print_communication(config, plan, args):
     time = step_time(config, plan, args.flops, args.link)
     tokens = plan.batch_size * plan.accumulation * config.block_size
     print(f"  seconds per step: computation {time.computation:.4g}, communication {time.communication:.4g}")
-    for words, seconds in (("without overlap", time.apart), ("with full overlap", time.overlapped)):
+    for words, seconds in (("without overlap", time.without_overlap), ("with full overlap", time.with_full_overlap)):
         print(f"  {words}: {plan.gpus * tokens / seconds:,.0f} tokens per second, "
               f"{time.computation / seconds:.0%} of those without communication")
 

@@ -1,14 +1,15 @@
-"""The bytes that each operation of a block saves for its backward pass, and that its backward pass allocates.
+"""The bytes that the operations of a block save for their backward pass, and allocate in it.
 
 This follows models/layers.py line by line. M is the number of tokens in a micro-batch, B times T; the other letters are
-those of `utils.forecast.parameters.symbols`. In the functions, c is a ModelConfig, s its `Sizes` and p a
-`utils.forecast.plan.Plan`.
+those of `utils.forecast.parameters.symbols`.
 """
 
 from dataclasses import dataclass
 from math import prod
 
+from utils.forecast.architecture import Architecture
 from utils.forecast.parameters import linear_shapes
+from utils.forecast.plan import Plan
 from utils.forecast.units import BYTES
 
 
@@ -17,90 +18,51 @@ class Op:
     """An operation of the forward pass and the memory its backward pass takes, in bytes, without weight gradients."""
 
     saved: int = 0
-    """Activations saved for the backward pass. A tensor that two operations save is counted at the earlier one, which
-    the backward pass reaches last."""
+    """Activations saved for the backward pass. A tensor that two operations save is counted for the earlier operation,
+    which the backward pass reaches last."""
     buffers: int = 0
-    """What the backward pass allocates while everything saved is still alive."""
+    """Memory that the backward pass allocates before it frees the saved activations."""
     passed: int = 0
-    """Gradients passed on to the operation before, not counting the one along the residual path."""
+    """Gradients passed on to the previous operation, without the gradient along the residual path."""
     weights: int = 0
     """Number of weights, without biases and adapters."""
     trained: int = 0
-    """Number of weights that have a gradient, without biases."""
+    """Number of weights with a gradient, without biases."""
     casts: bool = False
-    """Autocast computes this in half precision, and the backward pass needs the half-precision copy of the weights."""
+    """Autocast computes this operation in half precision; its backward pass needs the copy of the weights."""
 
 
 class Sizes:
     """Bytes of the tensors of a training step."""
 
-    def __init__(self, config, plan):
-        a, M = BYTES[plan.dtype], plan.batch_size * config.block_size
+    def __init__(self, config: Architecture, plan: Plan):
+        element, M = BYTES[plan.dtype], plan.batch_size * config.block_size
         Q, K = config.num_heads * config.head_size, config.kv_heads * config.head_size
-        self.residual = 4 * M * config.n_embd  # (B, T, C) along the residual path, which autocast leaves in float32
-        self.embd = a * M * config.n_embd  # (B, T, C) in the compute dtype
-        self.queries = a * M * Q  # queries, and the result of attention, (B, nh, T, hs)
+        self.residual = 4 * M * config.n_embd  # (B, T, C) along the residual path, in float32 even with autocast
+        self.embd = element * M * config.n_embd  # (B, T, C) in the compute dtype
+        self.queries = element * M * Q  # queries, or the result of attention, (B, nh, T, hs)
         self.float_queries = 4 * M * Q
-        self.keys = a * M * K  # keys or values, (B, nkv, T, hs)
+        self.keys = element * M * K  # keys or values, (B, nkv, T, hs)
         repeats = config.num_heads > config.kv_heads
         self.repeated_keys = self.queries if repeats else self.keys  # per query head, (B, nh, T, hs)
-        self.hidden = a * M * config.hidden_size  # (B, T, H)
-        self.scores = a * plan.batch_size * config.num_heads * config.block_size**2  # (B, nh, T, T)
+        self.hidden = element * M * config.hidden_size  # (B, T, H)
+        self.scores = element * plan.batch_size * config.num_heads * config.block_size**2  # (B, nh, T, T)
         self.per_head = 4 * M * config.num_heads  # one float32 number per query
         self.per_token = 4 * M
-        self.low_rank = a * M * (plan.lora_rank or 0)  # (B, T, rank)
+        self.low_rank = element * M * (plan.lora_rank or 0)  # (B, T, rank)
         self.ids = 8 * M * (3 if plan.device == "cuda" else 1)  # x and y, (B, T); on a GPU also y flattened
-        # The gradient of a linear layer's input: under autocast it is computed in half precision and then cast to
-        # float32, so that both are alive for a moment.
+        # The gradient of a linear layer's input: autocast computes it in half precision, then casts it to float32, so
+        # that both exist at the same time.
         self.input_grad = self.embd + (self.residual if plan.autocast else 0)
-        # Each cast of an activation makes a copy: under autocast the two up projections of SwiGLU save two copies of
-        # the same input. In float32 they save the same tensor.
+        # In float32, the gate and up projections of SwiGLU save the same input; autocast makes a copy for each.
         self.extra_input = self.embd if plan.autocast else 0
-        on_cuda = plan.device == "cuda"  # which saves the mask as booleans, and a CPU as factors
-        self.dropout_mask = M * config.n_embd * (1 if on_cuda else a)
+        on_cuda = plan.device == "cuda"  # saves dropout masks as booleans; a CPU saves factors in the input's dtype
+        self.dropout_mask = M * config.n_embd * (1 if on_cuda else element)
         self.embedding_mask = M * config.n_embd * (1 if on_cuda else 4)
 
 
-def norm_op(config, sizes, plan):
-    """LayerNorm and RMSNorm save their input. On a CPU, RMSNorm consists of several operations and also saves its
-    result before a trained weight; the gradients of its square and of its mean are alive at the same time."""
-    weights = 2 * config.n_embd if config.norm == "layer" else config.n_embd
-    trained = weights if plan.lora_rank is None else 0
-    if config.norm == "layer":
-        return Op(saved=sizes.residual + 2 * sizes.per_token, buffers=sizes.residual, weights=weights, trained=trained)
-    if plan.device == "cuda":
-        return Op(saved=sizes.residual + sizes.per_token, buffers=sizes.residual, weights=weights, trained=trained)
-    saved = (2 if trained else 1) * sizes.residual + sizes.per_token
-    return Op(saved=saved, buffers=2 * sizes.residual, weights=weights, trained=trained)
-
-
-def linear_op(config, sizes, plan, name, saved, buffers, passed):
-    """A linear layer saves its input for the gradient of its weight; a frozen one does not.
-
-    An adapter saves the input, too, and its product with A, (M, rank). The gradient of the input is then a sum.
-    """
-    shape = linear_shapes(config)[name]
-    weights = prod(shape)
-    if plan.lora_rank is None:
-        return Op(saved, buffers, passed, weights, trained=weights, casts=True)
-    if name not in plan.lora_targets:
-        return Op(0, buffers, passed, weights, casts=True)
-    input_grad = {"out": sizes.queries, "down": sizes.hidden}.get(name, sizes.residual)
-    trained = plan.lora_rank * sum(shape)
-    return Op(saved + sizes.low_rank, buffers + input_grad, passed, weights, trained, casts=True)
-
-
-def join_op(config, sizes, plan):
-    """The end of a branch: dropout saves its mask, and the gradient of the residual path enters the branch, under
-    autocast as a half-precision copy."""
-    cast = Op(buffers=sizes.embd, passed=sizes.embd) if plan.autocast else Op()
-    if not config.dropout:
-        return cast
-    return Op(saved=sizes.dropout_mask, buffers=cast.buffers + sizes.embd, passed=sizes.embd)
-
-
-def attention_ops(config, sizes, plan):
-    """The operations of attention in the order of the forward pass, with its norm and the addition to the residual."""
+def attention_ops(config: Architecture, sizes: Sizes, plan: Plan) -> list[Op]:
+    """Return the operations from the norm of attention to the residual addition, in forward order."""
     qk = sizes.queries + sizes.keys  # queries and keys
     qkv = sizes.queries + 2 * sizes.keys  # with values, (B, T, nh + 2 nkv, hs)
     keys = sizes.repeated_keys
@@ -143,12 +105,11 @@ def attention_ops(config, sizes, plan):
         ops.append(Op(saved=saved, buffers=buffers, passed=qkv))
         out_input = 0  # the result is contiguous, and already counted
     ops.append(linear_op(config, sizes, plan, "out", saved=out_input, buffers=sizes.queries, passed=sizes.queries))
-    return [*ops, join_op(config, sizes, plan)]
+    return [*ops, residual_op(config, sizes, plan)]
 
 
-def feed_forward_ops(config, sizes, plan):
-    """The operations of the feed-forward network in the order of the forward pass, with its norm and the addition to
-    the residual."""
+def feed_forward_ops(config: Architecture, sizes: Sizes, plan: Plan) -> list[Op]:
+    """Return the operations from the norm of the feed-forward network to the residual addition, in forward order."""
     h = sizes.hidden
     up = linear_op(config, sizes, plan, "up", saved=sizes.embd, buffers=sizes.input_grad, passed=sizes.residual)
     activation = Op(saved=h, buffers=h, passed=h)  # saves its input; ReLU its result, which the down projection saves
@@ -165,22 +126,68 @@ def feed_forward_ops(config, sizes, plan):
             Op(saved=2 * h, buffers=2 * h, passed=2 * h),  # a product saves both factors
         ]
     down = linear_op(config, sizes, plan, "down", saved=0 if config.feed_forward == "relu" else h, buffers=h, passed=h)
-    return [norm_op(config, sizes, plan), *inside, down, join_op(config, sizes, plan)]
+    return [norm_op(config, sizes, plan), *inside, down, residual_op(config, sizes, plan)]
 
 
-def block_activations(config, tokens, dtype, kv_dtype):
-    """Bytes of a block's activations at the peak of its forward pass, if nothing is saved for a backward pass.
+def norm_op(config: Architecture, sizes: Sizes, plan: Plan) -> Op:
+    """Return the operation of LayerNorm or RMSNorm, which save their input.
 
-    `kv_dtype` is that of the KV cache, if there is one, or the same as `dtype`.
+    On a CPU, RMSNorm consists of several operations: it also saves its result if its weight is trained, and the
+    gradients of its square and its mean exist at the same time.
     """
-    sizes = (config.n_embd, config.num_heads * config.head_size, config.kv_heads * config.head_size, config.hidden_size)
-    embd, queries, keys, hidden = (BYTES[dtype] * tokens * n for n in sizes)
-    # In the feed-forward: the input of the block, the same after attention, its norm; and the up projection with the
-    # result of the activation function.
+    weights = 2 * config.n_embd if config.norm == "layer" else config.n_embd
+    trained = weights if plan.lora_rank is None else 0
+    if config.norm == "layer":
+        return Op(saved=sizes.residual + 2 * sizes.per_token, buffers=sizes.residual, weights=weights, trained=trained)
+    if plan.device == "cuda":
+        return Op(saved=sizes.residual + sizes.per_token, buffers=sizes.residual, weights=weights, trained=trained)
+    saved = (2 if trained else 1) * sizes.residual + sizes.per_token
+    return Op(saved=saved, buffers=2 * sizes.residual, weights=weights, trained=trained)
+
+
+def linear_op(config: Architecture, sizes: Sizes, plan: Plan, name: str, *, saved: int, buffers: int,
+              passed: int) -> Op:
+    """Return the operation of a linear layer.
+
+    It saves its input for the gradient of its weight; a frozen layer saves nothing. A LoRA adapter also saves its input
+    and the product with A, (M, rank). The gradient of the input is then a sum.
+    """
+    shape = linear_shapes(config)[name]
+    weights = prod(shape)
+    if plan.lora_rank is None:
+        return Op(saved, buffers, passed, weights, trained=weights, casts=True)
+    if name not in plan.lora_targets:
+        return Op(0, buffers, passed, weights, casts=True)
+    input_grad = {"out": sizes.queries, "down": sizes.hidden}.get(name, sizes.residual)
+    trained = plan.lora_rank * sum(shape)
+    return Op(saved + sizes.low_rank, buffers + input_grad, passed, weights, trained, casts=True)
+
+
+def residual_op(config: Architecture, sizes: Sizes, plan: Plan) -> Op:
+    """Return the operation that adds a branch to the residual path: dropout, which saves its mask, and the addition.
+
+    In the backward pass, the gradient of the residual path enters the branch; autocast makes a half-precision copy.
+    """
+    cast = Op(buffers=sizes.embd, passed=sizes.embd) if plan.autocast else Op()
+    if not config.dropout:
+        return cast
+    return Op(saved=sizes.dropout_mask, buffers=cast.buffers + sizes.embd, passed=sizes.embd)
+
+
+def block_activations(config: Architecture, tokens: int, dtype: str, kv_dtype: str) -> int:
+    """Return the bytes of a block's activations at the peak of its forward pass, if no backward pass follows.
+
+    `kv_dtype` is the dtype of the KV cache; without a cache, give `dtype`.
+    """
+    per_token = BYTES[dtype] * tokens  # bytes of one element for each token
+    embd, hidden = per_token * config.n_embd, per_token * config.hidden_size
+    queries = per_token * config.num_heads * config.head_size
+    keys = per_token * config.kv_heads * config.head_size
+    # Feed-forward: the input of the block, the residual after attention, its norm; the up projection, and the result of
+    # the activation function.
     feed_forward = 3 * embd + (3 if config.feed_forward == "swiglu" else 2) * hidden
-    # In the attention: the input, its norm, queries, keys and values, and new queries and keys where they are
-    # normalized or rotated; then the result and its projection, and where the KV cache has another dtype, queries and
-    # result in both dtypes.
+    # Attention: the input, its norm, queries, keys and values, and new queries and keys if they are normalized or
+    # rotated; then the result and its projection. If the KV cache has another dtype, queries and result in both dtypes.
     qk, attended = queries + keys, BYTES[kv_dtype] * queries // BYTES[dtype]
     new_qk = qk if config.qk_norm or config.position == "rotary" else 0
     inputs = 2 * embd + queries + 2 * keys

@@ -1,37 +1,38 @@
-"""The bytes that are alive during a simulated step."""
+"""A record of simulated memory."""
 
 from collections import Counter
+from collections.abc import Callable
 
 
 class Ledger:
-    """The bytes that are alive during a simulated step, by part, and their peak."""
+    """The bytes that are allocated during a simulated step, by part, and their peak."""
 
     def __init__(self):
         self.live, self.total = Counter(), 0
-        self.phase, self.phases = None, Counter()
+        self.phase, self.phases = "", Counter()  # the current phase, and the peak of each
         self.peak, self.parts = 0, {}
 
-    def add(self, part, size):
+    def add(self, part: str, size: int) -> None:
         self.live[part] += size
         self.total += size
         self.phases[self.phase] = max(self.phases[self.phase], self.total)
         if self.total > self.peak:
             self.peak, self.parts = self.total, dict(self.live)
 
-    def drop(self, part, size):
+    def drop(self, part: str, size: int) -> None:
         self.live[part] -= size
         self.total -= size
 
-    def add_temporary(self, part, size):
-        """Add what is dropped before anything else is added."""
+    def add_temporary(self, part: str, size: int) -> None:
+        """Add a tensor that is freed before anything else is allocated."""
         self.add(part, size)
         self.drop(part, size)
 
-    def repeat(self, times, simulate):
-        """Call `simulate` `times` times, for a function that always adds and drops the same sizes.
+    def repeat(self, times: int, simulate: Callable[[], None]) -> None:
+        """Call `simulate`, which always adds and drops the same sizes, `times` times.
 
-        Each call changes what is alive by the same amounts, so the peak is in the first or in the last one. Those
-        between are not simulated: their number comes from the user and may be anything.
+        Each call changes the live bytes by the same amounts, so the peak is in the first or the last call. Calls in
+        between are not simulated: their number is user input and may be huge.
         """
         before = Counter(self.live)
         simulate()

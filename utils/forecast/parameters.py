@@ -1,12 +1,11 @@
-"""The parameters of a model, counted from its configuration without building it.
+"""The parameters of a model, counted from its configuration without building it."""
 
-`c` is a ModelConfig, or any object with its fields.
-"""
-
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
 from utils.errors import UserError
+from utils.forecast.architecture import Architecture
 from utils.forecast.units import BYTES
 
 
@@ -18,50 +17,41 @@ class Parameters:
     """Name in a checkpoint file, without the block number: `blocks.attention.query.weight`."""
     letters: str
     """The shape in the letters of `symbols`."""
-    shape: tuple
+    shape: tuple[int, ...]
     blocks: int | None = None
-    """None for a weight outside the blocks, of which there is one."""
+    """None: a weight outside the blocks, of which there is one."""
 
     @property
-    def count(self):
-        return prod(self.shape) * (1 if self.blocks is None else self.blocks)
+    def count(self) -> int:
+        if self.blocks is None:
+            return prod(self.shape)
+        return self.blocks * prod(self.shape)
 
     @property
-    def formula(self):
+    def formula(self) -> str:
         """The count as a product: `L H C = 2 x 1,536 x 384`."""
         factors = self.shape if self.blocks is None else (self.blocks, *self.shape)
         letters = self.letters if self.blocks is None else f"L {self.letters}"
         return f"{letters} = {' x '.join(f'{factor:,}' for factor in factors)}"
 
 
-def symbols(config):
-    """The letters of the formulas, each with a name and a value."""
-    labels = {} if config.n_labels is None else {"N": ("n_labels", config.n_labels)}
-    queries = {} if config.head_dim is None else {"Q": ("num_heads x head size", config.num_heads * config.head_size)}
-    return {
-        "V": ("vocab_size", config.vocab_size),
-        "C": ("n_embd", config.n_embd),
-        "T": ("block_size", config.block_size),
-        "L": ("n_blocks", config.n_blocks),
-        "H": ("n_hidden", config.hidden_size),
-        "K": ("num_kv_heads x head size", config.kv_heads * config.head_size),
-        **queries,
-        **labels,
-    }
+def count_parameters(config: Architecture) -> int:
+    """Return the number of parameters of a model; a tied head counts once."""
+    return sum(row.count for row in parameter_table(config))
 
 
-def parameter_table(config):
-    """A list of `Parameters` in the order of the model, whose counts add up to the model's parameters."""
+def parameter_table(config: Architecture) -> list[Parameters]:
+    """Return the `Parameters` of a model in the order of its layers."""
     sizes = {letter: value for letter, (_, value) in symbols(config).items()}
 
-    def row(component, shape, blocks=None):
-        return Parameters(component, shape, tuple(sizes[letter] for letter in shape.split()), blocks)
+    def row(component: str, letters: str, blocks: int | None = None) -> Parameters:
+        return Parameters(component, letters, tuple(sizes[letter] for letter in letters.split()), blocks)
 
-    def linear(name, outputs, inputs, bias=config.bias):
+    def linear(name: str, outputs: str, inputs: str, bias: bool = config.bias) -> list[Parameters]:
         biases = [row(f"blocks.{name}.bias", outputs, config.n_blocks)] if bias else []
         return [row(f"blocks.{name}.weight", f"{outputs} {inputs}", config.n_blocks), *biases]
 
-    def norm(name, blocks=None):
+    def norm(name: str, blocks: int | None = None) -> list[Parameters]:
         bias = [row(f"{name}.bias", "C", blocks)] if config.norm == "layer" else []
         return [row(f"{name}.weight", "C", blocks), *bias]
 
@@ -87,8 +77,24 @@ def parameter_table(config):
     ]
 
 
-def weight_shapes(config):
-    """Yield (name, shape) of every weight in a checkpoint file, a tied head included.
+def symbols(config: Architecture) -> dict[str, tuple[str, int]]:
+    """Return the letters of the formulas, each with a name and a value."""
+    queries = {} if config.head_dim is None else {"Q": ("num_heads x head size", config.num_heads * config.head_size)}
+    labels = {} if config.n_labels is None else {"N": ("n_labels", config.n_labels)}
+    return {
+        "V": ("vocab_size", config.vocab_size),
+        "C": ("n_embd", config.n_embd),
+        "T": ("block_size", config.block_size),
+        "L": ("n_blocks", config.n_blocks),
+        "H": ("n_hidden", config.hidden_size),
+        "K": ("num_kv_heads x head size", config.kv_heads * config.head_size),
+        **queries,
+        **labels,
+    }
+
+
+def weight_shapes(config: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield (name, shape) for every weight in a checkpoint file, including a tied head.
 
     A generator, because a configuration from a file may ask for any number of blocks.
     """
@@ -104,8 +110,8 @@ def weight_shapes(config):
                 yield numbered(row.component, i), row.shape
 
 
-def numbered(component, i):
-    """The name of a weight of block i, of its name without the number.
+def numbered(component: str, i: int) -> str:
+    """Return the name of a weight of block i.
 
     >>> numbered("blocks.attention.out.weight", 3)
     'blocks.3.attention.out.weight'
@@ -113,24 +119,30 @@ def numbered(component, i):
     return component.replace("blocks", f"blocks.{i}", 1)
 
 
-def linear_shapes(config):
-    """Shapes (outputs, inputs) of the linear layers of a block, by name."""
+def matrices_in_blocks(config: Architecture) -> list[tuple[int, int]]:
+    """Return the shapes of the weight matrices of one block, which Muon trains."""
+    return [row.shape for row in parameter_table(config) if row.blocks and len(row.shape) == 2]
+
+
+def linear_shapes(config: Architecture) -> dict[str, tuple[int, int]]:
+    """Return the shapes (outputs, inputs) of the linear layers of a block, by name."""
     C, H = config.n_embd, config.hidden_size
     Q, K = config.num_heads * config.head_size, config.kv_heads * config.head_size
     gate = {"gate": (H, C)} if config.feed_forward == "swiglu" else {}
     return {"qkv": (Q + 2 * K, C), "out": (C, Q), "up": (H, C), "down": (C, H)} | gate
 
 
-def lora_targets(config):
-    """Shapes (outputs, inputs) of the matrices that LoRA can adapt, by name: those of a block, and the head.
+def lora_targets(config: Architecture) -> dict[str, tuple[int, int]]:
+    """Return the shapes (outputs, inputs) of the matrices that LoRA can adapt, by name.
 
-    A tied head is the token embedding, and the head of a classifier is trained in full.
+    These are the linear layers of a block, and the head. A tied head is the token embedding, and the head of a
+    classifier is fully trained: neither has an adapter.
     """
     head = {"head": (config.vocab_size, config.n_embd)} if config.n_labels is None and not config.tied else {}
     return linear_shapes(config) | head
 
 
-def check_lora(config, rank, targets):
+def check_lora(config: Architecture, rank: int, targets: Iterable[str]) -> None:
     """Raise UserError unless LoRA of this rank can adapt these matrices of the model."""
     valid = lora_targets(config)
     if rank < 1:
@@ -145,32 +157,31 @@ def check_lora(config, rank, targets):
             raise UserError(f"the LoRA target {target} {reason}: choose from {', '.join(valid)}")
 
 
-def lora_parameters(config, rank, targets):
-    """Number of weights in the adapters of LoRA: rank (outputs + inputs) for each matrix."""
-    shapes = lora_targets(config)
-    return sum(rank * sum(shapes[target]) * (1 if target == "head" else config.n_blocks) for target in set(targets))
+def lora_parameters(config: Architecture, rank: int, targets: Iterable[str]) -> int:
+    """Return the number of weights in LoRA adapters: rank (outputs + inputs) for each matrix."""
+    total = 0
+    for name, shape in lora_targets(config).items():
+        if name in targets:
+            total += rank * sum(shape) * (1 if name == "head" else config.n_blocks)
+    return total
 
 
-def count_parameters(config):
-    return sum(row.count for row in parameter_table(config))
+def weight_bytes(config: Architecture, dtype: str) -> int:
+    """Return the bytes of the weights in float32, bfloat16, float16 or int8.
 
-
-def matrices_in_blocks(config):
-    """Shapes of the matrices of one block: the matrix products of its linear layers, and what Muon trains."""
-    return [row.shape for row in parameter_table(config) if row.blocks and len(row.shape) == 2]
-
-
-def weight_bytes(config, dtype):
-    """Bytes of the weights in float32, bfloat16, float16 or int8.
-
-    int8 takes one byte per element of a matrix and a bfloat16 scale per row; vectors are in bfloat16.
+    int8 takes one byte per element of a matrix and one bfloat16 scale per row; vectors are in bfloat16.
     """
     if dtype != "int8":
         return BYTES[dtype] * count_parameters(config)
-    rows = parameter_table(config)
-    return sum(row.count + 2 * row.count // row.shape[-1] if len(row.shape) == 2 else 2 * row.count for row in rows)
+    total = 0
+    for row in parameter_table(config):
+        if len(row.shape) == 2:
+            total += row.count + 2 * row.count // row.shape[-1]
+        else:
+            total += 2 * row.count
+    return total
 
 
-def rotary_bytes(config, dtype="float32"):
-    """Bytes of the model's tables of cosines and sines for rotary positions."""
+def rotary_bytes(config: Architecture, dtype: str = "float32") -> int:
+    """Return the bytes of the tables of cosines and sines for rotary positions."""
     return 2 * BYTES[dtype] * config.block_size * config.head_size if config.position == "rotary" else 0

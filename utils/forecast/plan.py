@@ -1,4 +1,4 @@
-"""The training settings that affect memory, and the constants that the forecast shares with the code that trains."""
+"""The training settings that affect memory, the forecast's result, and constants."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,20 +7,19 @@ from utils.errors import UserError, check_numbers
 from utils.fields import check_types
 from utils.forecast.units import KIB, MIB
 
-# Memory besides tensors: the code and data of Python and PyTorch. CPU: the resident memory of a process that has
+# Memory other than tensors: the code and data of Python and PyTorch. CPU: the resident memory of a process that has
 # imported torch and matplotlib (0.25 GiB on Linux). CUDA: the context with its kernels, which is on the GPU but not in
 # torch's statistics; 0.3 to 0.6 GiB is typical, depending on GPU and driver.
 CONTEXT = {"cpu": 256 * MIB, "cuda": 512 * MIB}
-# The same, after that: what torch imports to make an optimizer (as measured on Linux).
+# The modules that torch imports to build an optimizer, measured on Linux.
 OPTIMIZER_CODE = 80 * MIB
-# A CPU keeps kernels for matrix products in half precision: at most this many (training/precision.py), of this size.
+# A CPU caches kernels for matrix products in half precision: at most this many (training/precision.py), of this size.
 CACHED_KERNELS, KERNEL_SIZE = 64, 540 * KIB
 # Memory that PyTorch's CUDA allocator reserves but cannot use, as a fraction of what it allocates: an assumption.
 CUDA_SLACK = 0.05
-# Memory that the C library cannot reuse for the tensors of a step on a CPU, because what is free is in pieces: as a
-# fraction of these parts, whose tensors are allocated and freed in every step and, unlike logits, are mostly too small
-# to be mapped one by one. With it, the resident memory of 18 runs of five models on Linux was 0.98 to 1.25 times the
-# forecast, and without it 1.07 to 1.43 times.
+# Fragmentation on a CPU, as a fraction of these parts: their tensors are allocated and freed in every step and, unlike
+# logits, are mostly too small to be mapped one by one. With it, the resident memory of 18 runs of five models on Linux
+# was 0.98 to 1.25 times the forecast; without it, 1.07 to 1.43 times.
 CPU_SLACK, FRAGMENTED = 0.25, ("autocast copies", "activations", "backward buffers")
 
 MUON_STACK = 2**25  # elements of the matrices that training/optim.py orthogonalizes at once
@@ -30,9 +29,9 @@ PARTS = ("weights", "gradients", "optimizer state", "autocast copies", "activati
          "backward buffers", "communication", "workspaces", "context and allocator")
 
 
-def cublas_workspace(major):
-    """Bytes of one cuBLAS workspace on a GPU of compute capability `major`.x: PyTorch's getChosenWorkspaceSize."""
-    return 32 * MIB if major >= 9 else 8320 * KIB
+def cublas_workspace(major: int) -> int:
+    """Return the bytes of a cuBLAS workspace on a GPU of compute capability `major`.x, as PyTorch chooses them."""
+    return 32 * MIB if major >= 9 else 8320 * KIB  # getChosenWorkspaceSize
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Plan:
     accumulation: int = 1
     """Micro-batches per step."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Compute dtype of matrix products. Weights are always kept in float32."""
+    """Compute dtype of matrix products. The weights stay in float32."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the matrices of the blocks and AdamW for the rest; adamw: AdamW for everything."""
     activation_checkpointing: bool = False
@@ -61,7 +60,7 @@ class Plan:
     lora_rank: int | None = None
     """Train only LoRA adapters of this rank, and the head of a classifier."""
     lora_targets: tuple = ("qkv", "out")
-    """The matrices that have adapters: names from `utils.forecast.parameters.lora_targets`."""
+    """The matrices with adapters: names from `utils.forecast.parameters.lora_targets`."""
     trainable_blocks: int | None = None
     """Train only this many of the last blocks, the final norm and an untied head."""
 
@@ -75,11 +74,11 @@ class Plan:
             raise UserError(f"batch_size {self.batch_size} times accumulation {self.accumulation} must be below 2^63")
 
     @property
-    def autocast(self):
+    def autocast(self) -> bool:
         return self.dtype != "float32"
 
     @property
-    def is_sharded(self):
+    def is_sharded(self) -> bool:
         return self.strategy == "fsdp" and self.gpus > 1
 
 
@@ -87,15 +86,15 @@ class Plan:
 class Memory:
     """Bytes by part at the peak of a step, and the peak of each phase."""
 
-    parts: dict
-    phases: dict
+    parts: dict[str, int]
+    phases: dict[str, int]
 
     @property
-    def allocated(self):
-        """What PyTorch's allocator hands out at the peak: `torch.cuda.max_memory_allocated`, or the same on a CPU."""
-        return self.total - self.parts.get("context and allocator", 0)
-
-    @property
-    def total(self):
-        """What the machine or the GPU needs."""
+    def total(self) -> int:
+        """The memory that the machine or the GPU needs."""
         return sum(self.parts.values())
+
+    @property
+    def allocated(self) -> int:
+        """The peak of PyTorch's allocator: `torch.cuda.max_memory_allocated`, or the same on a CPU."""
+        return self.total - self.parts.get("context and allocator", 0)

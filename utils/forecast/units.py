@@ -1,14 +1,17 @@
-"""Sizes of dtypes and units of memory."""
+"""Bytes: of the elements of a dtype, in binary units, and as text."""
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
 
-def readable(size):
+def readable(size: float) -> str:
     """Format a number of bytes.
 
     >>> readable(3 * 2**29)
     '1.50 GiB'
     """
-    unit, name = next(((unit, name) for unit, name in ((GIB, "GiB"), (MIB, "MiB")) if size >= unit), (KIB, "KiB"))
-    return f"{size / unit:,.2f} {name}"
+    if size >= GIB:
+        return f"{size / GIB:,.2f} GiB"
+    if size >= MIB:
+        return f"{size / MIB:,.2f} MiB"
+    return f"{size / KIB:,.2f} KiB"
