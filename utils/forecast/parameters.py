@@ -78,19 +78,21 @@ def parameter_table(config: Architecture) -> list[Parameters]:
 
 
 def symbols(config: Architecture) -> dict[str, tuple[str, int]]:
-    """Return the letters of the formulas, each with a name and a value."""
-    queries = {} if config.head_dim is None else {"Q": ("num_heads x head size", config.num_heads * config.head_size)}
-    labels = {} if config.n_labels is None else {"N": ("n_labels", config.n_labels)}
-    return {
-        "V": ("vocab_size", config.vocab_size),
-        "C": ("n_embd", config.n_embd),
-        "T": ("block_size", config.block_size),
-        "L": ("n_blocks", config.n_blocks),
-        "H": ("n_hidden", config.hidden_size),
-        "K": ("num_kv_heads x head size", config.kv_heads * config.head_size),
-        **queries,
-        **labels,
+    """Return the letters of the formulas, each with its meaning and its value."""
+    queries, keys = config.num_heads * config.head_size, config.kv_heads * config.head_size
+    letters = {
+        "V": ("vocabulary size, vocab_size", config.vocab_size),
+        "C": ("embedding width, n_embd", config.n_embd),
+        "T": ("context length, block_size", config.block_size),
+        "L": ("number of blocks, n_blocks", config.n_blocks),
+        "H": ("hidden size of the feed-forward network, n_hidden", config.hidden_size),
+        "K": ("width of keys and of values, num_kv_heads x head size", keys),
     }
+    if config.head_dim is not None:
+        letters["Q"] = ("width of queries, num_heads x head size", queries)
+    if config.n_labels is not None:
+        letters["N"] = ("number of classes, n_labels", config.n_labels)
+    return letters
 
 
 def weight_shapes(config: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -25,8 +25,18 @@ CPU_SLACK, FRAGMENTED = 0.25, ("autocast copies", "activations", "backward buffe
 MUON_STACK = 2**25  # elements of the matrices that training/optim.py orthogonalizes at once
 LOGITS_CHUNK = 2**26  # elements of the logits that models/loss.py computes at once
 
-PARTS = ("weights", "gradients", "optimizer state", "autocast copies", "activations", "logits and loss",
-         "backward buffers", "communication", "workspaces", "context and allocator")
+PARTS = {  # of the memory of a training step
+    "weights": "4 bytes each",
+    "gradients": "4 bytes per trained weight",
+    "optimizer state": "bytes per trained weight: Muon 4, AdamW 8, moving average 4",
+    "autocast copies": "weights in half precision, 2 bytes each",
+    "activations": "saved by the forward pass for the backward pass",
+    "logits and loss": "one chunk of tokens at a time",
+    "backward buffers": "gradients of activations; what Muon allocates",
+    "communication": "of DDP or FSDP: weights and gradients in transit",
+    "workspaces": "of cuBLAS, for matrix products",
+    "context and allocator": "Python, PyTorch and CUDA themselves, and fragmentation",
+}
 
 
 def cublas_workspace(major: int) -> int:
