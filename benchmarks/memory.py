@@ -1,4 +1,4 @@
-"""Peak memory of training and generation: predicted by utils/forecast/memory.py against what PyTorch allocates.
+"""Peak memory of training and generation: predicted by utils/forecast against what PyTorch allocates.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --device cuda
@@ -45,8 +45,11 @@ from training.settings import OptimSettings, TrainingSettings  # noqa: E402
 from training.shares import Shares  # noqa: E402
 from training.step import TrainStep, accelerate  # noqa: E402
 from utils.errors import Parser, command  # noqa: E402
-from utils.forecast.memory import MIB, Plan, cublas_workspace, inference_memory, readable, training_memory  # noqa: E402
+from utils.forecast.inference import inference_memory  # noqa: E402
 from utils.forecast.parameters import count_parameters  # noqa: E402
+from utils.forecast.plan import Plan, cublas_workspace  # noqa: E402
+from utils.forecast.step import training_memory  # noqa: E402
+from utils.forecast.units import MIB, readable  # noqa: E402
 
 HALF = ("float32", "bfloat16")
 TRAINING = [  # model, changes to it, and to the plan

@@ -14,7 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models.zoo import ZOO  # noqa: E402
 from utils.errors import Parser, command  # noqa: E402
 from utils.forecast.communication import step_time  # noqa: E402
-from utils.forecast.memory import GIB, Plan, cublas_workspace, training_memory  # noqa: E402
+from utils.forecast.plan import Plan, cublas_workspace  # noqa: E402
+from utils.forecast.step import training_memory  # noqa: E402
+from utils.forecast.units import GIB  # noqa: E402
 from utils.num_params_calculate import parse_bytes, parse_int, parse_positive  # noqa: E402
 
 GPUS = (1, 2, 4, 8, 16, 64, 256, 1024)
@@ -36,9 +38,9 @@ def print_table(name, args):
             tokens = gpus * args.batch_size * c.block_size
             balanced = args.batch_size * time.communication / time.computation
             print(f"| {gpus:,} | {strategy if gpus > 1 else ''} | {training_memory(c, plan).total / GIB:.1f} | "
-                  f"{time.computation:.3f} | {time.communication:.3f} | {tokens / time.apart:,.0f} | "
-                  f"{tokens / time.overlapped:,.0f} | {time.computation / time.apart:.0%} to "
-                  f"{time.computation / time.overlapped:.0%} | {balanced:.1f} |")
+                  f"{time.computation:.3f} | {time.communication:.3f} | {tokens / time.without_overlap:,.0f} | "
+                  f"{tokens / time.with_full_overlap:,.0f} | {time.computation / time.without_overlap:.0%} to "
+                  f"{time.computation / time.with_full_overlap:.0%} | {balanced:.1f} |")
 
 
 @command

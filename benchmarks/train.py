@@ -39,7 +39,7 @@ from training.settings import OptimSettings  # noqa: E402
 from training.shares import Shares  # noqa: E402
 from training.step import TrainStep, accelerate  # noqa: E402
 from utils.errors import Parser, check_numbers, command  # noqa: E402
-from utils.forecast.parameters import flops_per_token  # noqa: E402
+from utils.forecast.flops import flops_per_token  # noqa: E402
 
 
 @dataclass

@@ -132,7 +132,7 @@ def measure_memory(world, rows):
     import memory
 
     from models.zoo import ZOO
-    from utils.forecast.memory import Plan
+    from utils.forecast.plan import Plan
 
     memory.count_all_threads()
     peaks = []

@@ -17,8 +17,10 @@ from training.settings import OptimSettings
 from training.shares import Share
 from training.step import TrainStep
 from utils.forecast.communication import sent_bytes, step_time
-from utils.forecast.memory import Plan, training_memory
-from utils.forecast.parameters import count_parameters, flops_per_token
+from utils.forecast.flops import flops_per_token
+from utils.forecast.parameters import count_parameters
+from utils.forecast.plan import Plan
+from utils.forecast.step import training_memory
 
 SMALL = ModelConfig(n_embd=64, block_size=32, n_blocks=3, num_heads=4, vocab_size=128, head_bias=True)
 GROUPED = ModelConfig(n_embd=64, block_size=32, n_blocks=2, num_heads=4, num_kv_heads=2, vocab_size=128, tied=True,
@@ -45,7 +47,7 @@ def test_a_step_takes_the_time_of_computation_and_communication_or_that_of_the_l
     time = step_time(c, plan, flops=1e14, link=50e9)
     assert time.computation == pytest.approx(16 * 1024 * flops_per_token(c) / 1e14)
     assert time.communication == pytest.approx(sum(sent_bytes(c, plan).values()) / 50e9)
-    assert time.apart == time.computation + time.communication and time.overlapped == max(time)
+    assert time.without_overlap == time.computation + time.communication and time.with_full_overlap == max(time)
 
 
 # ---- Fake ranks ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ from training.optim import WeightAverage
 from training.preflight import fit_to_memory, memory_advice
 from training.settings import OptimSettings, Settings, TrainingSettings
 from utils.errors import UserError
-from utils.forecast.memory import CONTEXT, GIB, MIB, Plan, readable, training_memory
+from utils.forecast.plan import CONTEXT, Plan
+from utils.forecast.step import training_memory
+from utils.forecast.units import GIB, MIB, readable
 
 CONFIG = ZOO["DevModel"].config
 HUGE = dataclasses.replace(ZOO["HugeModel"].config, block_size=8)

@@ -18,7 +18,8 @@ from training.preflight import free_memory
 from utils.archive import read_archive
 from utils.errors import UserError
 from utils.files import PROJECT, replacing
-from utils.forecast.memory import inference_memory, readable
+from utils.forecast.inference import inference_memory
+from utils.forecast.units import readable
 
 FORMAT_VERSION = 1
 SHIPPED = PROJECT / "checkpoints" / "shakespeare" / "best.pt"

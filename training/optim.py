@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from training.distributed import ALONE
 from training.parallel import is_sharded, local_part, local_rows, shard_like
-from utils.forecast.memory import MUON_STACK
+from utils.forecast.plan import MUON_STACK
 
 
 class Muon(torch.optim.Optimizer):

@@ -9,7 +9,10 @@ import torch
 from training.distributed import ALONE, uses_torchrun
 from training.shares import parts_per_micro_batch
 from utils.errors import UserError
-from utils.forecast.memory import CONTEXT, Plan, advice, cublas_workspace, fitting_plan, readable, training_memory
+from utils.forecast.fit import advice, fitting_plan
+from utils.forecast.plan import CONTEXT, Plan, cublas_workspace
+from utils.forecast.step import training_memory
+from utils.forecast.units import readable
 
 # In the messages of CUDA and MPS, of Linux, and of Windows.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
