@@ -10,14 +10,19 @@ a blank line and the poem, as in https://github.com/sheepzh/poetry. all_poems.js
 import json
 import random
 import re
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from data.readers import read_text
-from data.tables import json_kind, read_json
+from data.readers import ReadOptions, read_text
+from data.tables import read_records
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
+
+if TYPE_CHECKING:
+    from data.report import DataReport
 
 REQUESTS = 6 * ["title"] + 3 * ["title and author"] + ["general"]  # of ten
 GENERAL_REQUESTS = ("写一首诗", "请写一首诗", "作一首诗", "来一首诗")
@@ -75,38 +80,27 @@ def clean(folder):
 # ---- Training --------------------------------------------------------------------------------------------------------
 
 
-def read_poems(files, encoding, report):
-    """The poems in .json files, each with `title`, `author` and `para`. Invalid ones are counted in a DataReport.
+def read_poems(files: list[Path], options: ReadOptions, report: "DataReport") -> list[dict]:
+    """Return the poems in .json files, each with `title`, `author` and `para`.
 
-    Raises UserError if no poem is left.
+    Invalid ones are skipped and counted. Raises UserError if no poem is left.
     """
-    poems = []
-    for file in files:
-        for number, item in enumerate(read_json(file, encoding), 1):
-            place = report.place_in(file, f"poem {number}")
-            try:
-                poems.append(as_poem(item))
-            except UserError as reason:
-                report.skip(str(reason), place)
-    if not poems:
-        raise UserError(f"{report.path} contains no poem: {report.first_skipped() or 'the list is empty'}")
-    return poems
+    return report.parse(files, partial(read_records, options=options), as_poem)
 
 
-def as_poem(item):
-    """A poem of a .json file with its lines as `para`. Raises UserError, which says what is wrong with it."""
-    if not isinstance(item, dict):
-        raise UserError(f"it is {json_kind(item)}, not an object")
-    poem = {"title": item.get("title"), "author": item.get("author"), "para": item.get("para", item.get("paragraphs"))}
+def as_poem(record: dict, place: str) -> dict:
+    """Return a poem of a .json file with its lines as `para`. Raises UserError, which says what is wrong with it."""
+    poem = {"title": record.get("title"), "author": record.get("author"),
+            "para": record.get("para", record.get("paragraphs"))}
     missing = [key for key, value in poem.items() if value is None]
     if missing:
         raise UserError(f"no {', '.join(missing)}")
-    match poem:
-        case {"title": str(title), "author": str(), "para": [*lines]} if all(isinstance(line, str) for line in lines):
-            if title.strip() and any(line.strip() for line in lines):
-                return poem
-            raise UserError("no title or no text")
-    raise UserError("values that are not text")
+    title, author, lines = poem.values()
+    if not isinstance(lines, list) or not all(isinstance(text, str) for text in (title, author, *lines)):
+        raise UserError("values that are not text")
+    if not title.strip() or not any(line.strip() for line in lines):
+        raise UserError("no title or no text")
+    return poem
 
 
 def requests(poems, seed):

@@ -13,7 +13,7 @@ from pathlib import Path
 from data.bpe import MAX_BYTES, BPETokenizer
 from data.char_files import characters_in, to_library
 from data.download import download, hub_endpoints
-from data.library_tokenizer import MAX_FILE_BYTES, NEVER, SPECIAL_TOKENS, SURROGATE
+from data.library_tokenizer import MAX_FILE_BYTES, NEVER, SPECIAL_TOKENS, SURROGATE, LibraryTokenizer
 from data.llama2c import read_tokenizer_bin
 from data.meta_pickle import characters_in_meta
 from data.sentencepiece_bpe import SentencePieceTokenizer, is_sentencepiece
@@ -142,7 +142,10 @@ class CharTokenizer:
             file.write(json.dumps(self.to_dict()).encode())
 
 
-def without_unknown(text, tokenizer):
+Tokenizer = CharTokenizer | LibraryTokenizer
+
+
+def without_unknown(text: str, tokenizer: Tokenizer) -> tuple[str, list[str]]:
     """(text without the characters that a tokenizer cannot encode, list of those, each once).
 
     >>> without_unknown("a, b!", CharTokenizer("ab "))
