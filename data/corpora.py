@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Paths = str | Path | list[str] | list[Path]
+
 DEFAULT_PATH = PROJECT / "data" / "input.txt"
 TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # sha256
 NINE_PLAYS = "19dc654f63972f297760f353e249d7cf4c9778b18ed718fc1306ec3fc15d3a34"
@@ -61,7 +62,27 @@ IN_FOLDERS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 # ---- Opening a corpus ------------------------------------------------------------------------------------------------
 
 
-def open_corpus(path: Paths, options: ReadOptions = DEFAULTS) -> "Files | HubDataset":
+class Corpus:
+    """A text source with a `name`, a `size` in bytes, and a `folder`, in which `prepared/` is created."""
+
+    name: str
+    size: int
+    folder: Path
+
+    def identity(self) -> dict[str, Any]:
+        """Return what changes whenever the text may have changed."""
+        raise NotImplementedError
+
+    def title(self) -> str:
+        """Return the title of the text, if this project recognizes it."""
+        return OWN
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield every Piece, the same ones on each call. Raises UserError if a file is malformed."""
+        raise NotImplementedError
+
+
+def open_corpus(path: Paths, options: ReadOptions = DEFAULTS) -> Corpus:
     """Open the corpus at `path`: a file, a folder, a list of them, or `hf:NAME` or `hf:NAME:CONFIG` on Hugging Face.
 
     A folder means all .txt, .jsonl, .csv, .tsv and .parquet files in it and its subfolders, except hidden ones. A .json
@@ -163,7 +184,7 @@ def fetch_tiny_shakespeare(path: Path) -> None:
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
-class Files:
+class Files(Corpus):
     """Text files, tables and lists of documents."""
 
     def __init__(self, folder: Path, name: str, files: list[Path], options: ReadOptions = DEFAULTS):
@@ -174,17 +195,14 @@ class Files:
         self.size = bytes_in(files)
 
     def identity(self) -> dict[str, Any]:
-        """Return what changes whenever the text may have changed: the stamps of the files, and the options."""
         return {"files": [stamp(file) for file in self.texts + self.tables], **self.options.identity()}
 
     def title(self) -> str:
-        """Return the title of the text, if this project recognizes it."""
         if self.tables or len(self.texts) > 1 or self.size > 2_000_000:  # larger than every known text
-            return OWN
+            return super().title()
         return name_of(read_text(self.texts[0], self.options.encoding))
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield every Piece, the same ones on each call. Raises UserError if a file is malformed."""
         several, n_before = len(self.texts + self.tables) > 1, 0
         for file in self.texts:
             encoding = encoding_of(file, self.options.encoding)
@@ -213,7 +231,7 @@ def shift(texts: Iterator[tuple[str, int]], n_before: int) -> Iterator[tuple[str
 # ---- Hugging Face ----------------------------------------------------------------------------------------------------
 
 
-class HubDataset:
+class HubDataset(Corpus):
     """The training split of a Hugging Face dataset: `NAME`, `NAME:CONFIG`, or a local folder with the same layout.
 
     The `datasets` library caches it. Unless HF_ENDPOINT is set, `data.download.hub_endpoints` are tried in order.
@@ -236,15 +254,10 @@ class HubDataset:
         self.size = self.rows.data.nbytes
 
     def identity(self) -> dict[str, Any]:
-        """Return what changes whenever the text may have changed: the stamps of the cached files, and the options."""
         return {"files": [stamp(Path(file["filename"])) for file in self.rows.cache_files],
                 **self.options.identity() | {"column": self.column}}
 
-    def title(self) -> str:
-        return OWN
-
     def pieces(self) -> Iterator[Piece]:
-        """Yield every Piece, the same ones on each call. Raises UserError if a value is not text."""
         documents = texts(self.values(), f"{HUB}{self.name}", self.column, self.rows.column_names)
         return row_pieces(documents, self.size)
 
