@@ -51,8 +51,8 @@ class Language(Task):
 
     def train_batches(self, training):
         """A function from a step to its micro-batches, by TrainingSettings. Raises UserError."""
-        windows = make_windows(self.text.train, self.data, self.block_size, training.batch_size, training.accumulation,
-                               training.seed)
+        windows = make_windows(self.text.train, self.data.windows, self.data.stride, self.block_size,
+                               batch_size=training.batch_size, accumulation=training.accumulation, seed=training.seed)
         return WindowBatches(windows, training.accumulation, self.augment())
 
     def augment(self):
