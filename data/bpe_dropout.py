@@ -44,7 +44,7 @@ class BPEDropout:
             ids = np.where(fresh, self.parts[ids[place], second.astype(int)], ids[place])
             origin = origin[place]
 
-    def next_tokens(self, example: Example, block_size: int, random: np.random.Generator) -> Example:
+    def split_example(self, example: Example, block_size: int, random: np.random.Generator) -> Example:
         """Split the tokens of an Example whose targets are the next tokens; what exceeds the context is cut off.
 
         If no target is left, the example stays as it is.
@@ -59,13 +59,13 @@ class BPEDropout:
             return example
         return Example(ids[:-1][:block_size], targets)
 
-    def labelled(self, example: Example, block_size: int, random: np.random.Generator) -> Example:
+    def split_labelled(self, example: Example, block_size: int, random: np.random.Generator) -> Example:
         """Split the tokens of an Example whose target is a label at its last token."""
         ids, _ = self.split(example.tokens, random)
         ids = ids[:block_size]
         return Example(ids, [IGNORED] * (len(ids) - 1) + [example.targets[-1]])
 
-    def windows(self, x: Tensor, y: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def split_windows(self, x: Tensor, y: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Split the tokens of windows x and y, int64, (B, T) each; what then exceeds T is cut off."""
         ids = torch.cat((x, y[:, -1:]), dim=1).numpy()  # (B, T + 1)
         ids = np.stack([self.split(row, random)[0][: len(row)] for row in ids])

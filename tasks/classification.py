@@ -84,7 +84,7 @@ class Classification(ExampleTask):
 
         def augment(example, random):
             if dropout:
-                example = dropout.labelled(example, self.block_size, random)
+                example = dropout.split_labelled(example, self.block_size, random)
             if data.both_directions and random.random() < 0.5:
                 example = backward(example, self.tokenizer)
             if data.auxiliary_lm:

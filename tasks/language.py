@@ -63,7 +63,7 @@ class Language(Task):
 
         def augment(x, y, random):
             if dropout:
-                x, y = dropout.windows(x, y, random)
+                x, y = dropout.split_windows(x, y, random)
             return reverse_some(x, y, random) if both_directions else (x, y)
 
         return augment
