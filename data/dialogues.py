@@ -21,20 +21,24 @@ A record is skipped if it has a single message, or none of the assistant after o
 is not text, lacks a key or has another role.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from itertools import chain, cycle
+from pathlib import Path
 
 from tqdm import trange
 
-from data.corpora import list_files
+from data.corpora import Paths, list_files
 from data.examples import Examples, next_token_example
 from data.poems import read_poems, requests
-from data.readers import encoding_of
-from data.tables import BLANK, JSON_FILES, clean_text, json_kind, json_records, lines
+from data.readers import ReadOptions, encoding_of
+from data.report import DataReport
+from data.tables import BLANK, TABLES, clean_text, json_kind, lines, read_records
 from data.tokenizer import without_unknown
 from utils.errors import UserError
 from utils.printable import one_line
 
-TABLES = (".csv", ".tsv", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".json")  # of the files that are read in a folder
 FORMATS = {"messages": ("role", "content"), "conversations": ("from", "value")}  # key of the list: keys of a message
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 BATCH = 1000  # dialogues that are encoded at once
@@ -43,53 +47,44 @@ BATCH = 1000  # dialogues that are encoded at once
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_dialogues(path, options, report):
-    """The dialogues of a file, of all .txt, .jsonl and .json files in a folder, or of a list of them; with ReadOptions.
+def read_dialogues(path: Paths, options: ReadOptions, report: DataReport) -> list[list[str]]:
+    """Return the dialogues of a file, of all .txt, .jsonl and .json files in a folder, or of a list of them.
 
-    Skipped and changed records are counted in a DataReport. Raises UserError if a file is malformed, or no dialogue is
-    left.
+    Skipped and changed records are counted. Raises UserError if a file is malformed, or no dialogue is left.
     """
-    dialogues = []
-    for file in list_files(path, (".txt", ".jsonl", ".json")):
-        for place, record in records_in(file, options.encoding):
-            place = report.place_in(file, place)
-            try:
-                dialogue, changes = to_dialogue(parse_messages(record))
-            except UserError as reason:
-                report.skip(str(reason), place)
-            else:
-                dialogues.append(dialogue)
-                for change in changes:
-                    report.change(change, place)
-    if not dialogues:
-        raise UserError(f"{report.path} contains no dialogue: {report.first_skipped() or 'it is empty'}")
-    return dialogues
+
+    def parse(record: dict, place: str) -> list[str]:
+        dialogue, changes = to_dialogue(parse_messages(record))
+        for change in changes:
+            report.change(change, place)
+        return dialogue
+
+    return report.parse(list_files(path, SUFFIXES), partial(dialogue_records, options=options), parse)
 
 
-def poem_dialogues(path, options, report):
-    """The poems of .json files as dialogues of two messages: a request and the poem. The path is as for read_dialogues.
+def poem_dialogues(path: Paths, options: ReadOptions, report: DataReport) -> list[list[str]]:
+    """Return the poems of .json files as dialogues of two messages, a request and the poem; `path` as above.
 
-    Skipped poems are counted in a DataReport. Raises UserError if no poem is left.
+    Skipped poems are counted. Raises UserError if no poem is left.
     """
-    poems = read_poems(list_files(path, (".json",)), options.encoding, report)
+    poems = read_poems(list_files(path, (".json",)), options, report)
     return [[request, poem] for request, poem in requests(poems, seed=0)]
 
 
-def records_in(path, encoding):
-    """Yield (place, record) of a file. Raises UserError."""
+def dialogue_records(path: Path, options: ReadOptions) -> Iterator[tuple]:
+    """Yield (place, record, ...) of the dialogues in a file: a table or a .json list, or else a text file."""
     suffix = path.suffix.lower()
-    if suffix in TABLES:
+    if suffix in (".csv", ".tsv"):
         raise UserError(f"{path} is a table: dialogues are read from .txt, .jsonl and .json files")
-    if suffix in JSON_FILES:
-        yield from json_records(path, encoding)
-    else:
-        yield from text_records(path, encoding)
+    if suffix in TABLES:
+        return read_records(path, options)
+    return text_records(path, options)
 
 
-def text_records(path, encoding):
+def text_records(path: Path, options: ReadOptions) -> Iterator[tuple[str, dict]]:
     """Yield (place, record) of the dialogues in a text file. White space around messages is stripped."""
     texts, start = [], 1
-    with open(path, encoding=encoding_of(path, encoding)) as file:
+    with open(path, encoding=encoding_of(path, options.encoding)) as file:
         for number, line in enumerate(chain(lines(file, path), [""]), 1):
             text = line.strip(BLANK).strip()
             if text:
@@ -102,14 +97,12 @@ def text_records(path, encoding):
             texts, start = [], number + 1
 
 
-def parse_messages(record):
-    """A list of (role, text) from a record. Raises UserError, which says what is wrong with it.
+def parse_messages(record: dict) -> list[tuple[str, str]]:
+    """Return the (role, text) of each message of a record. Raises UserError, which says what is wrong with it.
 
     >>> parse_messages({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]})
     [('user', 'Hi'), ('assistant', 'Hello')]
     """
-    if not isinstance(record, dict):
-        raise UserError(f"it is {json_kind(record)}, not an object")
     for key, keys in FORMATS.items():
         if key in record:
             if not isinstance(record[key], list):

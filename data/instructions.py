@@ -3,11 +3,14 @@
 import hashlib
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from data.examples import Examples, next_token_example
-from data.tables import JSON_FILES, clean_text, json_kind, json_records
+from data.readers import ReadOptions
+from data.report import DataReport
+from data.tables import clean_text, json_kind, read_records
 from data.tokenizer import without_unknown
 from utils.errors import UserError
 from utils.files import replacing
@@ -30,39 +33,27 @@ class Instruction(NamedTuple):
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
-def read_instructions(path, options, report):
-    """A list of the Instructions in a .json or .jsonl file; `options` are ReadOptions.
+def read_instructions(path: Path, options: ReadOptions, report: DataReport) -> list[Instruction]:
+    """Return the Instructions in a table or a .json list.
 
-    A record without a valid instruction or output is skipped and counted in the DataReport. Raises UserError if no
-    record is left.
+    A record without a valid instruction or output is skipped and counted. Raises UserError if no record is left.
     """
-    if path.suffix.lower() not in JSON_FILES:
-        raise UserError(f"{path} is not a file of instructions: pass a .json or .jsonl file")
-    records = []
-    for place, item in json_records(path, options.encoding):
-        place = report.place_in(path, place)
-        try:
-            records.append(as_instruction(item, place))
-        except UserError as reason:
-            report.skip(str(reason), place)
-    if not records:
-        raise UserError(f"{path} contains no instruction: {report.first_skipped() or 'it is empty'}")
-    return records
+    return report.parse([path], partial(read_records, options=options), as_instruction)
 
 
-def as_instruction(item, place):
-    """The Instruction of an item from a file. Raises UserError with the reason if it is none."""
-    if not isinstance(item, dict):
-        raise UserError(f"it is {json_kind(item)}, not an object")
-    values = {name: "" if item.get(name) is None else item[name] for name in ("instruction", "input", "output")}
-    for name, value in values.items():
-        if not isinstance(value, str):
+def as_instruction(record: dict, place: str) -> Instruction:
+    """Return the Instruction of a record in a file. Raises UserError, which says what is wrong with it."""
+    values = {}
+    for name in ("instruction", "input", "output"):
+        value = record.get(name)
+        if not isinstance(value, str | None):
             raise UserError(f"its {name} is {json_kind(value)}, not text")
-        if not value.strip():
+        if value is None or not value.strip():
             if name != "input":
                 raise UserError(f"its {name} is missing or empty")
-            values[name] = ""
-    return Instruction(**{name: clean_text(value) for name, value in values.items()}, place=place)
+            value = ""
+        values[name] = clean_text(value)
+    return Instruction(**values, place=place)
 
 
 def write_answers(path, records, answers):

@@ -9,8 +9,9 @@ import csv
 import hashlib
 import io
 import math
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from data.duplicates import groups_of
 from data.examples import IGNORED, Example, Examples
 from data.readers import ReadOptions
 from data.report import DataReport
-from data.tables import clean_text, json_kind, list_columns, open_table, text_column
+from data.tables import clean_text, column_names, columns_place, json_kind, list_columns, read_records, text_column
 from data.tokenizer import without_unknown
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
@@ -39,44 +40,35 @@ class Review(NamedTuple):
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
-def read_reviews(path, options, label_column, report):
-    """A list of the Reviews in a table; `options` are ReadOptions.
+def read_reviews(path: Path, options: ReadOptions, label_column: str | None, report: DataReport) -> list[Review]:
+    """Return the Reviews in a table.
 
     The label column is the one given or `label`; the text column is the one given, `text`, `review` or the only other
-    one. Labels are kept as text. A review without a text is kept with an empty one, and counted in the DataReport; a
-    row without a label is skipped. Raises UserError if a column or all reviews are missing.
+    one. Labels are kept as text. A review without a text is kept with an empty one, and counted; a row without a label
+    is skipped. Raises UserError if a column or all reviews are missing.
     """
-    table = open_table(path, options)
-    label_column = find_label_column(table, label_column)
-    others = [[name for name in names if name != label_column] for names in table.names]
-    column = text_column(others, options.column, table.where, TEXT_COLUMNS)
-    reviews = []
-    for place, (text, label), _ in table.rows([column, label_column]):
-        place = report.place_in(path, place)
-        try:
-            review = as_review(label, text, place)
-        except UserError as reason:
-            report.skip(str(reason), place)
-            continue
+    names, where = column_names(path, options), columns_place(path)
+    if not names:
+        raise UserError(f"{path} contains no reviews: it is empty")
+    label_column = label_column or "label"
+    if not any(label_column in row for row in names):
+        raise UserError(f"{where} has no column {label_column}: pass the one with the labels as --data.label_column, "
+                        f"of {list_columns(names)}")
+    others = [[name for name in row if name != label_column] for row in names]
+    column = text_column(others, options.column, where, TEXT_COLUMNS)
+
+    def parse(record: dict, place: str) -> Review:
+        review = as_review(record.get(label_column), record.get(column), place)
         report.keep()
         if not review.text:
             report.change("empty text, classified by the start token alone", place)
-        reviews.append(review)
-    if not reviews:
-        raise UserError(f"{path} contains no review: {report.first_skipped() or 'it is empty'}")
-    return reviews
+        return review
+
+    return report.parse([path], partial(read_records, options=options, columns=[column, label_column]), parse)
 
 
-def find_label_column(table, wanted):
-    name = wanted or "label"
-    if not any(name in names for names in table.names):
-        raise UserError(f"{table.where} has no column {name}: pass the one with the labels as --data.label_column, of "
-                        f"{list_columns(table.names)}")
-    return name
-
-
-def as_review(label, text, place):
-    """The Review of a row. Raises UserError with the reason if it is none."""
+def as_review(label: Any, text: Any, place: str) -> Review:
+    """Return the Review of a row. Raises UserError, which says what is wrong with it."""
     if label is None or not str(label).strip():
         raise UserError("its label is missing")
     if not isinstance(label, str | int | float):

@@ -145,7 +145,7 @@ class CharTokenizer:
 Tokenizer = CharTokenizer | LibraryTokenizer
 
 
-def without_unknown(text, tokenizer):
+def without_unknown(text: str, tokenizer: Tokenizer) -> tuple[str, list[str]]:
     """(text without the characters that a tokenizer cannot encode, list of those, each once).
 
     >>> without_unknown("a, b!", CharTokenizer("ab "))

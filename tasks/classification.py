@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from data.corpora import list_files
-from data.examples import Example, padded
+from data.examples import Example, pad
 from data.reviews import (
     SPLITS,
     as_review,
@@ -84,7 +84,7 @@ class Classification(ExampleTask):
 
         def augment(example, random):
             if dropout:
-                example = dropout.labelled(example, self.block_size, random)
+                example = dropout.split_labelled(example, self.block_size, random)
             if data.both_directions and random.random() < 0.5:
                 example = backward(example, self.tokenizer)
             if data.auxiliary_lm:
@@ -149,7 +149,7 @@ def classify(model, tokenizer, entry, reviews):
             readings.append([backward(example, tokenizer) for example in readings[0]])
         last = torch.from_numpy(examples.lengths[indices] - 1).to(device)
         for reading in readings:
-            logits = model(padded(reading, examples.longest)[0].to(device))[0]  # (B, T, classes)
+            logits = model(pad(reading, examples.longest)[0].to(device))[0]  # (B, T, classes)
             logits = logits[torch.arange(len(indices), device=device), last]
             probabilities[indices] += logits.softmax(dim=-1).cpu().numpy() / len(readings)
     return combine(probabilities, review_of)

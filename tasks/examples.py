@@ -67,7 +67,7 @@ class ExampleTask(Task):
         dropout = self.make_dropout()
         if not dropout:
             return None
-        return lambda example, random: dropout.next_tokens(example, self.block_size, random)
+        return lambda example, random: dropout.split_example(example, self.block_size, random)
 
     def val_batches(self, batch_size):
         return self.val.batches(batch_size)

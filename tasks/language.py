@@ -51,8 +51,8 @@ class Language(Task):
 
     def train_batches(self, training):
         """A function from a step to its micro-batches, by TrainingSettings. Raises UserError."""
-        windows = make_windows(self.text.train, self.data, self.block_size, training.batch_size, training.accumulation,
-                               training.seed)
+        windows = make_windows(self.text.train, self.data.windows, self.data.stride, self.block_size,
+                               batch_size=training.batch_size, accumulation=training.accumulation, seed=training.seed)
         return WindowBatches(windows, training.accumulation, self.augment())
 
     def augment(self):
@@ -63,7 +63,7 @@ class Language(Task):
 
         def augment(x, y, random):
             if dropout:
-                x, y = dropout.windows(x, y, random)
+                x, y = dropout.split_windows(x, y, random)
             return reverse_some(x, y, random) if both_directions else (x, y)
 
         return augment

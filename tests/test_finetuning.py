@@ -473,7 +473,7 @@ PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256))
 
 @pytest.mark.parametrize("task, name, content, words", [
     ("instruction", "a.json", {"instruction": "Hi.", "output": "Ho."}, "a.json"),
-    ("instruction", "a.json", [], "contains no instruction: it is empty"),
+    ("instruction", "a.json", [], "contains no records: it is empty"),
     ("instruction", "a.json", [{"instruction": "Hi."}], "item 1: its output is missing or empty"),
     ("instruction", "a.json", [{"instruction": " ", "output": "Ho."}], "item 1: its instruction is missing or empty"),
     ("instruction", "a.json", [{"instruction": ["Hi."], "output": "Ho."}], "its instruction is a list, not text"),
