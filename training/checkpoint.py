@@ -149,7 +149,7 @@ def load_with_adapters(model, entry, path):
     except UserError as error:
         raise UserError(f"{path} has only the weights that LoRA trained, and the model that they belong to cannot be "
                         f"loaded ({error}); --lora.merge true saves a complete one") from None
-    free = ("vocab_size", "block_size", "n_labels", "auxiliary_lm", "dropout")  # what may differ from --init
+    free = ("vocab_size", "block_size", "n_labels", "auxiliary_lm", "dropout", "qkv_bias")  # may differ from --init
     architecture = {name: value for name, value in vars(model.config).items() if name not in free}
     enough_tokens = start["config"]["vocab_size"] <= model.config.vocab_size
     long_enough = start["config"]["block_size"] >= model.config.block_size
@@ -200,7 +200,8 @@ def load_start(model, start):
     not.
 
     If the model has more tokens, a new one starts as the mean of all others (Hewitt, 2021). If its context is shorter,
-    it gets the first of the learned positions. The head of a classifier starts at zero, unless the checkpoint is one
+    it gets the first of the learned positions. If only one of the two has biases of query, key and value, they are left
+    out, or start at zero. The head of a classifier starts at zero, unless the checkpoint is one
     with as many labels; its second head starts as that of a language model.
     """
     load_file_weights(model, adapted_weights(model, start))

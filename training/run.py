@@ -185,7 +185,9 @@ def model_config(model, vocab_size, head=None, start=None):
         for name, value in given.items():
             same = value == resolved.get(name, start["config"][name])
             shorter = name == "block_size" and value < before.block_size
-            if not same and not shorter and name != "dropout":
+            if name == "qkv_bias" and not same:
+                print(f"the biases of query, key and value {'start at zero' if value else 'of --init are left out'}")
+            elif not same and not shorter and name != "dropout":
                 raise UserError(f"--init has {name} {start['config'][name]}, not {value}: leave out model.{name}")
         model.name = start["model_class"]
         given = start["config"] | given | {"n_labels": None, "auxiliary_lm": False} | head
