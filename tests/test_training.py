@@ -61,7 +61,7 @@ def test_the_muon_of_both_halves_takes_the_same_steps():
     torch.manual_seed(0)
     weights = [torch.randn(12, 5).requires_grad_() for _ in range(2)]
     weights[1].data.copy_(weights[0].data)
-    muons = (Muon([weights[0]], 0.02, 0.1, 0.9, torch.float32),
+    muons = (Muon([weights[0]], 0.02, weight_decay=0.1, momentum=0.9, dtype=torch.float32),
              transformer_4d.Muon([weights[1]], torch.tensor(0.02), 0.1, torch.float32))
     for _ in range(3):
         grad = torch.randn(12, 5)
@@ -75,8 +75,8 @@ def test_matrices_that_are_kept_as_one_take_the_steps_that_they_take_apart():
     torch.manual_seed(0)
     apart = [torch.randn(rows, 12) for rows in (16, 8, 8)]
     joined = torch.cat(apart)
-    muons = (Muon([joined], 0.02, 0.1, 0.9, torch.float32, rows={joined: [16, 8, 8]}),
-             Muon(apart, 0.02, 0.1, 0.9, torch.float32))
+    muons = (Muon([joined], 0.02, weight_decay=0.1, momentum=0.9, dtype=torch.float32, rows={joined: [16, 8, 8]}),
+             Muon(apart, 0.02, weight_decay=0.1, momentum=0.9, dtype=torch.float32))
     for _ in range(3):
         joined.grad = torch.randn(32, 12)
         for weight, grad in zip(apart, joined.grad.split([16, 8, 8]), strict=True):

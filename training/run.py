@@ -56,7 +56,7 @@ def train_in(folder, settings, world):
     inputs = {"last.pt": saved and saved["progress"], "validation text": task.digest()}
     with world.together():
         check_ranks_agree(inputs, world)
-        device = pick_rank_device(settings.training, world)
+        device = pick_rank_device(settings.training.device, world)
     torch.manual_seed(settings.training.seed)
     dtype = world.decide(pick_dtype, device, settings.training.dtype)
     with world.together():
