@@ -17,7 +17,7 @@ import terminal_demo
 from data.examples import IGNORED, Example
 from data.reviews import Review
 from data.tokenizer import CharTokenizer
-from tasks.classification import classify, with_next_tokens
+from tasks.classification import add_next_token_targets, classify
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.run import train as run
 from utils.errors import UserError
@@ -75,7 +75,7 @@ def test_both_directions_give_the_mean_of_their_probabilities(classifier):
 @pytest.mark.parametrize("share, targets", [(0.0, [1, 1, 1, 1]), (1.0, [2 + 4, 2 + 5, 2 + 6, 1])])
 def test_the_second_head_predicts_the_next_token_and_the_first_one_the_label_elsewhere(share, targets):
     example = Example([9, 4, 5, 6], [IGNORED, IGNORED, IGNORED, 1])
-    found = with_next_tokens(example, share, 2, np.random.default_rng(0))
+    found = add_next_token_targets(example, share, 2, np.random.default_rng(0))
     assert found.tokens == example.tokens and found.targets.tolist() == targets
 
 

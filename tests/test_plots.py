@@ -15,7 +15,7 @@ from training.plots import (
     CHINESE_FONTS,
     draw_confusion,
     draw_losses,
-    drawable,
+    escape_missing_glyphs,
     font_families,
     plot_confusion,
     plot_losses,
@@ -134,6 +134,6 @@ def test_any_labels_are_drawn_without_warnings(tmp_path, capfd, labels):
 
 
 def test_a_character_that_no_font_has_is_escaped():
-    assert drawable("naïve \U0010fffd") == "naïve \\U0010fffd"
+    assert escape_missing_glyphs("naïve \U0010fffd") == "naïve \\U0010fffd"
     if not {*CHINESE_FONTS} & {*font_families()}:
-        assert drawable("好") == "\\u597d"
+        assert escape_missing_glyphs("好") == "\\u597d"

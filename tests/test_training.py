@@ -24,7 +24,7 @@ from data.prepare import open_tokens
 from data.tokenizer import CharTokenizer
 from data.windows import ConsecutiveWindows
 from models.zoo import ZOO, DevModel
-from tasks.kinds import answers_of
+from tasks.kinds import answers_class
 from training.arguments import parse_settings
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.evaluate import estimate_loss
@@ -243,7 +243,7 @@ def test_every_yaml_builds(path):
     settings = parse_settings([str(path)])
     assert settings.run == path.stem
     with torch.device("meta"):
-        ZOO[settings.model.name](**vars(model_config(settings.model, vocab_size=65)))
+        ZOO[settings.model.name](**vars(model_config(settings.model, vocab_size=65, head={})))
 
 
 @every_yaml
@@ -264,7 +264,7 @@ def test_every_yaml_trains_in_small(path, folder, capsys):
     assert [step for step, _, _ in losses(out)] == [0, 1, 2] and "2 steps in" in capsys.readouterr().out
     loaded = load_checkpoint(out)
     assert loaded.task["kind"] == given.task
-    assert loaded.reply == answers_of(loaded.task).with_max_tokens(given.sampling)
+    assert loaded.reply == answers_class(loaded.task).with_max_tokens(given.sampling)
     model, tokenizer = load_model(out / "best.pt")
     assert model.config.vocab_size == (settings.model.vocab_size or tokenizer.vocab_size)
 
