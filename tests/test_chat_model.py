@@ -28,7 +28,7 @@ MESSAGES = ["hello", "and <|im_end|> then?", "yes"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random Llama with a chat template and an end marker."""
+    """Return a random Llama with a chat template and an end marker."""
     path = tmp_path_factory.mktemp("chat_model")
     small_theirs("llama", vocab_size=TOKENIZER.vocab_size, max_position_embeddings=128).save_pretrained(path)
     TOKENIZER.save(path / "tokenizer.json")
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 def their_reply(folder, messages, n):
-    """The greedy reply of transformers, with the ids of its own template, up to the end marker."""
+    """Return the greedy reply of transformers, with the ids of its own template, up to the end marker."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     roles = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(messages)]
     ids = tokenizer.apply_chat_template(roles, add_generation_prompt=True, return_dict=False)
@@ -47,7 +47,7 @@ def their_reply(folder, messages, n):
     return TOKENIZER.decode(new[: new.index(TOKENIZER.message_end)] if TOKENIZER.message_end in new else new)
 
 
-def test_replies_are_those_of_transformers(folder):
+def test_replies_equal_those_of_transformers(folder):
     loaded = load_checkpoint(folder)
     session = answers_class(loaded.task)(loaded.model, loaded.tokenizer, loaded.task, print)
     for message in ("hello", "yes"):

@@ -21,7 +21,7 @@ def newton_schulz(matrix):
 
 
 def muon_reference(weight, gradients, lr, weight_decay, momentum):
-    """A matrix after Muon steps with these gradients, in float64."""
+    """Return a matrix after Muon steps with these gradients, in float64."""
     weight, average = weight.double(), torch.zeros_like(weight, dtype=torch.float64)
     for gradient in gradients:
         average = momentum * average + (1 - momentum) * gradient.double()

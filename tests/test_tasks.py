@@ -29,7 +29,7 @@ SHORT = ["--training.max_iters=4", "--training.eval_interval=2", "--model.block_
 
 @pytest.fixture(scope="module")
 def chat_folder(tmp_path_factory):
-    """A folder with data, and with models of random weights: their answers depend on everything before."""
+    """Return a folder with data, and with models of random weights: their answers depend on everything before."""
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "chat.txt").write_text(DIALOGUES, encoding="utf-8")
     (folder / "poems.json").write_text(json.dumps(POEMS), encoding="utf-8")
@@ -192,7 +192,7 @@ def test_chat_replies_without_hidden_state_unless_it_is_given_a_history(chat_fol
         chat("hello", checkpoint=chat_folder / "none")
 
 
-def test_a_poem_answers_its_title_whatever_was_asked_before(chat_folder):
+def test_a_poem_depends_on_its_title_only(chat_folder):
     model, tokenizer = load_model(chat_folder / "poem.pt")
     answers = load_checkpoint(chat_folder / "poem.pt")
     session = answers_class(answers.task)(model, tokenizer, {}, print)
