@@ -41,7 +41,7 @@ from training.distributed import ALONE, open_world, pick_rank_device  # noqa: E4
 from training.loop import Progress, Trainer, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
 from training.parallel import replicate, shard  # noqa: E402
-from training.settings import OptimSettings, TrainingSettings  # noqa: E402
+from training.settings import OptimSettings  # noqa: E402
 from training.shares import Shares  # noqa: E402
 from training.step import TrainStep, accelerate  # noqa: E402
 from utils.errors import Parser, command  # noqa: E402
@@ -218,9 +218,9 @@ def measure_training(device, card, title, rows, world=ALONE):
 def main():
     parser = Parser(__doc__)
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="(%(default)s)")
-    settings = TrainingSettings(device=parser.parse_args().device)
+    args = parser.parse_args()
     with open_world() as world:
-        device = pick_rank_device(settings, world)
+        device = pick_rank_device(args.device, world)
         card = {"workspace": cublas_workspace(torch.cuda.get_device_capability()[0])} if device == "cuda" else {}
         print(f"{device_name(device)}, torch {torch.__version__}")
         if world.size > 1:

@@ -32,8 +32,10 @@ def start_ranks(n, command, folder):
 
 
 def on_ranks(n, calls, folder):
-    """Call functions of this file on n ranks in a working directory: each a list of its name and its arguments after
-    the World."""
+    """Call functions of this file on n ranks in a working directory.
+
+    Each call is a list: the name of the function, and its arguments after the World.
+    """
     processes = start_ranks(n, [HERE / "ranks.py", json.dumps(calls)], folder)
     outputs = [process.communicate(timeout=LIMIT) for process in processes]
     for process, (_, errors) in zip(processes, outputs, strict=True):
@@ -41,7 +43,7 @@ def on_ranks(n, calls, folder):
 
 
 def train_all(world, runs):
-    """Train the runs with these command lines, one after the other; what is compiled is compiled to Python."""
+    """Train runs, each given as a command line, one after the other; torch.compile compiles to Python."""
     import training.record
     from training.arguments import parse_settings
     from training.run import train_in
@@ -56,7 +58,7 @@ def train_all(world, runs):
 
 
 def stop_in_evaluation(world, arguments):
-    """Train a run, while the last rank gets SIGTERM during the evaluation at step 2."""
+    """Train a run in which the last rank gets SIGTERM during the evaluation at step 2."""
     from training.record import Record
 
     def evaluate(self, progress, train_loss):
@@ -71,8 +73,7 @@ def stop_in_evaluation(world, arguments):
 
 
 def count_exchanges(world, micro_batches):
-    """One step with so many micro-batches, of a model replicated on all ranks. Rank 0 saves how often gradients
-    travel."""
+    """Train a replicated model for one step of some micro-batches; rank 0 saves how often gradients are exchanged."""
     from small_models import small_model
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
@@ -93,7 +94,7 @@ def count_exchanges(world, micro_batches):
 
 
 def plain_step(forward, world):
-    """A TrainStep with gradient descent, in float32, without effective gradient clipping."""
+    """Return a TrainStep with gradient descent, in float32, without effective gradient clipping."""
     from training.step import TrainStep
 
     sgd = torch.optim.SGD(forward.parameters(), lr=torch.tensor(0.1))
@@ -102,7 +103,7 @@ def plain_step(forward, world):
 
 
 def uneven_targets(world, strategy):
-    """One step of gradient descent with 3 targets on rank 0 and none, or 97, on rank 1. Rank 0 saves the weights."""
+    """Train two steps with 3 targets on rank 0 and 97, then none, on rank 1; rank 0 saves weights and losses."""
     from small_models import small_model
 
     from training.parallel import gather_whole, replicate, shard
@@ -127,7 +128,7 @@ def uneven_targets(world, strategy):
 
 
 def measure_memory(world, rows):
-    """Rank 0 saves the highest peak of all ranks in training, for rows of a ModelConfig and a Plan, in peaks.json."""
+    """Measure the highest peak of all ranks in training, for rows of a ModelConfig and a Plan; rank 0 saves them."""
     sys.path.insert(0, str(HERE.parent / "benchmarks"))
     import memory
 

@@ -1,5 +1,7 @@
-"""The bytes that ranks send, and the shards that they keep, by formula: against hand computation, and against training
-steps on the fake ranks of PyTorch, whose collectives do nothing."""
+"""The bytes that ranks send, and the shards that they keep, by formula, by hand and in training steps.
+
+The steps run on the fake ranks of PyTorch, whose collectives do nothing.
+"""
 
 from math import prod
 
@@ -38,7 +40,7 @@ REST = (128 + 32 + 128) * 64 + 128 + 2 * 64
      {"weights": 3 * 2 * (6 * BLOCK + REST), "gradients": 3 * 2 * (3 * BLOCK + REST)}),
     (Plan(gpus=1), {"gradients": 0, "Muon": 0}),
 ])
-def test_the_bytes_that_a_rank_sends_by_hand(plan, expected):
+def test_the_bytes_that_a_rank_sends_are_those_computed_by_hand(plan, expected):
     assert sent_bytes(SMALL, plan) == expected
 
 
@@ -55,7 +57,7 @@ def test_a_step_takes_the_time_of_computation_and_communication_or_that_of_the_l
 
 @pytest.fixture
 def fake_ranks():
-    """A function that makes this process the first of any number of ranks, and returns its World."""
+    """Return a function that makes this process the first of any number of ranks, and returns its World."""
     fake_pg = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
 
     def start(size):
@@ -89,7 +91,7 @@ class RingBytes(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
     def reduce_bucket(self, bucket):
-        """A communication hook for DDP, whose own all-reduce fake ranks do not have."""
+        """Count a bucket, as a communication hook for DDP: fake ranks lack its own all-reduce."""
         self.sent += 2 * (self.size - 1) / self.size * bucket.buffer().nbytes
         reduced = torch.futures.Future()
         reduced.set_result(bucket.buffer())
@@ -97,7 +99,7 @@ class RingBytes(TorchDispatchMode):
 
 
 def counted_replicas(counted):
-    """A class of DistributedDataParallel whose gradients are counted by a RingBytes."""
+    """Return a class of DistributedDataParallel whose gradients are counted by a RingBytes."""
 
     class CountedReplicas(torch.nn.parallel.DistributedDataParallel):
         def __init__(self, *args, **options):

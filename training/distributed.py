@@ -10,11 +10,14 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from training.precision import pick_device
@@ -36,33 +39,33 @@ class World:
     local_size: int = 1
 
     @property
-    def is_first(self):
+    def is_first(self) -> bool:
         """Whether this rank prints, draws and writes files."""
         return self.rank == 0
 
-    def gather(self, value):
-        """A list with the value of each rank, in the order of ranks."""
+    def gather(self, value: Any) -> list:
+        """Return the values of all ranks, in the order of ranks."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 
-    def any(self, flag):
-        """Whether a flag is set on any rank."""
+    def any(self, flag: bool) -> bool:
+        """Return whether a flag is set on any rank."""
         if self.size == 1:
             return flag
         flags = torch.tensor(int(flag))
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         return bool(flags)
 
-    def mean(self, value):
-        """The mean of a number, or of a 0-dim tensor, as a float that is the same on all ranks."""
+    def mean(self, value: float | Tensor) -> float:
+        """Return the mean of a number, or of a 0-dim tensor: the same float on all ranks."""
         values = self.gather(float(value))
         return sum(values) / len(values)
 
     @contextlib.contextmanager
-    def together(self):
+    def together(self) -> Iterator[None]:
         """Context that ends all ranks if UserError is raised in it on any: the first such rank reports its error."""
         error = None
         try:
@@ -76,8 +79,8 @@ class World:
             sys.exit(2)
 
     @contextlib.contextmanager
-    def in_turn(self):
-        """`together`, where the first rank of each machine goes first: the others find the files that it prepares."""
+    def in_turn(self) -> Iterator[None]:
+        """Context like `together`, but the first rank of each machine goes first: it writes files for the others."""
         if self.local_rank > 0:
             self.wait()
         with self.together():
@@ -85,13 +88,16 @@ class World:
         if self.local_rank == 0:
             self.wait()
 
-    def wait(self):
-        """Wait until all ranks are here, or `together` has ended them."""
+    def wait(self) -> None:
+        """Wait for all ranks, or end with them if one fails in `together`."""
         with self.together():
             pass
 
-    def decide(self, function, *arguments):
-        """Return the result of a function that only the first rank calls. If it raises UserError, all ranks end."""
+    def decide(self, function: Callable, *arguments: Any) -> Any:
+        """Return on all ranks what a function returns on the first, the only one that calls it.
+
+        If it raises UserError, all ranks end.
+        """
         result = None
         with self.together():
             if self.is_first:
@@ -105,20 +111,22 @@ ALONE = World()
 # ---- Start and end ---------------------------------------------------------------------------------------------------
 
 
-def uses_torchrun():
-    """Whether this process is one of several ranks, or may be."""
+def uses_torchrun() -> bool:
+    """Return whether this process is one of several ranks, or may be."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def restart_count():
-    """How often torchrun has started all ranks again because one of them failed."""
+def restart_count() -> int:
+    """Return how often torchrun has restarted all ranks because one of them failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 @contextlib.contextmanager
-def open_world():
-    """Context with the World of this process. Only its first rank prints. Raises UserError if the ranks cannot reach
-    each other, or if one of them ends."""
+def open_world() -> Iterator[World]:
+    """Context with the World of this process. Only its first rank prints.
+
+    Raises UserError if the ranks cannot reach each other, or if one of them ends.
+    """
     if not uses_torchrun():
         yield ALONE
         return
@@ -145,15 +153,7 @@ def open_world():
         dist.destroy_process_group()
 
 
-def connect(world):
-    """Create the process group of all ranks. Raises RuntimeError if they cannot reach each other."""
-    store, *_ = next(rendezvous("env://", timeout=CONNECT))
-    store = dist.PrefixStore(f"start {restart_count()}", store)  # it still has the addresses of ended processes
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=CONNECT, store=store, rank=world.rank, world_size=world.size)
-
-
-def check_host_name(world):
+def check_host_name(world: World) -> None:
     """Raise UserError if other machines would be told a loopback address of this one."""
     several_machines = world.local_size < world.size
     if not several_machines or "GLOO_SOCKET_IFNAME" in os.environ or is_loopback(os.environ.get("MASTER_ADDR", "")):
@@ -164,35 +164,46 @@ def check_host_name(world):
                         "reach, such as eth0")
 
 
-def is_loopback(name):
+def is_loopback(name: str) -> bool:
+    """Return whether a host name resolves to a loopback address."""
     try:
         return socket.gethostbyname(name).startswith("127.")
     except OSError:
         return False
 
 
+def connect(world: World) -> None:
+    """Create the process group of all ranks. Raises RuntimeError if they cannot reach each other."""
+    store, *_ = next(rendezvous("env://", timeout=CONNECT))
+    store = dist.PrefixStore(f"start {restart_count()}", store)  # it still has the addresses of ended processes
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=CONNECT, store=store, rank=world.rank, world_size=world.size)
+
+
 @contextlib.contextmanager
-def silence():
+def silence() -> Iterator[None]:
     """Context in which nothing is printed."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             yield
 
 
-def check_ranks_agree(values, world):
-    """Raise UserError unless all ranks have the same values, a dictionary {what it is: value}."""
+def check_ranks_agree(values: dict[str, Any], world: World) -> None:
+    """Raise UserError unless all ranks have the same values; their names are in the message."""
     first, *others = world.gather(values)
     for rank, other in enumerate(others, start=1):
         for name, value in first.items():
             if other[name] != value:
-                raise UserError(f"rank {rank} has another {name} than rank 0: all machines need the same files, in a "
-                                "shared folder or copied")
+                raise UserError(f"the {name} of rank {rank} differs from that of rank 0: all machines need the same "
+                                "files, in a shared folder or copied")
 
 
-def pick_rank_device(training, world):
-    """Return the name of the device of this rank, by TrainingSettings, and make its GPU the current one. Raises
-    UserError if it is not available, or if ranks cannot use it so."""
-    device = pick_device(training.device)
+def pick_rank_device(name: str, world: World) -> str:
+    """Return the device of this rank, as `pick_device` does for `name`, and make its GPU the current one.
+
+    Raises UserError if the device is not available, or if several ranks cannot use it.
+    """
+    device = pick_device(name)
     if device == "mps" and world.size > 1:
         raise UserError("several ranks cannot share an MPS device: use --training.device cpu, or one rank")
     if device == "cuda" and torch.cuda.device_count() < world.local_size:

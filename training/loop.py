@@ -91,11 +91,11 @@ def interrupt_as_flag(world: World) -> Iterator[threading.Event]:
     interrupted = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def restore():
+    def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def set_flag(*_):
+    def set_flag(*_: object) -> None:
         interrupted.set()
         if world.size == 1:
             restore()
