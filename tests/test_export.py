@@ -20,7 +20,7 @@ from data.dialogues import prompt_ids
 from data.sentencepiece_bpe import SentencePieceTokenizer
 from data.tokenizer import CharTokenizer
 from formats.weight_names import LLAMA as LLAMA_TABLE
-from formats.weight_names import to_theirs
+from formats.weight_names import export_weights
 from models.config import ReplyConfig, SamplingConfig
 from models.generate import generate
 from models.weights import file_weights
@@ -261,7 +261,7 @@ def test_weights_that_are_named_only_are_not_copied():
     model = small_model("EasyGPT", num_kv_heads=2)
     weights = file_weights(model)
     memory = {weight.data_ptr() for weight in weights.values()}
-    assert all(tensor.data_ptr() in memory for _, tensor in to_theirs(LLAMA_TABLE, model.config, weights))
+    assert all(tensor.data_ptr() in memory for _, tensor in export_weights(LLAMA_TABLE, model.config, weights))
 
 
 def test_the_model_with_its_own_code_is_not_opened_as_another_without_it(exported):
@@ -404,7 +404,8 @@ def test_a_failed_verification_removes_what_was_written(exists, two_checkpoints,
     if exists:
         run_export(other, folder)
         before = contents(folder)
-    monkeypatch.setattr("formats.export.huggingface.to_theirs", lambda *arguments: damage(to_theirs(*arguments)))
+    target = "formats.export.huggingface.export_weights"
+    monkeypatch.setattr(target, lambda *arguments: damage(export_weights(*arguments)))
     assert "verification failed" in error_of(capsys, one, folder)
     assert not any(path.suffix == ".partial" for path in folder.parent.iterdir())
     assert contents(folder) == before if exists else not folder.exists()

@@ -21,7 +21,7 @@ from data.prepare import open_tokens
 from data.readers import ReadOptions
 from formats.huggingface import open_huggingface
 from formats.huggingface_config import read_config
-from formats.weight_names import GPT2, LLAMA, to_theirs
+from formats.weight_names import GPT2, LLAMA, export_weights
 from models.config import ModelConfig, ReplyConfig, SamplingConfig
 from models.generate import generate, generate_text
 from tasks.language import Completion
@@ -101,7 +101,7 @@ def test_import_and_export_by_the_name_table_are_inverse(kind, changes, tmp_path
     theirs = small_theirs(kind, **changes)
     foreign = open_huggingface(save_folder(tmp_path / "model", theirs))
     table = GPT2 if kind == "gpt2" else LLAMA
-    exported = dict(to_theirs(table, foreign.config, dict(foreign.weights)))
+    exported = dict(export_weights(table, foreign.config, dict(foreign.weights)))
     state = theirs.state_dict()
     tied = {"lm_head.weight"} if foreign.config.tied else set()
     assert exported.keys() == state.keys() - tied

@@ -110,7 +110,7 @@ DATA, LIST = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
     (lambda folder: (folder / DATA).unlink(), "there is no file .*data-00000-of-00001"),
     (lambda folder: (folder / LIST).unlink(), r"there is no file .*model\.ckpt\.index"),
     (lambda folder: (folder / "vocab.bpe").unlink(), "contains no tokenizer"),
-    (lambda folder: edit(folder / LIST, lambda content: content[:-1]), "it does not end as one"),
+    (lambda folder: edit(folder / LIST, lambda content: content[:-1]), "its footer is missing"),
     (lambda folder: edit(folder / LIST, lambda content: content[100:]), "damaged"),
     (lambda folder: edit(folder / LIST, lambda content: content + bytes(1 << 20)), "too many for an index"),
     (lambda folder: edit(folder / LIST, lambda content: content.replace(b"model", b"other", 1)),

@@ -10,7 +10,7 @@ from data.tokenizer import CharTokenizer
 from formats.export.architectures import LLAMA_CPP, exported_model
 from formats.export.tokenizer import DIALOGUE, END_MARKERS, end_marker
 from formats.export.verification import failed
-from formats.weight_names import GPT2, LLAMA, to_theirs
+from formats.weight_names import GPT2, LLAMA, export_weights
 from utils.errors import UserError
 from utils.files import replacing
 from utils.printable import one_line
@@ -82,7 +82,7 @@ def arrays_of(arch, config, weights):
 
     names = gguf.get_tensor_name_map({"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA}[arch],
                                      config.n_blocks)
-    for name, tensor in to_theirs(TABLES[arch], config, weights):
+    for name, tensor in export_weights(TABLES[arch], config, weights):
         yield names.get_name(name, (".weight", ".bias")), rotated_pairs(name, tensor, config).numpy()
 
 

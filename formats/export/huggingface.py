@@ -15,7 +15,7 @@ from formats.export.tokenizer import end_marker, write_tokenizer, write_tokenize
 from formats.export.verification import verify_folder
 from formats.huggingface import TABLES, WEIGHTS
 from formats.huggingface_config import ARCHITECTURES
-from formats.weight_names import to_theirs
+from formats.weight_names import export_weights
 from utils.errors import UserError
 from utils.files import read_if_there, replacing_folder
 
@@ -66,9 +66,9 @@ def is_export(config):
 
 def write_weights(path, class_name, config, weights):
     """Write model.safetensors. Raises UserError if it cannot be written."""
-    table = TABLES[ARCHITECTURES[class_name][0]]
+    table = TABLES[ARCHITECTURES[class_name].model_class]
     try:
-        save_file(dict(to_theirs(table, config, weights)), path, {"format": "pt"})
+        save_file(dict(export_weights(table, config, weights)), path, {"format": "pt"})
     except SafetensorError as error:
         raise UserError(f"cannot write {path} ({error}): free some space, or choose another folder") from None
 
