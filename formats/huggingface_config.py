@@ -182,8 +182,7 @@ def read_llama(fields: Fields) -> dict[str, Any]:
 
 
 def read_mistral(fields: Fields) -> dict[str, Any]:
-    """Return the values of ModelConfig of a MistralForCausalLM: a Llama, unless its window is shorter than its context.
-    """
+    """Return the values of ModelConfig of a MistralForCausalLM: a Llama, if its window is as long as its context."""
     window = fields.fields.get("sliding_window", 4096)  # null: no window
     if window is not None and fields.get("sliding_window", int, 4096) < fields.size("max_position_embeddings"):
         raise fields.unsupported(f"sliding_window {window}")

@@ -126,8 +126,7 @@ PERSIMMON = NameTable((
 
 
 def check_weights(table: NameTable, config: ModelConfig, shapes: dict[str, tuple[int, ...]], where: Path) -> None:
-    """Raise UserError for a weight that is missing, unexpected or misshapen in `shapes`, the shapes by name in `where`.
-    """
+    """Raise UserError for a missing, unexpected or misshapen weight in `shapes`, the shapes by name in `where`."""
     expected = set()
     # Generators: a configuration may ask for any number of blocks, but the first weight that is missing ends the loop.
     for weight in chain(their_weights(table, config), their_constants(table, config)):

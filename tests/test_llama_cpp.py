@@ -15,7 +15,7 @@ from tokenizers import AddedToken, pre_tokenizers
 from data.bpe import BPETokenizer
 from data.sentencepiece_bpe import SentencePieceTokenizer
 from data.tokenizer import CharTokenizer
-from formats.export.gguf import arrays_of, write_file
+from formats.export.gguf import export_arrays, write_file
 from models.config import SamplingConfig
 from models.generate import generate
 from training.checkpoint import save_checkpoint
@@ -157,7 +157,7 @@ def rename_the_model(path):
     path.write_bytes(path.read_bytes().replace(b"unique", b"chance"))
 
 
-@pytest.mark.parametrize("damage, problem", [(flip_a_weight, "another tensor"), (rename_the_model, "general.name")])
+@pytest.mark.parametrize("damage, problem", [(flip_a_weight, "a different tensor"), (rename_the_model, "general.name")])
 def test_a_file_that_is_written_wrongly_is_not_kept(damage, problem, tmp_path, capsys, monkeypatch):
     save(tmp_path, "GPT2", {}, CHARACTERS)
     path = tmp_path / "unique.gguf"
@@ -178,10 +178,10 @@ def test_a_file_with_more_embeddings_than_tokens_is_not_kept(tmp_path, capsys, m
     save(tmp_path, "GPT2", {}, CHARACTERS)
 
     def arrays(*arguments):
-        for name, array in arrays_of(*arguments):
+        for name, array in export_arrays(*arguments):
             yield name, np.concatenate((array, array[:1])) if name == "token_embd.weight" else array
 
-    monkeypatch.setattr("formats.export.gguf.arrays_of", arrays)
+    monkeypatch.setattr("formats.export.gguf.export_arrays", arrays)
     assert f"{CHARACTERS.vocab_size + 1} embeddings" in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
 
 
