@@ -1,16 +1,19 @@
-"""Folders of Hugging Face models: config.json, weights in safetensors, and the files of a tokenizer."""
+"""Reading a Hugging Face folder: config.json, weights in safetensors, and the files of a tokenizer."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from data.chat_template import config_token, read_chat_template
 from data.tokenizer import load_tokenizer
-from formats.foreign_model import Foreign, check_tokenizer
+from formats.foreign_model import ForeignModel, Tokenizer, check_exists, check_tokenizer
 from formats.huggingface_config import Fields, read_config
-from formats.weight_names import GPT2, LLAMA, PERSIMMON, check_weights, to_ours
+from formats.weight_names import GPT2, LLAMA, PERSIMMON, NameTable, check_weights, import_weights
 from models.config import ReplyConfig
 from utils.errors import UserError
 from utils.files import read_if_there, read_json_object
@@ -18,34 +21,35 @@ from utils.printable import one_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD = "lm_head.weight"
-TABLES = {"GPT2": GPT2, "Llama": LLAMA, "BardGPT": PERSIMMON, "TransformerModel": GPT2}
+TABLES = {"GPT2": GPT2, "Llama": LLAMA, "BardGPT": PERSIMMON, "TransformerModel": GPT2}  # by our model class
 DTYPES = ("F32", "F16", "BF16")
-SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
+SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "repetition_penalty")
 
 
-def open_huggingface(folder):
-    """The model in a folder as `Foreign`. Only the headers of its weights are read, until they are asked for. Raises
-    UserError."""
+def open_huggingface(folder: str | Path) -> ForeignModel:
+    """Open the model in a folder; only the headers of its weights are read now. Raises UserError."""
     folder = Path(folder)
     model_class, config = read_config(folder)
     table = TABLES[model_class]
-    tensors = Tensors(folder, table.buffers)
-    table = without_prefix(table, tensors.shapes)
+    tensors = FolderTensors(folder, table.buffers)
+    table = match_prefix(table, tensors.shapes)
     shapes = dict(tensors.shapes)
-    stored_head = config.tied and shapes.pop(HEAD, None) is not None
+    has_tied_head = config.tied and HEAD in shapes
+    if has_tied_head:
+        del shapes[HEAD]
     check_weights(table, config, shapes, folder)
-    if stored_head:
+    if has_tied_head:
         check_tied_head(tensors, table, folder)
     check_tokenizer_config(folder)
     tokenizer = load_tokenizer(folder.absolute())  # `gpt2` alone is a name there
     check_tokenizer(tokenizer, config, folder)
-    weights = to_ours(table, config, tensors.read, folder)
-    return Foreign(model_class, config, tokenizer, weights, read_chat_template(folder),
-                   read_stop_tokens(folder, tokenizer), read_sampling(folder))
+    weights = import_weights(table, config, tensors.read, folder)
+    return ForeignModel(model_class, config, tokenizer, weights, read_chat_template(folder),
+                        read_stop_tokens(folder, tokenizer), read_sampling(folder))
 
 
-def without_prefix(table, names):
-    """The table of a GPT-2 whose names in a file lack `transformer.`, as in the files of OpenAI's models."""
+def match_prefix(table: NameTable, names: Iterable[str]) -> NameTable:
+    """Return the table for the names in a file: those of OpenAI's GPT-2 on the hub lack the prefix `transformer.`."""
     prefix = "transformer."
     if any(name.startswith(prefix) for name in names):
         return table
@@ -53,8 +57,8 @@ def without_prefix(table, names):
     return table._replace(layers=tuple(layers))
 
 
-def check_tied_head(tensors, table, folder):
-    """Raise UserError if a tied head is in the file, too, and is not the token embedding."""
+def check_tied_head(tensors: "FolderTensors", table: NameTable, folder: Path) -> None:
+    """Raise UserError unless the head of a tied model, if a file has it, is the token embedding."""
     embedding = next(layer.theirs for layer in table.layers if layer.ours == ("token_embedding",))
     name = f"{embedding}.weight"
     if not torch.equal(tensors.read(HEAD), tensors.read(name)):
@@ -64,12 +68,14 @@ def check_tied_head(tensors, table, folder):
 # ---- Weights ---------------------------------------------------------------------------------------------------------
 
 
-class Tensors:
-    """The weights in model.safetensors, or in the shards of the index, of a folder."""
+class FolderTensors:
+    """The tensors of a folder, in model.safetensors or in the shards of the index.
 
-    def __init__(self, folder, buffers):
-        """Read the headers. Tensors with a name that matches `buffers`, a regular expression, are ignored. Raises
-        UserError for files that are missing or damaged."""
+    `shapes` maps their names to their shapes. Names that match `buffers`, a regular expression, are ignored. Raises
+    UserError for files that are missing or damaged.
+    """
+
+    def __init__(self, folder: Path, buffers: str):
         self.files, self.shapes = {}, {}  # by the name of a tensor
         index = read_index(folder)
         for file in [folder / WEIGHTS] if index is None else sorted(set(index.values())):
@@ -80,14 +86,14 @@ class Tensors:
             if name not in self.files and not re.fullmatch(buffers, name):
                 raise UserError(f"{index[name]} is missing the weight {one_line(name, 200)}: download it again")
 
-    def read(self, name):
-        """The tensor of a name. Its file is opened anew, as its memory counts until the file is closed."""
+    def read(self, name: str) -> Tensor:
+        """Return a tensor. Its file is opened each time, as the memory of its tensors counts until it is closed."""
         with safe_open(self.files[name], "pt") as file:
             return file.get_tensor(name)
 
 
-def read_index(folder):
-    """The path of the shard of every tensor by name, None for a model in one file. Raises UserError."""
+def read_index(folder: Path) -> dict[str, Path] | None:
+    """Return {name of a tensor: path of its shard}, or None for a model in one file. Raises UserError."""
     path = folder / INDEX
     if not path.exists():
         if (folder / WEIGHTS).exists():
@@ -105,16 +111,17 @@ def read_index(folder):
     return shards
 
 
-def read_header(path, buffers):
-    """The shape of every tensor in a .safetensors file by name, except for `buffers`, as in Tensors. Raises UserError
-    unless all can be read."""
-    if not path.is_file():
-        raise UserError(f"there is no file {path}: download it, too")
+def read_header(path: Path, buffers: str) -> dict[str, tuple[int, ...]]:
+    """Return {name: shape} of the tensors in a .safetensors file whose names do not match the expression `buffers`.
+
+    Raises UserError if the file is missing or damaged, or a tensor has another dtype than DTYPES.
+    """
+    check_exists(path)
     shapes = {}
     try:
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  it is no dictionary
-                if re.fullmatch(buffers, name):  # of any dtype: uint8 or bool in files of transformers before 4.29
+            for name in file.keys():  # noqa: SIM118  not a dictionary
+                if re.fullmatch(buffers, name):  # before transformers 4.29, also in uint8 or bool
                     continue
                 tensor = file.get_slice(name)
                 if tensor.get_dtype() not in DTYPES:
@@ -131,8 +138,8 @@ def read_header(path, buffers):
 # ---- Other files -----------------------------------------------------------------------------------------------------
 
 
-def check_tokenizer_config(folder):
-    """Raise UserError if the tokenizer_config.json changes what vocab.json and merges.txt alone describe."""
+def check_tokenizer_config(folder: Path) -> None:
+    """Raise UserError if tokenizer_config.json changes the tokenizer that vocab.json and merges.txt describe."""
     path = folder / "tokenizer_config.json"
     config = read_if_there(path)
     for name in ("add_prefix_space", "add_bos_token"):
@@ -141,11 +148,11 @@ def check_tokenizer_config(folder):
                             "save_pretrained of transformers")
 
 
-def read_stop_tokens(folder, tokenizer):
-    """The ids of the tokens that end what the model generates, a frozenset: eos_token of tokenizer_config.json, and
-    eos_token_id, one or a list, of generation_config.json or else of config.json. Raises UserError.
+def read_stop_tokens(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the ids of the tokens that end the output: eos_token and eos_token_id, except unknown tokens.
 
-    Chat models may give their end marker in only one of them. A token that the tokenizer lacks is left out.
+    Chat models may have their end marker in only one of them: eos_token is in tokenizer_config.json, eos_token_id, one
+    or a list, in generation_config.json or else config.json. Raises UserError.
     """
     path = folder / "generation_config.json"
     ids = read_if_there(path).get("eos_token_id")
@@ -168,12 +175,12 @@ def read_stop_tokens(folder, tokenizer):
     return frozenset(i for i in ids if 0 <= i < tokenizer.vocab_size)
 
 
-def read_sampling(folder):
-    """The fields of ReplyConfig in generation_config.json. Raises UserError."""
+def read_sampling(folder: Path) -> dict[str, Any]:
+    """Return the fields of ReplyConfig in generation_config.json. Raises UserError."""
     path = folder / "generation_config.json"
     recorded = read_if_there(path)
-    sampling = {name: recorded[name] for name in SAMPLING if recorded.get(name) is not None}
-    if sampling.get("top_k") == 0:  # in transformers, off
+    sampling = {name: recorded[name] for name in SAMPLING_FIELDS if recorded.get(name) is not None}
+    if sampling.get("top_k") == 0:  # off in transformers
         del sampling["top_k"]
     if recorded.get("do_sample") is False:
         sampling["temperature"] = 0

@@ -1,19 +1,23 @@
-"""llama2.c's .bin files (https://github.com/karpathy/llama2.c): version 0, in float32, with a tokenizer.bin."""
+"""Reading llama2.c's .bin files (https://github.com/karpathy/llama2.c): version 0, float32, with a tokenizer.bin."""
 
 import struct
+from collections.abc import Iterator
 from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
 
 from data.tokenizer import load_tokenizer
-from formats.foreign_model import Foreign, read_tensor
+from formats.foreign_model import ForeignModel, Tokenizer, check_finite, read_tensor
 from models.config import ModelConfig
-from models.weights import is_finite
 from utils.errors import UserError
 from utils.forecast.parameters import numbered, parameter_table
 
 HEADER = struct.Struct("<7i")  # dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len
 MAGIC = b"24ka"  # of versions 1 and 2
 FLOAT = 4  # bytes
-ORDER = {  # of the tensors in a file, by their names in run.c: one for all blocks each, or outside the blocks
+ORDER = {  # {name in run.c: ours, without the number of the block}, in the order of a file
     "token_embedding_table": "token_embedding.weight",
     "rms_att_weight": "blocks.attention_norm.weight",
     "wq": "blocks.attention.query.weight",
@@ -25,22 +29,31 @@ ORDER = {  # of the tensors in a file, by their names in run.c: one for all bloc
     "w2": "blocks.feed_forward.down.weight",
     "w3": "blocks.feed_forward.up.weight",
     "rms_final_weight": "final_norm.weight",
-    "freq_cis": None,  # cosines and sines of rotary positions, which are computed instead
+    "freq_cis": None,  # cosines and sines of the rotary positions, which are not read
     "wcls": "head.weight",
 }
 ROTATED = ("blocks.attention.query.weight", "blocks.attention.key.weight")
 
 
-def open_llama2c(path):
-    """The model in a file as `Foreign`. Raises UserError."""
+class Stack(NamedTuple):
+    """Consecutive tensors of the same kind in a file, usually one per block."""
+
+    name: str
+    """Name in run.c."""
+    shape: tuple[int, ...]
+    n_tensors: int
+
+
+def open_llama2c(path: Path) -> ForeignModel:
+    """Open the model in a file. Raises UserError."""
     config = read_config(path)
     tokenizer = find_tokenizer(path, config.vocab_size)
-    stop_tokens = frozenset([tokenizer.text_start])  # the start of the next text: run.c stops there, too
-    return Foreign("Llama", config, tokenizer, read_weights(path, config), stop_tokens=stop_tokens)
+    stop_tokens = frozenset([tokenizer.text_start])  # as in run.c: the start of the next text
+    return ForeignModel("Llama", config, tokenizer, read_weights(path, config), stop_tokens=stop_tokens)
 
 
-def read_config(path):
-    """The ModelConfig in the header of a file. Raises UserError unless the file has the size that follows from it."""
+def read_config(path: Path) -> ModelConfig:
+    """Return the ModelConfig in the header of a file. Raises UserError unless the file has the size that it implies."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         header = file.read(HEADER.size)
@@ -66,48 +79,49 @@ def read_config(path):
     except UserError as error:
         raise UserError(f"{path} is not a model of llama2.c, or is damaged (by its header, {error}): download it "
                         "again") from None
-    expected = HEADER.size + FLOAT * sum(copies * prod(shape) for _, shape, copies in layout(config))
+    expected = HEADER.size + FLOAT * sum(stack.n_tensors * prod(stack.shape) for stack in file_layout(config))
     if size != expected:
         raise UserError(f"{path} has {size:,} bytes, but by its header {expected:,}: download it again, or use a model "
                         "of llama2.c")
     return config
 
 
-def layout(config):
-    """Yield (name in run.c, shape of one, number of them) of all tensors in a file, in order."""
+def file_layout(config: ModelConfig) -> Iterator[Stack]:
+    """Yield all tensors in a file, in order."""
     rows = {row.component: row for row in parameter_table(config)}
     for theirs, ours in ORDER.items():
         if ours is None:
-            yield theirs, (config.block_size, config.head_size), 1
-        elif ours in rows:  # a tied head is not
-            yield theirs, rows[ours].shape, rows[ours].blocks or 1
+            yield Stack(theirs, (config.block_size, config.head_size), 1)
+        elif ours in rows:  # there is no tied head
+            yield Stack(theirs, rows[ours].shape, rows[ours].blocks or 1)
 
 
-def read_weights(path, config):
+def read_weights(path: Path, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """Yield (name in a checkpoint file, tensor) of all weights. Raises UserError for values that are not finite."""
     offset = HEADER.size
-    for theirs, shape, copies in layout(config):
+    for theirs, shape, n_tensors in file_layout(config):
         ours = ORDER[theirs]
-        for i in range(copies):
+        for i in range(n_tensors):
             if ours is not None:
                 weight = read_tensor(path, offset, shape)
-                if not is_finite(weight):
-                    raise UserError(f"{path}: {theirs} has values that are not finite: use another model")
+                check_finite(weight, theirs, path)
                 yield numbered(ours, i), half_split(weight, config.head_size) if ours in ROTATED else weight
             if ours == "token_embedding.weight" and config.tied:
                 yield "head.weight", weight
             offset += FLOAT * prod(shape)
 
 
-def half_split(weight, head_size):
-    """Reorder the rows of queries or keys (nh hs, C) for our Rotary: llama2.c rotates channels 2i and 2i + 1 of a head
-    together, and Rotary i and i + hs / 2."""
+def half_split(weight: Tensor, head_size: int) -> Tensor:
+    """Reorder the rows of queries or keys (nh hs, C) for our Rotary.
+
+    llama2.c rotates channels 2i and 2i + 1 of a head together; Rotary, channels i and i + hs / 2.
+    """
     pairs = weight.view(-1, head_size // 2, 2, weight.size(1))  # (nh, hs / 2, 2, C)
-    return pairs.transpose(1, 2).reshape(weight.shape)
+    return pairs.transpose(1, 2).reshape(weight.shape)  # (nh, 2, hs / 2, C) -> (nh hs, C)
 
 
-def find_tokenizer(path, vocab_size):
-    """The tokenizer of a model: beside it, or where llama2.c keeps it, one folder above. Raises UserError."""
+def find_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """Return the tokenizer of a model, beside it or, as llama2.c keeps it, one folder above. Raises UserError."""
     above = path.absolute().parent.parent
     for folder in (path.parent, above, above / "data"):
         for name in (f"tok{vocab_size}.bin", "tokenizer.bin"):

@@ -1,8 +1,9 @@
-"""Which format a model has."""
+"""Opening a model of another project: which format it has, and which importer reads it."""
 
 import os
 from pathlib import Path
 
+from formats.foreign_model import ForeignModel
 from formats.hub import download_model, hub_name
 from formats.huggingface import INDEX, WEIGHTS, open_huggingface
 from formats.llama2c import open_llama2c
@@ -10,15 +11,15 @@ from formats.nanogpt import is_nanogpt, open_nanogpt
 from formats.tensorflow import open_tensorflow
 from utils.errors import UserError
 
-TANH = ":tanh"  # behind the path of a checkpoint of nanoGPT
-HUGGING_FACE = ("config.json", WEIGHTS, INDEX, "pytorch_model.bin")  # files, by one of which a folder is recognized
+TANH = ":tanh"  # suffix of the path of a nanoGPT checkpoint
+HUGGING_FACE_FILES = ("config.json", WEIGHTS, INDEX, "pytorch_model.bin")  # any of them identifies a folder
 
 
-def open_foreign(path):
-    """The model of another project at `path`, or of this name on the Hugging Face hub, as `Foreign`; None if there is
-    none, but maybe a checkpoint of this project. A local path wins over a name. Raises UserError.
+def open_foreign(path: str | Path) -> ForeignModel | None:
+    """Open the model of another project at `path`, or with this name on the Hugging Face hub; a local path wins.
 
-    PATH:tanh is a checkpoint of nanoGPT with the tanh approximation of GELU.
+    Return None if there is none; it may be a checkpoint of this project. PATH:tanh is a nanoGPT checkpoint with the
+    tanh approximation of GELU. Raises UserError for a model that cannot be read.
     """
     name = hub_name(path)
     if name is not None:
@@ -30,9 +31,9 @@ def open_foreign(path):
     file = path / "ckpt.pt" if path.is_dir() else path
     if tanh or is_nanogpt(file):
         return open_nanogpt(file, tanh)
-    if path.suffix == ".safetensors" or path.name in HUGGING_FACE:
+    if path.suffix == ".safetensors" or path.name in HUGGING_FACE_FILES:
         raise UserError(f"{path} is one file of a Hugging Face model: give the folder with all of its files")
-    if any((path / name).is_file() for name in HUGGING_FACE):
+    if any((path / name).is_file() for name in HUGGING_FACE_FILES):
         return open_huggingface(path)
     if (path / "hparams.json").is_file():
         return open_tensorflow(path)

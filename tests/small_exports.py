@@ -1,4 +1,4 @@
-"""Exports, for tests."""
+"""Running export.py, for tests."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def run_export(*arguments):
 
 
 def error_of(capsys, *arguments):
-    """The message of an export that must fail: one line, with exit code 2."""
+    """Return the message of an export that must fail, with one line and exit code 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_code:
         run_export(*arguments)

@@ -18,7 +18,7 @@ from training.checkpoint import load_checkpoint, read_start
 from training.run import build_model
 from training.settings import Settings
 
-def peak():  # ru_maxrss starts at that of the parent process
+def peak():  # ru_maxrss would include the parent process
     [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 
@@ -43,7 +43,7 @@ CONFIGS = {"gpt2": (transformers.GPT2Config, GPT2), "llama": (transformers.Llama
 
 
 def small_theirs(kind, **changes):
-    """A random model of transformers without the zeros and ones of its start, behind which mistakes could hide."""
+    """Return a small model of transformers with random weights, as the initial zeros and ones could hide mistakes."""
     torch.manual_seed(0)
     config_class, fields = CONFIGS[kind]
     special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -62,14 +62,14 @@ def save_folder(folder, model, **more):
 
 
 def edit_json(path, *removed, **changes):
-    """Change the fields of a JSON file, and remove others."""
+    """Change fields of a JSON file, and remove others."""
     fields = json.loads(path.read_text(encoding="utf-8")) | changes
     path.write_text(json.dumps({name: value for name, value in fields.items() if name not in removed}),
                     encoding="utf-8")
 
 
 def assert_matches(ours, theirs):
-    """Assert that a model of ours computes the logits of one of transformers, in fp32 and over the whole context."""
+    """Assert that our model computes the logits of a model of transformers, in float32 over the whole context."""
     ids = torch.randint(theirs.config.vocab_size, (3, ours.block_size), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         logits, expected = ours(ids)[0], theirs(ids).logits
@@ -78,7 +78,7 @@ def assert_matches(ours, theirs):
 
 
 def memory_of_loading(path, purpose="to use"):
-    """Peak memory of loading a model, "to use" or "to train" it, as a share of its size in float32."""
+    """Return the peak memory of loading a model "to use" or "to train", as a multiple of its size in float32."""
     done = subprocess.run([sys.executable, "-c", PEAK, path, purpose], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return float(done.stdout)

@@ -1,4 +1,4 @@
-"""The zoo in small, for tests."""
+"""Small models of the zoo, for tests."""
 
 import torch
 
@@ -9,12 +9,12 @@ SIZES = {"n_embd": 32, "block_size": 12, "n_blocks": 2, "num_heads": 8, "n_hidde
 
 
 def sizes(name):
-    """SIZES for a model of the zoo; the three key-value heads of Llama do not divide eight heads."""
+    """Return SIZES for a model of the zoo; the three key-value heads of Llama do not divide eight heads."""
     return SIZES | {"num_kv_heads": 2} if name == "Llama" else SIZES
 
 
 def small_model(name, **changes):
-    """A small model without the zeros of the start, behind which mistakes could hide."""
+    """Return a small model with random weights, as the initial zeros could hide mistakes."""
     torch.manual_seed(0)
     model = ZOO[name](**sizes(name) | changes).eval()
     for weight in model.parameters():

@@ -1,4 +1,4 @@
-"""Export: what other programs load is the model of the checkpoint."""
+"""Export: transformers computes the same from the folder as this project from the checkpoint."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from data.dialogues import prompt_ids
 from data.sentencepiece_bpe import SentencePieceTokenizer
 from data.tokenizer import CharTokenizer
 from formats.weight_names import LLAMA as LLAMA_TABLE
-from formats.weight_names import to_theirs
+from formats.weight_names import export_weights
 from models.config import ReplyConfig, SamplingConfig
 from models.generate import generate
 from models.weights import file_weights
@@ -58,14 +58,14 @@ def save(path, model, tokenizer, **more):
     return path
 
 
-def tokenizer_of(size):
-    """A character tokenizer with this many tokens."""
+def char_tokenizer(size):
+    """Return a character tokenizer with `size` tokens."""
     return CharTokenizer((CHARACTERS + "".join(map(chr, range(0x4E00, 0x4E40))))[:size])
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A function from a name in MODELS to (checkpoint, folder of the export), which is made once."""
+    """Return a function from a name in MODELS to (checkpoint, folder of its export), which is written once."""
     made = {}
 
     def get(name):
@@ -73,7 +73,7 @@ def exported(tmp_path_factory):
             zoo_name, changes, _ = MODELS[name]
             model = small_model(zoo_name, **{"block_size": 256} | changes)
             tmp_path = tmp_path_factory.mktemp("export")
-            checkpoint = save(tmp_path / "best.pt", model, tokenizer_of(model.config.vocab_size))
+            checkpoint = save(tmp_path / "best.pt", model, char_tokenizer(model.config.vocab_size))
             run_export(checkpoint, tmp_path / "exported")
             made[name] = checkpoint, tmp_path / "exported"
         return made[name]
@@ -91,7 +91,7 @@ def their_tokenizer_of(folder):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_transformers_computes_the_logits_and_the_greedy_tokens_of_the_checkpoint(name, exported):
+def test_transformers_gives_the_same_logits_and_greedy_tokens_as_the_checkpoint(name, exported):
     checkpoint, folder = exported(name)
     model = load_checkpoint(checkpoint).model
     theirs = load_theirs(folder)
@@ -106,11 +106,11 @@ def test_transformers_computes_the_logits_and_the_greedy_tokens_of_the_checkpoin
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_exported_model_that_is_imported_has_the_same_weights(name, exported):
+def test_an_exported_model_is_imported_with_the_same_weights(name, exported):
     checkpoint, folder = exported(name)
     before, after = load_checkpoint(checkpoint).model, load_checkpoint(folder).model
     expected, found = file_weights(before), file_weights(after)
-    if before.config.head_bias and MODELS[name][2] != REMOTE:  # it is in the bias of the final norm
+    if before.config.head_bias and MODELS[name][2] != REMOTE:  # it was moved into the bias of the final norm
         moved = found.pop("final_norm.bias") - expected.pop("final_norm.bias")
         torch.testing.assert_close(expected["head.weight"] @ moved, expected.pop("head.bias"), rtol=1e-4, atol=1e-4)
     assert expected.keys() == found.keys()
@@ -122,7 +122,7 @@ def test_an_exported_model_that_is_imported_has_the_same_weights(name, exported)
 
 def test_a_character_tokenizer_reproduces_every_text(exported):
     _, folder = exported("BardGPT")
-    tokenizer, ours = their_tokenizer_of(folder), tokenizer_of(11)
+    tokenizer, ours = their_tokenizer_of(folder), char_tokenizer(11)
     ids = tokenizer(AWKWARD)["input_ids"]
     assert ids == ours.encode(AWKWARD) and len(tokenizer) == ours.vocab_size
     assert tokenizer.decode(ids) == AWKWARD
@@ -139,7 +139,7 @@ def test_no_token_of_a_character_model_ends_a_text(name, exported):
     assert theirs.config.bos_token_id is None
 
 
-def test_a_pipeline_generates_what_the_checkpoint_does(exported):
+def test_a_pipeline_generates_the_same_text_as_the_checkpoint(exported):
     checkpoint, folder = exported("GPT-2")
     complete = transformers.pipeline("text-generation", str(folder))
     model, tokenizer = load_checkpoint(checkpoint)[:2]
@@ -178,7 +178,7 @@ def test_a_sentencepiece_tokenizer_keeps_its_ids_and_ends_at_its_own_token(schem
 
 
 def end_a_reply(model, tokenizer):
-    """Change a model so that it ends its greedy reply to a message early. Returns that message and the reply."""
+    """Change a model so that its greedy reply to a message ends early; return the message and the reply."""
     for text in ("a", "b", "c", "ab", "ac", "bc", "tab"):
         ids = list(generate(model, prompt_ids([text], tokenizer), 20, SamplingConfig(temperature=0)))
         for i in range(1, 20):
@@ -195,7 +195,7 @@ def end_a_reply(model, tokenizer):
     (sp_library("normalizer"), SentencePieceTokenizer),
     (sp_library("first"), SentencePieceTokenizer),
 ], ids=["BPE", "normalizer", "first"])
-def test_added_words_keep_their_ids_in_an_import_and_another_export(library, kind, tmp_path):
+def test_added_words_keep_their_ids_when_an_export_is_exported_again(library, kind, tmp_path):
     library.encode_special_tokens = False
     words = [AddedToken(word, normalized=False) for word in ("COVID", "世界", "  ", "\n\n")]
     words += [AddedToken("one", single_word=True, normalized=False), AddedToken("left", lstrip=True, normalized=False)]
@@ -216,7 +216,7 @@ def test_added_words_keep_their_ids_in_an_import_and_another_export(library, kin
 
 
 @pytest.mark.parametrize("bpe", [False, True])
-def test_a_chat_export_has_the_template_of_the_training_and_stops_at_its_end_marker(bpe, tmp_path):
+def test_a_chat_export_has_the_template_of_training_and_stops_at_its_end_marker(bpe, tmp_path):
     tokenizer = BPETokenizer.train(["how are you"], 300) if bpe else CharTokenizer("\n ',?abct", special=True)
     model = small_model("BardGPT", vocab_size=tokenizer.vocab_size, block_size=128)
     text, reply = end_a_reply(model, tokenizer)
@@ -237,7 +237,7 @@ def test_a_chat_export_has_the_template_of_the_training_and_stops_at_its_end_mar
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "Llama", "BardGPT", "TransformerModel"])
-def test_a_batch_of_prompts_gets_the_tokens_of_each_alone(name, exported):
+def test_a_batch_of_prompts_gives_the_same_tokens_as_each_prompt_alone(name, exported):
     checkpoint, folder = exported(name)
     theirs, tokenizer, model = load_theirs(folder), their_tokenizer_of(folder), load_checkpoint(checkpoint).model
     tokenizer.pad_token = "a"
@@ -245,30 +245,30 @@ def test_a_batch_of_prompts_gets_the_tokens_of_each_alone(name, exported):
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     found = theirs.generate(**batch, max_new_tokens=20, do_sample=False)[:, batch["input_ids"].size(1) :]
     assert found.tolist() == [
-        list(generate(model, tokenizer_of(11).encode(text), 20, SamplingConfig(temperature=0))) for text in texts]
+        list(generate(model, char_tokenizer(11).encode(text), 20, SamplingConfig(temperature=0))) for text in texts]
 
 
-def test_the_verification_asks_nothing_and_leaves_no_code_in_the_cache_of_transformers(tmp_path, monkeypatch):
+def test_the_verification_asks_no_questions_and_leaves_no_code_in_the_cache_of_transformers(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("builtins.input", asked.append)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    checkpoint = save(tmp_path / "best.pt", small_model("TransformerModel"), tokenizer_of(11))
+    checkpoint = save(tmp_path / "best.pt", small_model("TransformerModel"), char_tokenizer(11))
     run_export(checkpoint, tmp_path / "out")
     assert not asked and not (tmp_path / "modules").exists()
 
 
-def test_weights_that_are_named_only_are_not_copied():
+def test_weights_that_are_only_renamed_are_not_copied():
     model = small_model("EasyGPT", num_kv_heads=2)
     weights = file_weights(model)
     memory = {weight.data_ptr() for weight in weights.values()}
-    assert all(tensor.data_ptr() in memory for _, tensor in to_theirs(LLAMA_TABLE, model.config, weights))
+    assert all(tensor.data_ptr() in memory for _, tensor in export_weights(LLAMA_TABLE, model.config, weights))
 
 
-def test_the_model_with_its_own_code_is_not_opened_as_another_without_it(exported):
+def test_a_model_with_its_own_code_does_not_open_without_it(exported):
     _, folder = exported("TransformerModel")
     with pytest.raises(ValueError, match="trust_remote_code"):
         transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
-    assert their_tokenizer_of(folder)("abc")["input_ids"] == tokenizer_of(11).encode("abc")
+    assert their_tokenizer_of(folder)("abc")["input_ids"] == char_tokenizer(11).encode("abc")
 
 
 # ---- What is refused -------------------------------------------------------------------------------------------------
@@ -285,9 +285,9 @@ def test_the_model_with_its_own_code_is_not_opened_as_another_without_it(exporte
     ("BardGPT", {"head_bias": True, "vocab_size": 40}, "PersimmonForCausalLM has no head bias not solvable"),
     ("BardGPT", {"n_labels": 3}, "is a classifier"),
 ])
-def test_what_no_class_computes_is_refused_with_the_reason(name, changes, reason, tmp_path, capsys):
+def test_a_model_that_no_class_computes_is_refused_with_the_reason(name, changes, reason, tmp_path, capsys):
     model = small_model(name, **changes)
-    tokenizer = tokenizer_of(model.config.vocab_size)
+    tokenizer = char_tokenizer(model.config.vocab_size)
     more = {}
     if model.config.n_labels:
         tokenizer = CharTokenizer(CHARACTERS[:7], special=True)
@@ -298,18 +298,18 @@ def test_what_no_class_computes_is_refused_with_the_reason(name, changes, reason
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
 
 
-def test_a_head_bias_that_has_no_solution_is_refused(tmp_path, capsys):
+def test_a_head_bias_that_cannot_be_moved_is_refused(tmp_path, capsys):
     model = small_model("RainbowGPT")
     with torch.no_grad():
         model.head.weight[1] = model.head.weight[0]
-    checkpoint = save(tmp_path / "best.pt", model, tokenizer_of(11))
+    checkpoint = save(tmp_path / "best.pt", model, char_tokenizer(11))
     assert "linearly dependent" in error_of(capsys, checkpoint, tmp_path / "exported")
 
 
 @pytest.mark.parametrize("name, value", [
     ("model.layers.1.self_attn.q_layernorm.weight", 1.5), ("model.layers.0.self_attn.k_layernorm.bias", 0.1),
     ("model.layers.1.self_attn.query_key_value.bias", 0.1), ("model.layers.0.mlp.dense_4h_to_h.bias", 0.1)])
-def test_a_persimmon_that_is_no_bard_gpt_is_refused_by_name(name, value, exported, tmp_path, capsys):
+def test_a_persimmon_with_weights_that_our_models_lack_is_refused_by_name(name, value, exported, tmp_path, capsys):
     folder = shutil.copytree(exported("BardGPT")[1], tmp_path / "other")
     weights = load_file(folder / "model.safetensors")
     weights[name][3] = value
@@ -318,7 +318,7 @@ def test_a_persimmon_that_is_no_bard_gpt_is_refused_by_name(name, value, exporte
         load_checkpoint(folder)
 
 
-def test_a_persimmon_with_the_default_share_of_rotated_channels_is_refused(exported, tmp_path):
+def test_a_persimmon_with_the_default_partial_rotary_factor_is_refused(exported, tmp_path):
     folder = shutil.copytree(exported("BardGPT")[1], tmp_path / "other")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     del config["partial_rotary_factor"], config["rope_parameters"]
@@ -332,10 +332,10 @@ def test_a_persimmon_with_the_default_share_of_rotated_channels_is_refused(expor
 
 @pytest.fixture
 def two_checkpoints(tmp_path, monkeypatch):
-    """The paths of two checkpoints and of a folder for exports, without transformers, whose import takes seconds."""
+    """Return the paths of two checkpoints and of an export; hide transformers, whose import takes seconds."""
     monkeypatch.setitem(sys.modules, "transformers", None)
-    one = save(tmp_path / "one.pt", small_model("GPT2"), tokenizer_of(11))
-    other = save(tmp_path / "other.pt", small_model("TransformerModel"), tokenizer_of(11))
+    one = save(tmp_path / "one.pt", small_model("GPT2"), char_tokenizer(11))
+    other = save(tmp_path / "other.pt", small_model("TransformerModel"), char_tokenizer(11))
     return one, other, tmp_path / "exports" / "exported"
 
 
@@ -357,10 +357,10 @@ def test_an_export_replaces_an_earlier_one_as_a_whole(two_checkpoints, capsys):
     assert contents(folder) == before
 
 
-def test_a_folder_that_is_no_export_is_not_replaced(two_checkpoints, capsys):
+def test_a_folder_that_is_not_an_export_is_not_replaced(two_checkpoints, capsys):
     one, _, folder = two_checkpoints
     folder.mkdir(parents=True)
-    run_export(one, folder)  # an empty one is
+    run_export(one, folder)  # an empty folder is replaced
     (folder / "config.json").write_text("{}", encoding="utf-8")
     before = contents(folder)
     assert "is not an earlier export" in error_of(capsys, one, folder)
@@ -368,7 +368,7 @@ def test_a_folder_that_is_no_export_is_not_replaced(two_checkpoints, capsys):
     assert contents(folder) == before
 
 
-def test_an_export_with_files_of_the_user_is_not_replaced(two_checkpoints, capsys):
+def test_an_export_with_other_files_in_it_is_not_replaced(two_checkpoints, capsys):
     one, other, folder = two_checkpoints
     run_export(one, folder)
     (folder / "notes.txt").write_text("mine")
@@ -377,7 +377,7 @@ def test_an_export_with_files_of_the_user_is_not_replaced(two_checkpoints, capsy
     assert contents(folder) == before
 
 
-def test_a_model_that_was_saved_after_fine_tuning_is_not_replaced(exported, tmp_path, capsys):
+def test_a_model_that_transformers_saved_after_fine_tuning_is_not_replaced(exported, tmp_path, capsys):
     checkpoint, folder = exported("GPT-2")
     shutil.copytree(folder, tmp_path / "tuned")
     load_theirs(folder).save_pretrained(tmp_path / "tuned")
@@ -386,7 +386,7 @@ def test_a_model_that_was_saved_after_fine_tuning_is_not_replaced(exported, tmp_
     assert contents(tmp_path / "tuned") == before
 
 
-def test_a_loop_of_links_is_one_line(two_checkpoints, capsys):
+def test_a_loop_of_links_is_a_one_line_error(two_checkpoints, capsys):
     one, _, folder = two_checkpoints
     folder.parent.mkdir()
     folder.symlink_to(folder)
@@ -404,13 +404,14 @@ def test_a_failed_verification_removes_what_was_written(exists, two_checkpoints,
     if exists:
         run_export(other, folder)
         before = contents(folder)
-    monkeypatch.setattr("formats.export.huggingface.to_theirs", lambda *arguments: damage(to_theirs(*arguments)))
+    target = "formats.export.huggingface.export_weights"
+    monkeypatch.setattr(target, lambda *arguments: damage(export_weights(*arguments)))
     assert "verification failed" in error_of(capsys, one, folder)
     assert not any(path.suffix == ".partial" for path in folder.parent.iterdir())
     assert contents(folder) == before if exists else not folder.exists()
 
 
-def test_a_kill_before_the_end_leaves_the_earlier_export(two_checkpoints, monkeypatch):
+def test_a_killed_export_leaves_the_earlier_one(two_checkpoints, monkeypatch):
     one, other, folder = two_checkpoints
     run_export(other, folder)
     before = contents(folder)
@@ -423,7 +424,7 @@ def test_a_kill_before_the_end_leaves_the_earlier_export(two_checkpoints, monkey
     assert contents(folder) != before
 
 
-def test_the_model_card_has_the_measured_loss(two_checkpoints, tmp_path, capsys):
+def test_the_model_card_has_the_validation_loss(two_checkpoints, tmp_path, capsys):
     one, _, folder = two_checkpoints
     best = shutil.copy(one, tmp_path / "best.pt")
     run_export(best, folder)

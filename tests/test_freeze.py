@@ -1,4 +1,4 @@
-"""Frozen weights: which they are, and that training leaves them bit-identical."""
+"""Freezing: which weights are frozen, and that training leaves them bit-identical."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ DISABLED = torch.amp.GradScaler("cpu", enabled=False)
 
 
 def train(model, name="muon", steps=20, ema=None):
-    """Train for some steps with weight decay, two micro-batches each. Returns the TrainStep."""
+    """Train for some steps of two micro-batches with weight decay; return the TrainStep."""
     settings = OptimSettings(name=name, weight_decay=0.3)
     average = None if ema is None else WeightAverage(model, ema)
     optimizers = make_optimizers(model, settings, torch.float32)
@@ -39,21 +39,21 @@ def copy_weights(model):
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("trainable_blocks", [0, 1, 2])
 @pytest.mark.parametrize("name, changes", [("BardGPT", {}), ("GPT2", {}), ("EasyGPT", {"n_labels": 3})])
-def test_only_the_last_blocks_the_final_norm_and_an_untied_head_change(name, changes, trainable_blocks, optimizer):
+def test_training_changes_only_the_last_blocks_the_final_norm_and_the_head(name, changes, trainable_blocks, optimizer):
     model = small_model(name, **changes)
     freeze_below(model, trainable_blocks)
     before = copy_weights(model)
     train_step = train(model, optimizer, ema=0.5)
     prefixes = ("final_norm.", *(f"blocks.{i}." for i in range(2 - trainable_blocks, 2)))
     expected = {name for name in before if name.startswith(prefixes)}
-    if name != "GPT2":  # whose head is tied
+    if name != "GPT2":  # its head is tied
         expected |= {name for name in before if name.startswith("head.")}
     assert changed_weights(model, before) == expected == train_step.average.averages.keys()
     assert len(train_step.optimizers) == (2 if optimizer == "muon" and trainable_blocks else 1)
     assert all(weight.grad is None for weight in model.parameters() if not weight.requires_grad)
 
 
-def test_the_gradients_of_trained_blocks_are_those_without_frozen_ones():
+def test_freezing_does_not_change_the_gradients_of_trained_blocks():
     frozen, reference = small_model("BardGPT"), small_model("BardGPT")
     freeze_below(frozen, 1)
     x = torch.randint(11, (3, 12))

@@ -1,4 +1,4 @@
-"""Sampling against the model without a cache, against transformers, and with a model that generates the alphabet."""
+"""Sampling against the model without a cache, against transformers, and with a model of the alphabet."""
 
 import doctest
 import itertools
@@ -20,7 +20,7 @@ GREEDY = SamplingConfig(temperature=0)
 
 
 def draw_id(logits, context, sampling, generator=None):
-    """`draw` for a list of token ids as the context; returns an int."""
+    """Draw a token id, given the token ids of the context as a list."""
     in_context = torch.zeros(len(logits), dtype=torch.bool)
     in_context[context] = True
     return draw(logits, in_context, sampling, torch.empty(len(logits)).exponential_(generator=generator)).item()
@@ -47,7 +47,7 @@ def test_a_full_window_drops_half_of_its_tokens(block_size):
 
 
 def window_logits(model, ids):
-    """The logits of the next token, computed without a cache."""
+    """Return the logits of the next token, computed without a cache."""
     with torch.no_grad():
         return model(torch.tensor([ids[window_start(len(ids), model.block_size) :]]))[0][0, -1]
 
@@ -56,7 +56,7 @@ def window_logits(model, ids):
 @pytest.mark.parametrize("n_prompt", [1, 30])
 @pytest.mark.parametrize("block_size", [1, 2, 7, 12])
 @pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])  # learned, rotary; EasyGPT: grouped queries
-def test_greedy_output_with_the_cache_equals_greedy_output_without(name, block_size, n_prompt, penalty):
+def test_greedy_output_is_the_same_with_and_without_a_cache(name, block_size, n_prompt, penalty):
     model = small_model(name, block_size=block_size)
     sampling = SamplingConfig(temperature=0, repetition_penalty=penalty)
     prompt = [i * i % 11 for i in range(n_prompt)]
@@ -68,7 +68,7 @@ def test_greedy_output_with_the_cache_equals_greedy_output_without(name, block_s
 
 
 def text_and_logits(model, monkeypatch):
-    """The ids of a generated text, and the logits from which each but the first was drawn."""
+    """Return the ids of a generated text, and the logits from which each of them but the first was drawn."""
     seen = []
     monkeypatch.setattr(models.generate, "draw", lambda logits, *rest: seen.append(logits) or draw(logits, *rest))
     return [3, *generate(model, [3], 40, SamplingConfig(temperature=1.0, seed=0))], seen
@@ -84,7 +84,7 @@ def test_tokens_are_drawn_from_the_logits_of_the_window(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])
-def test_logits_in_bfloat16_equal_those_in_float32_up_to_rounding(name, monkeypatch):
+def test_bfloat16_logits_equal_float32_logits_up_to_rounding(name, monkeypatch):
     model = small_model(name, block_size=7)
     ids, seen = text_and_logits(small_model(name, block_size=7).bfloat16(), monkeypatch)
     for n, logits in enumerate(seen, start=1):
@@ -92,7 +92,7 @@ def test_logits_in_bfloat16_equal_those_in_float32_up_to_rounding(name, monkeypa
         assert (logits - expected).abs().max() < 0.2 * expected.std()
 
 
-def test_onednn_is_enabled_again_between_tokens_and_after_an_error(monkeypatch):
+def test_onednn_is_restored_between_tokens_and_after_an_error(monkeypatch):
     model = small_model("BardGPT")
     for _ in generate(model, [3], 3, GREEDY):
         assert torch.backends.mkldnn.enabled
@@ -102,7 +102,7 @@ def test_onednn_is_enabled_again_between_tokens_and_after_an_error(monkeypatch):
     assert torch.backends.mkldnn.enabled
 
 
-def test_ids_without_a_token_are_never_drawn():
+def test_ids_beyond_the_vocabulary_are_never_drawn():
     model, sampling = small_model("BardGPT", vocab_size=64), SamplingConfig(temperature=5.0, seed=0)
     assert max(generate(model, [3], 100, sampling)) > 5 >= max(generate(model, [3], 100, sampling, vocab_size=6))
     text = "".join(generate_text(model, CharTokenizer("abcdef"), [0, 1], 100, sampling))
@@ -127,7 +127,7 @@ def test_the_model_reads_one_token_at_a_time_except_where_the_window_moves(monke
 @pytest.mark.parametrize("block_size", [1, 7])
 @pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])
 def test_the_graph_sampler_generates_the_tokens_of_the_eager_one(name, block_size, n_prompt, sampling, monkeypatch):
-    """On a CPU, with a graph that calls its function after the same warmup."""
+    """On a CPU, with a fake graph that calls its function after the same warmup."""
     def fake_graph(function):
         for _ in range(3):
             function()
@@ -143,7 +143,7 @@ def test_the_graph_sampler_generates_the_tokens_of_the_eager_one(name, block_siz
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("penalty", [1.0, 3.0])
 @pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])
-def test_greedy_output_on_cuda_equals_greedy_output_without_a_cache(name, penalty):
+def test_greedy_output_on_cuda_is_the_same_as_without_a_cache(name, penalty):
     model = small_model(name).to("cuda")
     sampling, ids = SamplingConfig(temperature=0, repetition_penalty=penalty), [3]
     for _ in range(40):
@@ -156,15 +156,15 @@ def test_greedy_output_on_cuda_equals_greedy_output_without_a_cache(name, penalt
 # ---- Sampling --------------------------------------------------------------------------------------------------------
 
 
-def theirs(logits, context, s):
-    """The probabilities (V) after transformers' logits processors, in the order of its `generate`."""
-    processors = [transformers.TemperatureLogitsWarper(s.temperature)]
-    if s.repetition_penalty != 1:
-        processors.insert(0, transformers.RepetitionPenaltyLogitsProcessor(s.repetition_penalty))
-    if s.top_k:
-        processors.append(transformers.TopKLogitsWarper(s.top_k))
-    if s.top_p:
-        processors.append(transformers.TopPLogitsWarper(s.top_p))
+def transformers_probabilities(logits, context, sampling):
+    """Return the probabilities (V) after transformers' logits processors, in the order of its `generate`."""
+    processors = [transformers.TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.repetition_penalty != 1:
+        processors.insert(0, transformers.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.top_k:
+        processors.append(transformers.TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p:
+        processors.append(transformers.TopPLogitsWarper(sampling.top_p))
     return transformers.LogitsProcessorList(processors)(torch.tensor([context]), logits[None].clone())[0].softmax(0)
 
 
@@ -173,14 +173,14 @@ def theirs(logits, context, s):
     {"temperature": 1.0, "top_p": 0.7}, {"temperature": 0.7, "top_k": 6, "top_p": 0.9},
     {"temperature": 1.0, "repetition_penalty": 1.8}, {"temperature": 1.5, "repetition_penalty": 0.6, "top_k": 5},
 ], ids=str)  # fmt: skip
-def test_sampling_frequencies_match_the_probabilities_of_transformers(settings):
+def test_sampling_frequencies_match_transformers(settings):
     torch.manual_seed(0)
-    logits, context, s, n = torch.randn(9) * 1.5, [4, 0, 4, 7], SamplingConfig(**settings), 4000
-    expected = n * theirs(logits, context, s)
+    logits, context, sampling, n = torch.randn(9) * 1.5, [4, 0, 4, 7], SamplingConfig(**settings), 4000
+    expected = n * transformers_probabilities(logits, context, sampling)
     before, generator = logits.clone(), torch.Generator().manual_seed(0)
     counts = torch.zeros(9)
     for _ in range(n):
-        counts[draw_id(logits, context, s, generator)] += 1
+        counts[draw_id(logits, context, sampling, generator)] += 1
     possible = expected > 0
     assert counts[~possible].sum() == 0
     chi_square = ((counts - expected).square() / expected)[possible].sum()
@@ -190,10 +190,10 @@ def test_sampling_frequencies_match_the_probabilities_of_transformers(settings):
 
 @pytest.mark.parametrize("top_p, possible", [(0.4, {2}), (0.49, {2}), (0.51, {2, 0}), (0.9, {2, 0, 3}),
                                              (0.99, {2, 0, 3, 1})])
-def test_top_p_keeps_the_fewest_tokens_whose_probabilities_reach_it(top_p, possible):
+def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p, possible):
     logits = torch.tensor([0.3, 0.05, 0.5, 0.15]).log()
-    s, generator = SamplingConfig(temperature=1.0, top_p=top_p), torch.Generator().manual_seed(0)
-    assert {draw_id(logits, [], s, generator) for _ in range(300)} == possible
+    sampling, generator = SamplingConfig(temperature=1.0, top_p=top_p), torch.Generator().manual_seed(0)
+    assert {draw_id(logits, [], sampling, generator) for _ in range(300)} == possible
 
 
 def test_temperature_zero_is_greedy_and_the_repetition_penalty_applies():
@@ -229,7 +229,7 @@ def test_special_tokens_have_no_repetition_penalty(monkeypatch):
     assert penalized == [[1]] * 3
 
 
-def test_a_fixed_seed_reproduces_the_output_and_none_varies_it():
+def test_a_fixed_seed_gives_reproducible_output_and_none_varies_it():
     model = small_model("BardGPT")
 
     def tokens(seed):
@@ -247,9 +247,9 @@ def test_sampling_does_not_touch_the_global_random_state(seed):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_predictions_that_are_not_numbers_are_a_user_error():
+def test_nan_predictions_are_a_user_error():
     model = small_model("BardGPT")
-    model.head.weight.data.mul_(1e38)  # finite, but sums of products are not
+    model.head.weight.data.mul_(1e38)  # finite, but sums of their products are not
     model.final_norm.weight.data.mul_(1e38)
     with pytest.raises(UserError, match="predictions of the model are NaN"):
         list(generate(model, [0], 5, GREEDY))
@@ -271,7 +271,7 @@ def test_invalid_sampling_settings_are_user_errors(change, named):
 
 
 def alphabet_model():
-    """A model that follows each of eight tokens by the next one, and the last by the first."""
+    """Return a model that predicts the next of eight tokens after each one, and the first after the last."""
     model = ZOO["RainbowGPT"](n_embd=8, num_heads=2, n_blocks=1, block_size=6, vocab_size=8, dropout=0.0).eval()
     with torch.no_grad():
         model.token_embedding.weight.copy_(torch.eye(8))
@@ -281,10 +281,10 @@ def alphabet_model():
 
 
 def pieces(prompt, n, vocab="abcdefgh", **stops):
-    """The pieces of generated text that are not empty."""
+    """Return the pieces of generated text that are not empty."""
     tokenizer = CharTokenizer(vocab)
-    written = generate_text(alphabet_model(), tokenizer, tokenizer.encode(prompt), n, GREEDY, **stops)
-    return [piece for piece in written if piece]
+    generated = generate_text(alphabet_model(), tokenizer, tokenizer.encode(prompt), n, GREEDY, **stops)
+    return [piece for piece in generated if piece]
 
 
 def test_text_continues_the_prompt_for_the_given_number_of_tokens():
@@ -297,6 +297,6 @@ def test_text_is_streamed():
     assert "".join(itertools.islice(endless, 10)) == "bcdefghabc"
 
 
-def test_a_stop_token_ends_the_text_and_is_left_out():
+def test_generation_ends_before_a_stop_token():
     assert "".join(pieces("c", 20, stop_tokens=(0,))) == "defgh"
     assert list(generate(alphabet_model(), [2], 20, GREEDY, stop_tokens=(6, 5))) == [3, 4]

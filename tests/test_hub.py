@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub, from a local server that speaks the part of its protocol that is used."""
+"""Models of the Hugging Face hub, from a local server that implements the part of its protocol that is used."""
 
 import hashlib
 import threading
@@ -23,7 +23,7 @@ SURPLUS = ("pytorch_model.bin", "README.md", "onnx/model.onnx", "model.fp16.safe
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The files in `server.folder`, as of every model; `server.requests` is a list of the names that were requested."""
+    """Serves the files in `server.folder` for every model; `server.requests` records the requested names."""
 
     def do_HEAD(self):
         self.answer(body=False)
@@ -58,7 +58,7 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         if body and start < self.server.cut < len(content):
-            self.wfile.write(content[start : self.server.cut])  # and then the connection closes
+            self.wfile.write(content[start : self.server.cut])  # then the connection closes
         elif body:
             self.wfile.write(content[start:])
 
@@ -68,7 +68,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A server with a small GPT-2, an empty cache, and a working directory without models."""
+    """Start a server with a small GPT-2; set an empty cache, and a working directory without models."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.folder = save_folder(tmp_path / "remote", small_theirs("gpt2"))
     server.requests, server.starts, server.location, server.cut = [], [], None, 0
@@ -86,21 +86,21 @@ def hub(tmp_path, monkeypatch):
     server.server_close()
 
 
-def fetched(hub):
-    """The names of the files whose contents were requested and exist."""
+def downloaded_files(hub):
+    """Return the names of the files that were downloaded."""
     names = {name.removeprefix("GET ") for name in hub.requests if name.startswith("GET ")}
     return {name for name in names if (hub.folder / name).is_file()}
 
 
 def error_of(name):
-    """The message of the UserError for a name: one line."""
+    """Return the message of the UserError for a name, which must be one line."""
     with pytest.raises(UserError) as error:
         load_model(name)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_a_resumed_run_and_what_lora_trained_keep_the_name_of_their_model(hub, tmp_path, monkeypatch):
+def test_a_resumed_run_and_lora_adapters_keep_the_name_of_their_model(hub, tmp_path, monkeypatch):
     Path("text.txt").write_text(TEXT, encoding="utf-8")
     monkeypatch.setattr("training.record.plot_losses", lambda *_: None)
     train(parse_settings([
@@ -119,28 +119,28 @@ def assert_loads(hub, name):
 
 def test_only_the_needed_files_are_downloaded_and_only_once(hub, monkeypatch):
     assert_loads(hub, "gpt2")
-    assert fetched(hub) == {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"}
+    assert downloaded_files(hub) == {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"}
     hub.requests.clear()
     assert_loads(hub, "openai-community/gpt2")  # the same model
-    assert fetched(hub) == set()
+    assert downloaded_files(hub) == set()
     hub.requests.clear()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert_loads(hub, "gpt2")
     assert not hub.requests
 
 
-def test_without_a_network_a_cache_with_just_the_needed_files_is_enough(hub, tmp_path, monkeypatch):
+def test_a_cache_with_only_the_needed_files_works_offline(hub, tmp_path, monkeypatch):
     load_model("owner/name")
     snapshot = next((tmp_path / "cache").glob("models--owner--name/snapshots/*"))
     assert snapshot.name == COMMIT
     (snapshot / "generation_config.json").unlink()
     for missing in (tmp_path / "cache").glob("models--owner--name/.no_exist/*/*"):
         missing.unlink()
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     assert_loads(hub, "owner/name")
 
 
-def test_shards_are_downloaded_by_the_index(hub):
+def test_only_the_shards_in_the_index_are_downloaded(hub):
     for file in hub.folder.glob("*.safetensors"):
         file.unlink()
     save_folder(hub.folder, small_theirs("llama"), max_shard_size="20KB")
@@ -148,7 +148,7 @@ def test_shards_are_downloaded_by_the_index(hub):
     (hub.folder / "model-00099-of-00099.safetensors").write_bytes(b"surplus")
     assert_loads(hub, "owner/name")
     assert len(shards) > 1
-    assert fetched(hub) == shards | {"config.json", "model.safetensors.index.json", "tokenizer.json",
+    assert downloaded_files(hub) == shards | {"config.json", "model.safetensors.index.json", "tokenizer.json",
                                      "generation_config.json"}
 
 
@@ -162,7 +162,7 @@ def test_an_interrupted_download_is_resumed(hub, monkeypatch):
 def test_a_model_that_cannot_be_read_is_not_downloaded(hub):
     edit_json(hub.folder / "config.json", architectures=["GPTNeoForCausalLM"])
     assert "has the architecture GPTNeoForCausalLM" in error_of("owner/name")
-    assert fetched(hub) == {"config.json"}
+    assert downloaded_files(hub) == {"config.json"}
 
 
 @pytest.mark.parametrize("location", ["ftp://somewhere/x", "http://", "//", "http://127.0.0.1:9/x", "/loop"])
@@ -172,7 +172,7 @@ def test_an_unusable_redirect_is_one_line_that_names_the_endpoint(location, hub)
     assert hub.url in message and "openai-community/gpt2" in message
 
 
-def test_a_missing_model_missing_weights_and_no_network_are_one_line_each(hub, monkeypatch):
+def test_a_missing_model_missing_weights_and_no_network_are_one_line_errors(hub, monkeypatch):
     (hub.folder / "model.safetensors").unlink()
     message = error_of("gpt2")
     assert hub.url in message and "/model.safetensors" in message
@@ -203,7 +203,7 @@ def test_a_local_path_wins_over_a_name(hub, tmp_path, capsys, monkeypatch):
     ("here/model", None), ("./a/b", None), ("/a/b", None), ("a/b/c", None), ("../a", None), ("~/b", None),
     ("other/best.pt", None), ("other/stories15M.bin", None), ("a b/c", None), ("a\\b", None), ("hf:a/b", None),
 ])  # fmt: skip
-def test_what_is_a_name_on_the_hub(path, name, tmp_path, monkeypatch):
+def test_names_on_the_hub_are_told_from_paths(path, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("here").mkdir()
     assert hub_name(path) == name

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face models, against transformers."""
+"""Hugging Face folders: the same model as in transformers, and what is refused."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from data.prepare import open_tokens
 from data.readers import ReadOptions
 from formats.huggingface import open_huggingface
 from formats.huggingface_config import read_config
-from formats.weight_names import GPT2, LLAMA, to_theirs
+from formats.weight_names import GPT2, LLAMA, export_weights
 from models.config import ModelConfig, ReplyConfig, SamplingConfig
 from models.generate import generate, generate_text
 from tasks.language import Completion
@@ -53,23 +53,23 @@ def make_folder(folder, kind, **changes):
     return save_folder(folder, small_theirs(kind, **changes))
 
 
-def logits_of_theirs(folder, x):
+def transformers_logits(folder, x):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         return model(x).logits
 
 
 def assert_same_logits(folder):
-    """Our logits for a folder are those of transformers, within 1e-4 of the largest."""
+    """Assert that our logits for a folder match transformers, within 1e-4 of the largest."""
     x = torch.randint(VOCAB, (2, 100))
-    expected = logits_of_theirs(folder, x)
+    expected = transformers_logits(folder, x)
     with torch.no_grad():
         logits, _ = load_model(folder)[0](x)
     assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def error_of(folder):
-    """The message of the UserError for a folder: one line."""
+    """Return the message of the UserError for a folder, which must be one line."""
     with pytest.raises(UserError) as error:
         load_checkpoint(folder)
     assert "\n" not in str(error.value)
@@ -77,16 +77,16 @@ def error_of(folder):
 
 
 def edit_weights(folder, edit):
-    """Apply a function to the dictionary of the weights in a folder."""
+    """Apply a function to the weights in a folder, {name: tensor}."""
     weights = load_file(folder / WEIGHTS)
     save_file(edit(weights) or weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-# ---- The same numbers ------------------------------------------------------------------------------------------------
+# ---- The same logits -------------------------------------------------------------------------------------------------
 
 
 @every_model
-def test_logits_and_200_greedy_tokens_are_those_of_transformers(kind, changes, tmp_path):
+def test_logits_and_200_greedy_tokens_match_transformers(kind, changes, tmp_path):
     theirs = small_theirs(kind, **changes)
     folder = save_folder(tmp_path / "model", theirs)
     assert_same_logits(folder)
@@ -97,11 +97,11 @@ def test_logits_and_200_greedy_tokens_are_those_of_transformers(kind, changes, t
 
 
 @every_model
-def test_import_and_export_by_the_name_table_are_inverse(kind, changes, tmp_path):
+def test_importing_and_exporting_weights_are_inverse(kind, changes, tmp_path):
     theirs = small_theirs(kind, **changes)
     foreign = open_huggingface(save_folder(tmp_path / "model", theirs))
     table = GPT2 if kind == "gpt2" else LLAMA
-    exported = dict(to_theirs(table, foreign.config, dict(foreign.weights)))
+    exported = dict(export_weights(table, foreign.config, dict(foreign.weights)))
     state = theirs.state_dict()
     tied = {"lm_head.weight"} if foreign.config.tied else set()
     assert exported.keys() == state.keys() - tied
@@ -130,20 +130,20 @@ def test_half_precision_becomes_float32_and_tied_weights_stay_one_tensor(kind, d
     ("gpt2", ["tie_word_embeddings", "layer_norm_epsilon", "activation_function", "scale_attn_weights"], {}),
     ("gpt2", ["architectures"], {}),
 ])  # fmt: skip
-def test_missing_fields_and_those_of_older_versions_mean_what_they_mean_in_transformers(kind, removed, changes,
+def test_missing_fields_and_fields_of_older_versions_are_read_as_in_transformers(kind, removed, changes,
                                                                                         tmp_path):
     folder = make_folder(tmp_path / "model", kind)
     edit_json(folder / "config.json", *removed, **changes)
     assert_same_logits(folder)
 
 
-def test_missing_key_value_heads_are_as_many_as_heads(tmp_path):
+def test_missing_num_key_value_heads_means_as_many_as_heads(tmp_path):
     folder = make_folder(tmp_path / "model", "llama", num_key_value_heads=8)
     edit_json(folder / "config.json", "num_key_value_heads")
     assert_same_logits(folder)
 
 
-def test_what_is_missing_in_a_config_has_the_defaults_of_transformers(tmp_path):
+def test_a_minimal_config_gets_the_defaults_of_transformers(tmp_path):
     path = tmp_path / "config.json"
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
              "max_position_embeddings": 64, "vocab_size": 300}
@@ -154,19 +154,19 @@ def test_what_is_missing_in_a_config_has_the_defaults_of_transformers(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.bool])
-def test_a_gpt2_without_prefix_and_with_the_buffers_of_old_files(dtype, tmp_path):
+def test_a_gpt2_loads_without_the_prefix_and_with_the_buffers_of_old_files(dtype, tmp_path):
     folder = make_folder(tmp_path / "model", "gpt2")
     x = torch.randint(VOCAB, (1, 50))
-    expected = logits_of_theirs(folder, x)
+    expected = transformers_logits(folder, x)
 
-    def as_in_old_files(weights):
+    def rename_as_in_old_files(weights):
         weights = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
         for i in range(2):
             weights[f"h.{i}.attn.bias"] = torch.ones(1, 1, 256, 256).tril().to(dtype)
             weights[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
         return weights
 
-    edit_weights(folder, as_in_old_files)
+    edit_weights(folder, rename_as_in_old_files)
     torch.testing.assert_close(load_model(folder)[0](x)[0], expected, rtol=1e-4, atol=1e-4)
     edit_weights(folder, lambda weights: {name: weight for name, weight in weights.items() if "1.ln_2.b" not in name})
     assert "is missing the weight h.1.ln_2.bias" in error_of(folder)
@@ -204,13 +204,13 @@ def test_a_gpt2_without_prefix_and_with_the_buffers_of_old_files(dtype, tmp_path
     ("llama", {"max_position_embeddings": 2**62}, "of memory, and .* is free"),
     ("mistral", {"sliding_window": 255}, "sliding_window 255"),
 ])  # fmt: skip
-def test_what_is_not_computed_or_does_not_fit_is_refused_by_name(kind, changes, message, tmp_path):
+def test_an_unsupported_or_inconsistent_setting_is_refused_by_name(kind, changes, message, tmp_path):
     folder = make_folder(tmp_path / "model", kind)
     edit_json(folder / "config.json", **changes)
     assert re.search(message, error_of(folder))
 
 
-def test_a_mistral_without_the_field_has_a_window(tmp_path):
+def test_a_mistral_without_sliding_window_has_the_default_window(tmp_path):
     folder = make_folder(tmp_path / "model", "mistral")
     edit_json(folder / "config.json", "sliding_window", max_position_embeddings=8192)
     assert "sliding_window 4096" in error_of(folder)
@@ -224,7 +224,7 @@ def test_a_mistral_without_the_field_has_a_window(tmp_path):
     (lambda weights: weights.update({"model.norm.weight": torch.zeros(32).int()}), "norm.weight has the dtype I32"),
     (lambda weights: weights["model.norm.weight"].fill_(torch.nan) is None, "norm.weight has values that are not"),
 ])
-def test_damaged_weights_are_named(edit, message, tmp_path):
+def test_damaged_weights_are_errors_that_name_them(edit, message, tmp_path):
     folder = make_folder(tmp_path / "model", "llama")
     edit_weights(folder, lambda weights: None if edit(weights) else None)
     assert re.search(message, error_of(folder))
@@ -238,7 +238,7 @@ def test_a_tied_head_in_the_file_must_be_the_embedding(tmp_path):
     assert "lm_head.weight differs from transformer.wte.weight" in error_of(folder)
 
 
-def test_files_that_are_missing_or_damaged(tmp_path):
+def test_missing_and_damaged_files_are_errors_that_name_them(tmp_path):
     folder = make_folder(tmp_path / "model", "gpt2")
     content = (folder / WEIGHTS).read_bytes()
     for damaged in (b"", content[:4], content[:100], content[:-1], b"\xff" * 8 + content[8:]):
@@ -253,19 +253,19 @@ def test_files_that_are_missing_or_damaged(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", WEIGHTS, INDEX, "pytorch_model.bin", "model-00001.safetensors"])
-def test_one_file_of_a_folder_is_not_a_model(name, tmp_path):
+def test_a_single_file_of_a_folder_is_an_error(name, tmp_path):
     folder = make_folder(tmp_path / "model", "gpt2")
     (folder / name).touch()
     assert f"{name} is one file of a Hugging Face model: give the folder" in error_of(folder / name)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, INDEX, "pytorch_model.bin"])
-def test_a_folder_without_its_config(name, tmp_path):
+def test_a_folder_without_config_json_is_an_error(name, tmp_path):
     (tmp_path / name).touch()
     assert f"there is no file {tmp_path / 'config.json'}" in error_of(tmp_path)
 
 
-def test_a_pytorch_file_never_runs_code(tmp_path):
+def test_code_in_a_pytorch_file_is_never_run(tmp_path):
     class Attack:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "attacked"),)
@@ -277,7 +277,7 @@ def test_a_pytorch_file_never_runs_code(tmp_path):
     assert not (tmp_path / "attacked").exists()
 
 
-def test_a_tokenizer_must_be_there_and_fit(tmp_path):
+def test_a_missing_or_too_large_tokenizer_is_an_error(tmp_path):
     folder = make_folder(tmp_path / "model", "gpt2", vocab_size=VOCAB - 1)
     assert f"has a tokenizer of {VOCAB} tokens, but a model of {VOCAB - 1}" in error_of(folder)
     (folder / "tokenizer.json").unlink()
@@ -285,7 +285,7 @@ def test_a_tokenizer_must_be_there_and_fit(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["add_prefix_space", "add_bos_token"])
-def test_options_that_only_a_tokenizer_config_has_are_refused(name, tmp_path):
+def test_options_that_only_tokenizer_config_has_are_refused(name, tmp_path):
     folder = make_folder(tmp_path / "model", "gpt2")
     (folder / "tokenizer_config.json").write_text(json.dumps({name: True}))
     load_checkpoint(folder)  # the tokenizer.json decides
@@ -301,7 +301,7 @@ def test_options_that_only_a_tokenizer_config_has_are_refused(name, tmp_path):
 # ---- Shards ----------------------------------------------------------------------------------------------------------
 
 
-def sharded(folder):
+def save_shards(folder):
     save_folder(folder, small_theirs("llama"), max_shard_size="20KB")
     shards = sorted(folder.glob("model-*.safetensors"))
     assert len(shards) > 2
@@ -309,7 +309,7 @@ def sharded(folder):
 
 
 def test_the_index_decides_which_shards_are_read(tmp_path):
-    folder, shards = sharded(tmp_path / "model")
+    folder, shards = save_shards(tmp_path / "model")
     (folder / "model-00009-of-00009.safetensors").write_bytes(b"stray")
     (folder / WEIGHTS).write_bytes(b"stray")
     weights = load_file(shards[0])  # a tensor that the index has in another shard
@@ -319,7 +319,7 @@ def test_the_index_decides_which_shards_are_read(tmp_path):
 
 
 def test_a_missing_shard_and_a_shard_without_its_tensor_are_errors(tmp_path):
-    folder, shards = sharded(tmp_path / "model")
+    folder, shards = save_shards(tmp_path / "model")
     name, *_ = weights = load_file(shards[1])
     save_file({other: weights[other] for other in weights if other != name}, shards[1], metadata={"format": "pt"})
     assert f"{shards[1]} is missing the weight {name}" in error_of(folder)
@@ -330,7 +330,7 @@ def test_a_missing_shard_and_a_shard_without_its_tensor_are_errors(tmp_path):
 @pytest.mark.parametrize("path", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors", "..\\x", "", "..", 7,
                                   "x" * 300, "é"])
 def test_an_index_cannot_leave_its_folder(path, tmp_path, monkeypatch):
-    folder, _ = sharded(tmp_path / "model")
+    folder, _ = save_shards(tmp_path / "model")
     names = json.loads((folder / INDEX).read_text())["weight_map"]
     edit_json(folder / INDEX, weight_map=names | {"model.norm.weight": path})
     monkeypatch.setattr("formats.huggingface.safe_open", None)  # nothing is opened
@@ -356,7 +356,7 @@ def test_padding_of_the_vocabulary_is_never_sampled(tmp_path):
     {"tokenizer_config.json": {"eos_token": TOKENIZER.library.id_to_token(99)}},
     {},
 ], ids=str)
-def test_a_completion_ends_before_the_end_token_of_the_model(files, tmp_path):
+def test_a_completion_ends_before_the_stop_token_of_the_model(files, tmp_path):
     theirs = small_theirs("llama")
     end = 99 if files else TOKENIZER.end_of_text
     folder = save_folder(tmp_path / "model", theirs)
@@ -370,7 +370,7 @@ def test_a_completion_ends_before_the_end_token_of_the_model(files, tmp_path):
     assert text == TOKENIZER.decode(unbounded[: unbounded.index(end)])
 
 
-def test_sampling_and_chat_template_of_a_folder(tmp_path):
+def test_the_sampling_settings_and_the_chat_template_of_a_folder_are_read(tmp_path):
     folder = make_folder(tmp_path / "model", "gpt2")
     edit_json(folder / "generation_config.json", temperature=0.6, top_p=0.9, top_k=0)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
@@ -381,14 +381,14 @@ def test_sampling_and_chat_template_of_a_folder(tmp_path):
     edit_json(folder / "generation_config.json", do_sample=True)
     assert load_checkpoint(folder).reply.temperature == 0.6
     edit_json(folder / "generation_config.json", do_sample=False)
-    assert load_checkpoint(folder).reply.temperature == 0  # as in transformers, whatever the temperature is
+    assert load_checkpoint(folder).reply.temperature == 0  # greedy, as in transformers, whatever the temperature is
     edit_json(folder / "generation_config.json", top_p=7)
     assert "generation_config.json: top_p cannot be 7" in error_of(folder)
 
 
 @pytest.fixture
 def text(tmp_path, monkeypatch):
-    """A working directory with text.txt and the folders gpt2 and llama."""
+    """Create a working directory with text.txt and the folders gpt2 and llama."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("training.record.plot_losses", lambda *_: None)
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
@@ -404,8 +404,8 @@ def fine_tune(*more):
         *more]))
 
 
-def loss_of_theirs(folder, ids, block_size):
-    """The mean loss of transformers' model over consecutive windows."""
+def transformers_loss(folder, ids, block_size):
+    """Return the mean loss of transformers' model over consecutive windows."""
     model, ids = transformers.AutoModelForCausalLM.from_pretrained(folder), torch.tensor([int(i) for i in ids])
     total = 0.0
     for start in range(0, len(ids) - 1, block_size):
@@ -430,15 +430,15 @@ def test_the_scripts_take_a_folder(kind, text, monkeypatch, capsys):
     main(estimate, monkeypatch, kind, "--data", "text.txt", "--split", "all", "--device", "cpu")
     loss = float(re.search(r"loss +([\d.]+)", capsys.readouterr().out)[1])
     text = open_tokens("text.txt", ReadOptions(), TOKENIZER)
-    expected = loss_of_theirs(kind, [*text.train, *text.val], block_size=256)
-    assert loss == pytest.approx(expected, rel=0.02)  # in bfloat16, where the hardware has it
+    expected = transformers_loss(kind, [*text.train, *text.val], block_size=256)
+    assert loss == pytest.approx(expected, rel=0.02)  # in bfloat16 where the hardware supports it
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_training_starts_from_a_folder_with_a_shorter_context_and_dropout(kind, text):
     fine_tune(f"--init={kind}", "--run=tuned", "--model.block_size=32", "--model.dropout=0.1")
     first = json.loads((text / "runs" / "tuned" / "metrics.jsonl").read_text().splitlines()[0])
-    expected = loss_of_theirs(kind, open_tokens("text.txt", ReadOptions(), TOKENIZER).val, block_size=32)
+    expected = transformers_loss(kind, open_tokens("text.txt", ReadOptions(), TOKENIZER).val, block_size=32)
     assert first["step"] == 0 and first["val_loss"] == pytest.approx(expected, rel=1e-4)
     config = load_model("runs/tuned")[0].config
     assert config.block_size == 32 and config.dropout == 0.1
@@ -446,7 +446,7 @@ def test_training_starts_from_a_folder_with_a_shorter_context_and_dropout(kind, 
         fine_tune(f"--init={kind}", "--run=longer", "--model.block_size=300")
 
 
-def test_the_first_positions_are_kept(text):
+def test_a_shorter_context_keeps_the_first_positions(text):
     fine_tune("--init=gpt2", "--run=frozen", "--model.block_size=32", "--training.trainable_blocks=0")
     tuned, whole = load_model("runs/frozen")[0], load_model("gpt2")[0]
     assert torch.equal(tuned.position_embedding.weight, whole.position_embedding.weight[:32])
@@ -483,7 +483,7 @@ def test_biases_of_query_key_and_value_can_be_left_out_or_start_at_zero(text, ca
     assert "blocks.0.attention.out.bias" in names and "blocks.0.attention.qkv.bias" not in names
 
 
-def test_adapters_of_lora_belong_to_a_folder(text):
+def test_lora_adapters_load_only_with_the_folder_they_were_trained_for(text):
     fine_tune("--init=gpt2", "--run=lora", "--lora.rank=2", "--lora.merge=false", "--model.block_size=32")
     loaded = load_model("runs/lora")[0]
     fine_tune("--init=gpt2", "--run=merged", "--lora.rank=2", "--model.block_size=32")
@@ -495,7 +495,7 @@ def test_adapters_of_lora_belong_to_a_folder(text):
         load_model("runs/lora")
 
 
-def test_a_start_has_all_of_a_checkpoint(tmp_path):
+def test_read_start_returns_the_config_and_the_model_class(tmp_path):
     folder = make_folder(tmp_path / "model", "llama")
     start = read_start(folder)
     assert ModelConfig(**start["config"]) == load_model(folder)[0].config and start["model_class"] == "Llama"

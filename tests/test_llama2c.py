@@ -1,4 +1,4 @@
-"""llama2.c's .bin files: the logits of a forward pass written after its run.c, and what is refused."""
+"""llama2.c's .bin files: the same logits as a forward pass written after its run.c, and what is refused."""
 
 import math
 import struct
@@ -20,7 +20,7 @@ SIZES = {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 8, "n_kv_heads":
 
 
 def random_weights(dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len):
-    """The tensors of a file by their names in run.c, in order."""
+    """Return the tensors of a file by their names in run.c, in order."""
     L, kv_dim, half = n_layers, dim // n_heads * n_kv_heads, dim // n_heads // 2
     shapes = {"token_embedding_table": (abs(vocab_size), dim), "rms_att_weight": (L, dim), "wq": (L, dim, dim),
               "wk": (L, kv_dim, dim), "wv": (L, kv_dim, dim), "wo": (L, dim, dim), "rms_ffn_weight": (L, dim),
@@ -39,7 +39,7 @@ def write_tokenizer(path, pieces=PIECES):
 
 
 def write_model(folder, **changes):
-    """model.bin with its tokenizer.bin: (path, header, weights)."""
+    """Write model.bin and its tokenizer.bin; return (path, header, weights)."""
     header = SIZES | changes
     weights = random_weights(**header)
     path = folder / "model.bin"
@@ -52,8 +52,8 @@ def rms_norm(x, weight):
     return weight * x / math.sqrt(np.mean(x * x) + 1e-5)
 
 
-def rotated(x, position, head_size):
-    """Neighboring channels of a vector of all heads, as points in the plane, rotated as in run.c."""
+def rotate(x, position, head_size):
+    """Rotate neighboring channels of a vector of all heads, as points in the plane, as run.c does."""
     result = x.copy()
     for i in range(0, len(x), 2):
         angle = position / 10_000 ** (i % head_size / head_size)
@@ -62,21 +62,22 @@ def rotated(x, position, head_size):
     return result
 
 
-def forward(h, weights, ids):
-    """The logits (T, V) of token ids, with loops over layers, positions and heads as in run.c."""
+def forward(header, weights, ids):
+    """Return the logits (T, V) of token ids, with loops over positions, layers and heads as in run.c."""
     w = {name: weight.astype(np.float64) for name, weight in weights.items()}
-    hs, group, logits = h["dim"] // h["n_heads"], h["n_heads"] // h["n_kv_heads"], []
-    keys, values = ([[] for _ in range(h["n_layers"])] for _ in range(2))
+    n_layers, n_heads, logits = header["n_layers"], header["n_heads"], []
+    hs, group_size = header["dim"] // n_heads, n_heads // header["n_kv_heads"]
+    keys, values = ([[] for _ in range(n_layers)] for _ in range(2))
     for position, token in enumerate(ids):
         x = w["token_embedding_table"][token]
-        for i in range(h["n_layers"]):
+        for i in range(n_layers):
             y = rms_norm(x, w["rms_att_weight"][i])
-            q = rotated(w["wq"][i] @ y, position, hs)
-            keys[i].append(rotated(w["wk"][i] @ y, position, hs))
+            q = rotate(w["wq"][i] @ y, position, hs)
+            keys[i].append(rotate(w["wk"][i] @ y, position, hs))
             values[i].append(w["wv"][i] @ y)
             heads = []
-            for head in range(h["n_heads"]):
-                here, shared = slice(head * hs, (head + 1) * hs), head // group * hs
+            for head in range(n_heads):
+                here, shared = slice(head * hs, (head + 1) * hs), head // group_size * hs
                 k, v = (np.array(each[i])[:, shared : shared + hs] for each in (keys, values))  # (T, hs)
                 scores = np.exp(k @ q[here] / math.sqrt(hs))
                 heads.append(scores / scores.sum() @ v)
@@ -94,7 +95,7 @@ def forward(h, weights, ids):
     {"n_kv_heads": 8},
     {"n_kv_heads": 1, "n_layers": 3},
 ])  # fmt: skip
-def test_the_logits_are_those_of_run_c(tmp_path, changes):
+def test_the_logits_match_run_c(tmp_path, changes):
     path, header, weights = write_model(tmp_path, **changes)
     loaded = load_checkpoint(path)
     ids = [1, 262, 260, 264, 5, 259, 263, 0, 265, 261]
@@ -108,7 +109,7 @@ def test_the_logits_are_those_of_run_c(tmp_path, changes):
     assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
 
 
-def test_the_scripts_take_it(tmp_path, run_main):
+def test_the_scripts_read_a_model(tmp_path, run_main):
     path = write_model(tmp_path)[0]
     text = tmp_path / "text.txt"
     text.write_text("abc ab\n" * 200)
@@ -117,7 +118,7 @@ def test_the_scripts_take_it(tmp_path, run_main):
 
 
 @pytest.mark.parametrize("name", ["tokenizer.bin", "../tokenizer.bin", f"tok{VOCAB}.bin", f"../data/tok{VOCAB}.bin"])
-def test_where_the_tokenizer_is_found(tmp_path, monkeypatch, name):
+def test_the_tokenizer_is_found_beside_the_model_or_one_folder_above(tmp_path, monkeypatch, name):
     for folder in ("out", "data"):
         (tmp_path / folder).mkdir()
     path = write_model(tmp_path / "out")[0]
@@ -136,7 +137,7 @@ def test_loading_takes_less_than_1_3_times_the_memory_of_the_model(tmp_path):
 # ---- What is refused -------------------------------------------------------------------------------------------------
 
 
-def with_header(path, **changes):
+def write_header(path, **changes):
     path.write_bytes(struct.pack("<7i", *(SIZES | changes).values()) + path.read_bytes()[28:])
 
 
@@ -146,16 +147,16 @@ def with_header(path, **changes):
     (lambda path: path.write_bytes(path.read_bytes()[:27]), "has 27 bytes, too few"),
     (lambda path: path.write_bytes(b""), "has 0 bytes, too few"),
     (lambda path: path.write_bytes(b"24ka" + path.read_bytes()), "version 1 or 2"),
-    (lambda path: with_header(path, n_layers=3), "bytes, but by its header"),
-    (lambda path: with_header(path, n_layers=2**31 - 1), "bytes, but by its header"),
-    (lambda path: with_header(path, vocab_size=-VOCAB), "bytes, but by its header"),
-    (lambda path: with_header(path, vocab_size=-(2**31)), "bytes, but by its header"),
-    (lambda path: with_header(path, seq_len=2**31 - 1), "bytes, but by its header"),
-    (lambda path: with_header(path, vocab_size=0), "vocab_size cannot be 0"),
-    (lambda path: with_header(path, n_heads=0), "num_heads cannot be 0"),
-    (lambda path: with_header(path, dim=-32), "n_embd cannot be -32"),
-    (lambda path: with_header(path, n_kv_heads=3), "must be a multiple of num_kv_heads"),
-    (lambda path: with_header(path, n_heads=32), "even head size"),
+    (lambda path: write_header(path, n_layers=3), "bytes, but by its header"),
+    (lambda path: write_header(path, n_layers=2**31 - 1), "bytes, but by its header"),
+    (lambda path: write_header(path, vocab_size=-VOCAB), "bytes, but by its header"),
+    (lambda path: write_header(path, vocab_size=-(2**31)), "bytes, but by its header"),
+    (lambda path: write_header(path, seq_len=2**31 - 1), "bytes, but by its header"),
+    (lambda path: write_header(path, vocab_size=0), "vocab_size cannot be 0"),
+    (lambda path: write_header(path, n_heads=0), "num_heads cannot be 0"),
+    (lambda path: write_header(path, dim=-32), "n_embd cannot be -32"),
+    (lambda path: write_header(path, n_kv_heads=3), "must be a multiple of num_kv_heads"),
+    (lambda path: write_header(path, n_heads=32), "even head size"),
     (lambda path: path.write_bytes(path.read_bytes()[:-4] + struct.pack("<f", math.inf)), "wcls has values that"),
     (lambda path: (path.parent / "tokenizer.bin").unlink(), "there is no tokenizer.bin"),
     (lambda path: write_tokenizer(path.parent / "tokenizer.bin", PIECES[:-1]), "has 265 tokens, and the model"),

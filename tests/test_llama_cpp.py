@@ -1,4 +1,4 @@
-"""GGUF files: llama.cpp computes the model of the checkpoint."""
+"""GGUF files: llama.cpp generates the same tokens as the checkpoint."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from tokenizers import AddedToken, pre_tokenizers
 from data.bpe import BPETokenizer
 from data.sentencepiece_bpe import SentencePieceTokenizer
 from data.tokenizer import CharTokenizer
-from formats.export.gguf import arrays_of, write_file
+from formats.export.gguf import export_arrays, write_file
 from models.config import SamplingConfig
 from models.generate import generate
 from training.checkpoint import save_checkpoint
@@ -28,7 +28,7 @@ BPE = BPETokenizer.train([TEXT * 3], 400)
 
 
 def bpe_after(step):
-    """A BPE tokenizer with a step before its split into words."""
+    """Return a BPE tokenizer with a step before its split into words."""
     library = BPE.library.from_str(BPE.library.to_str())
     library.pre_tokenizer = pre_tokenizers.Sequence([step, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     return BPETokenizer(library.to_str())
@@ -47,7 +47,7 @@ MODELS = [
 
 
 def save(folder, name, changes, tokenizer):
-    """A checkpoint of a model with more tokens than its tokenizer has."""
+    """Save a checkpoint of a model with more tokens than its tokenizer; return the model."""
     model = small_model(name, **{"n_embd": 64, "block_size": 128, "vocab_size": tokenizer.vocab_size + 5} | changes)
     with torch.no_grad():  # otherwise, greedy tokens are soon the same
         for weight in model.blocks.parameters():
@@ -60,7 +60,7 @@ def save(folder, name, changes, tokenizer):
 
 @pytest.fixture
 def serve():
-    """A function that opens a GGUF file in llama.cpp, and returns a function for requests to it."""
+    """Return a function that opens a GGUF file in llama.cpp, and returns a function for requests to it."""
     xllamacpp = pytest.importorskip("xllamacpp")
     servers = []
 
@@ -86,7 +86,7 @@ def serve():
 
 
 @pytest.mark.parametrize("name, changes, tokenizer", MODELS)
-def test_llama_cpp_generates_the_greedy_tokens_of_the_checkpoint(name, changes, tokenizer, tmp_path, serve):
+def test_llama_cpp_generates_the_same_greedy_tokens_as_the_checkpoint(name, changes, tokenizer, tmp_path, serve):
     tokenizer = TOKENIZERS[tokenizer]
     model = save(tmp_path, name, changes, tokenizer)
     run_export(tmp_path, tmp_path / "model.gguf", *GGUF)
@@ -102,14 +102,14 @@ def test_llama_cpp_generates_the_greedy_tokens_of_the_checkpoint(name, changes, 
 
 
 def bpe_with(*words):
-    """The BPE tokenizer with words that are found in a text; the name of a special token is not."""
+    """Return the BPE tokenizer with added words and a special token."""
     library = BPE.library.from_str(BPE.library.to_str())
     library.add_tokens([*words])
     library.add_special_tokens(["<|tool|>"])
     return BPETokenizer(library.to_str())
 
 
-def test_words_and_white_space_that_a_tokenizer_adds_are_found_by_llama_cpp_too(tmp_path, serve):
+def test_llama_cpp_finds_the_added_words_of_a_tokenizer(tmp_path, serve):
     words = ["  ", "\n\n", "    ", "COVID", "small", "世界", "é", "\t"]
     tokenizer = bpe_with(*words)
     save(tmp_path, "GPT2", {}, tokenizer)
@@ -137,7 +137,7 @@ def test_added_words_that_llama_cpp_would_find_elsewhere_are_refused(words, reas
     assert reason in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
 
 
-def test_a_character_model_stops_at_no_token(tmp_path):
+def test_a_character_model_has_no_end_token(tmp_path):
     save(tmp_path, "GPT2", {}, CHARACTERS)
     run_export(tmp_path, tmp_path / "model.gguf", *GGUF)
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
@@ -157,8 +157,8 @@ def rename_the_model(path):
     path.write_bytes(path.read_bytes().replace(b"unique", b"chance"))
 
 
-@pytest.mark.parametrize("damage, problem", [(flip_a_weight, "another tensor"), (rename_the_model, "general.name")])
-def test_a_file_that_is_written_wrongly_is_not_kept(damage, problem, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("damage, problem", [(flip_a_weight, "a different tensor"), (rename_the_model, "general.name")])
+def test_a_file_that_fails_the_verification_is_not_kept(damage, problem, tmp_path, capsys, monkeypatch):
     save(tmp_path, "GPT2", {}, CHARACTERS)
     path = tmp_path / "unique.gguf"
     run_export(tmp_path, path, *GGUF)
@@ -178,10 +178,10 @@ def test_a_file_with_more_embeddings_than_tokens_is_not_kept(tmp_path, capsys, m
     save(tmp_path, "GPT2", {}, CHARACTERS)
 
     def arrays(*arguments):
-        for name, array in arrays_of(*arguments):
+        for name, array in export_arrays(*arguments):
             yield name, np.concatenate((array, array[:1])) if name == "token_embd.weight" else array
 
-    monkeypatch.setattr("formats.export.gguf.arrays_of", arrays)
+    monkeypatch.setattr("formats.export.gguf.export_arrays", arrays)
     assert f"{CHARACTERS.vocab_size + 1} embeddings" in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
 
 
@@ -190,7 +190,7 @@ def test_a_file_with_more_embeddings_than_tokens_is_not_kept(tmp_path, capsys, m
     ("RainbowGPT", {}, "gpt2 has no feed_forward relu"),
     ("GPT2", {"feed_forward": "gelu_exact"}, "gpt2 has no feed_forward gelu_exact"),
 ])
-def test_what_llama_cpp_does_not_compute_is_refused_with_the_reason(name, changes, reason, tmp_path, capsys):
+def test_a_model_that_llama_cpp_does_not_compute_is_refused_with_the_reason(name, changes, reason, tmp_path, capsys):
     save(tmp_path, name, changes, CHARACTERS)
     assert reason in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
@@ -208,7 +208,7 @@ def test_a_bpe_without_merges_is_refused(tmp_path, capsys):
     assert "no merges" in error_of(capsys, tmp_path, tmp_path / "model.gguf", *GGUF)
 
 
-def test_bad_paths_and_a_missing_package_are_one_line(tmp_path, capsys, monkeypatch):
+def test_bad_paths_and_a_missing_package_are_one_line_errors(tmp_path, capsys, monkeypatch):
     save(tmp_path, "GPT2", {}, CHARACTERS)
     assert "ends with .gguf" in error_of(capsys, tmp_path, tmp_path / "folder", *GGUF)
     other = tmp_path / "other.gguf"

@@ -1,4 +1,4 @@
-"""LoRA against hand computation and a brute-force formula; merged against applied; what training changes."""
+"""LoRA against brute-force formulas, merged adapters against separate ones, and what training changes."""
 
 import copy
 
@@ -24,7 +24,7 @@ every_case = pytest.mark.parametrize("name, changes, targets", CASES)
 
 
 def adapted(name, changes, targets, random=False):
-    """A small model with adapters of rank 2; `random`: both factors are random, so that they change the output."""
+    """Return a small model with adapters of rank 2; `random`: both factors are random, and so change the output."""
     model = small_model(name, **changes)
     add_lora(model, 2, 3.0, targets)
     if random:
@@ -47,7 +47,7 @@ def test_the_scale_is_alpha_over_rank():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_output_is_that_of_the_formula(bias):
+def test_the_output_matches_the_formula(bias):
     torch.manual_seed(0)
     linear = torch.nn.Linear(5, 3, bias=bias)
     lora = LoRALinear(linear, rank=2, alpha=6)
@@ -71,7 +71,7 @@ def test_an_untrained_adapter_changes_nothing(name, changes, targets):
 
 
 @every_case
-def test_merged_equals_applied_and_is_a_plain_model(name, changes, targets):
+def test_merging_gives_a_plain_model_with_the_same_output(name, changes, targets):
     model, base, x = adapted(name, changes, targets, random=True), small_model(name, **changes), ids()
     y = x % model.config.n_outputs
     logits, loss, before = model(x)[0], model(x, y)[1], copy_weights(model)
@@ -89,7 +89,7 @@ def test_merged_equals_applied_and_is_a_plain_model(name, changes, targets):
 
 @every_case
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_training_changes_the_adapters_and_the_head_of_a_classifier_only(name, changes, targets, optimizer):
+def test_training_changes_only_the_adapters_and_the_head_of_a_classifier(name, changes, targets, optimizer):
     model = adapted(name, changes, targets)
     before, mark = copy_weights(model), fingerprint(model)
     train_step = train(model, optimizer, ema=0.5)
@@ -103,7 +103,7 @@ def test_training_changes_the_adapters_and_the_head_of_a_classifier_only(name, c
 
 
 @every_case
-def test_the_changed_tensors_alone_restore_the_model(name, changes, targets, tmp_path):
+def test_the_lora_weights_restore_the_model(name, changes, targets, tmp_path):
     model, x = adapted(name, changes, targets), ids()
     train(model, steps=3)
     torch.save(lora_weights(model), tmp_path / "lora.pt")
@@ -113,7 +113,7 @@ def test_the_changed_tensors_alone_restore_the_model(name, changes, targets, tmp
 
 
 @every_case
-def test_the_weights_are_those_of_the_base_and_of_lora(name, changes, targets):
+def test_base_weights_and_lora_weights_are_disjoint_and_complete(name, changes, targets):
     model, base = adapted(name, changes, targets), small_model(name, **changes)
     heads = {name for name in lora_weights(model) if name in ("head.weight", "head.bias")}
     assert base_weights(model).keys() | heads == file_weights(model).keys()
@@ -123,7 +123,7 @@ def test_the_weights_are_those_of_the_base_and_of_lora(name, changes, targets):
     assert fingerprint(model) != fingerprint(base)
 
 
-def test_the_fingerprint_leaves_out_the_head_of_a_classifier():
+def test_the_fingerprint_ignores_the_head_of_a_classifier():
     one, other = small_model("BardGPT", n_labels=3), small_model("BardGPT", n_labels=3)
     other.head.weight.data += 1
     assert fingerprint(one) == fingerprint(other)
@@ -136,7 +136,7 @@ def test_the_fingerprint_leaves_out_the_head_of_a_classifier():
     ("EasyGPT", {"n_labels": 3}, ["head"], "head is trained in full: choose from qkv, out, up, down, gate"),
     ("GPT2", {}, [], "at least one target: choose from qkv, out, up, down"),
 ])  # fmt: skip
-def test_a_wrong_target_is_an_error_that_lists_the_valid_ones(name, changes, targets, words):
+def test_an_invalid_target_is_an_error_that_lists_the_valid_ones(name, changes, targets, words):
     model = small_model(name, **changes)
     before = copy_weights(model)
     with pytest.raises(UserError, match=words):
@@ -145,7 +145,7 @@ def test_a_wrong_target_is_an_error_that_lists_the_valid_ones(name, changes, tar
 
 
 @pytest.mark.parametrize("rank, alpha, words", [(0, 1.0, "rank cannot be 0"), (4, 0.0, "alpha cannot be 0.0")])
-def test_rank_and_alpha_are_positive(rank, alpha, words):
+def test_rank_and_alpha_must_be_positive(rank, alpha, words):
     with pytest.raises(UserError, match=words):
         add_lora(small_model("BardGPT"), rank, alpha, ["qkv"])
 
@@ -190,8 +190,8 @@ def test_an_adapter_computes_in_half_precision_under_autocast():
 
 
 @pytest.mark.parametrize("recompute", [True, False])
-def test_the_gradients_of_adapters_follow_from_those_of_the_weights(recompute):
-    """y = (W + s B A) x, so the gradient of B is s G A^T, and that of A is s B^T G, for the gradient G of W."""
+def test_the_gradients_of_adapters_follow_from_the_gradients_of_the_weights(recompute):
+    """With y = (W + s B A) x and the gradient G of W, the gradient of B is s G A^T, and the gradient of A s B^T G."""
     model = adapted("TransformerModel", {}, ["qkv", "head"], random=True).train()
     merged, x = copy.deepcopy(model), ids()
     merge_lora(merged)
@@ -203,7 +203,7 @@ def test_the_gradients_of_adapters_follow_from_those_of_the_weights(recompute):
         torch.testing.assert_close(lora.lora_a.grad, 1.5 * lora.lora_b.T @ linear.weight.grad, atol=1e-5, rtol=1e-4)
 
 
-def test_generation_with_a_cache_is_that_of_the_merged_model():
+def test_generation_is_the_same_after_merging():
     model = adapted("EasyGPT", {}, ["qkv", "out", "gate", "down"], random=True)
     greedy = SamplingConfig(temperature=0)
     applied = list(generate(model, [1, 2, 3], 30, greedy))

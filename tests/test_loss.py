@@ -1,4 +1,4 @@
-"""Chunked cross-entropy against PyTorch's."""
+"""Chunked cross-entropy against PyTorch's cross-entropy."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def reference(h, head, y):
 
 @pytest.mark.parametrize("chunk", [1, V, 3 * V, 10**6], ids=["one token", "one token exactly", "three tokens", "all"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_loss_and_gradients_equal_pytorchs(monkeypatch, bias, chunk):
+def test_loss_and_gradients_match_pytorch(monkeypatch, bias, chunk):
     monkeypatch.setattr(loss, "LOGITS_CHUNK", chunk)
     results = []
     for function in (head_loss, reference):
@@ -37,7 +37,7 @@ def test_loss_and_gradients_equal_pytorchs(monkeypatch, bias, chunk):
 
 
 @pytest.mark.parametrize("trained", [("h",), ("weight",), ("bias",), ("h", "bias"), ("h", "weight")])
-def test_only_the_gradients_that_are_needed_are_computed(trained):
+def test_only_the_needed_gradients_are_computed(trained):
     results = []
     for function in (head_loss, reference):
         h, head, y = inputs(bias=True)
@@ -58,7 +58,7 @@ def test_without_trained_weights_the_loss_has_no_gradient():
     torch.testing.assert_close(value, reference(h, head, y).detach())
 
 
-def test_in_bfloat16_the_error_is_that_of_rounding():
+def test_bfloat16_gradients_differ_only_by_rounding():
     h, head, y = inputs(bias=True)
     exact = torch.autograd.grad(reference(h, head, y), [h, *head.parameters()])
     with torch.autocast("cpu", torch.bfloat16):
@@ -74,7 +74,7 @@ def test_without_targets_the_loss_and_its_gradients_are_zero():
     assert value == 0 and not h.grad.any() and not head.weight.grad.any() and not head.bias.grad.any()
 
 
-def test_without_gradients_the_loss_is_the_same():
+def test_the_loss_is_the_same_without_gradients():
     h, head, y = inputs(bias=True)
     with torch.no_grad():
         value = head_loss(h, head, y)

@@ -1,4 +1,4 @@
-"""The zoo against formulas, against transformers, and against transformer_4d.py."""
+"""The models of the zoo against formulas, transformers, and transformer_4d.py."""
 
 import math
 
@@ -28,12 +28,12 @@ def batch(rows=2):
 
 
 def classic(C, T, L, V=65):
-    """LayerNorms with bias, matrices without, learned positions, and an untied head with a bias."""
+    """Count parameters: LayerNorms with bias, matrices without, learned positions, an untied head with bias."""
     return V * C + T * C + L * (12 * C * C + 2 * 2 * C) + 2 * C + (C * V + V)
 
 
 def gpt2(C, T, L, V):
-    """Biases everywhere, learned positions, and a tied head."""
+    """Count parameters: biases everywhere, learned positions, a tied head."""
     return V * C + T * C + L * (12 * C * C + (4 * C + 4 * C + C) + 2 * 2 * C) + 2 * C
 
 
@@ -64,7 +64,7 @@ def test_a_model_has_the_published_number_of_parameters(name, published, formula
 
 
 @every_model
-def test_a_later_token_changes_no_earlier_logit(name):
+def test_attention_is_causal(name):
     model, (x, _) = small_model(name), batch()
     before, _ = model(x)
     for t in range(1, x.size(1)):
@@ -78,7 +78,7 @@ def test_a_later_token_changes_no_earlier_logit(name):
 
 @every_model
 def test_the_first_loss_is_the_uniform_baseline(name):
-    torch.manual_seed(0)  # at full width, where a tied head that predicts its input would be most confident
+    torch.manual_seed(0)  # full width: a tied head that predicts its input is most confident there
     model = ZOO[name](block_size=32, n_blocks=2, vocab_size=1000, dropout=0.0)
     x, y = torch.randint(1000, (2, 4, 32))
     assert model(x, y)[1].item() == pytest.approx(math.log(1000), abs=0.5 if model.config.tied else 1e-5)
@@ -111,7 +111,7 @@ def test_a_saved_model_loads_unchanged(name, tmp_path):
 
 
 @every_model
-def test_the_loss_is_the_mean_over_the_targets_that_are_not_minus_100(name):
+def test_the_loss_ignores_targets_of_minus_100(name):
     model, (x, y) = small_model(name), batch()
     y[0, :5] = y[1, 7] = -100
     logits, loss = model(x)[0], model(x, y)[1]
@@ -121,7 +121,7 @@ def test_the_loss_is_the_mean_over_the_targets_that_are_not_minus_100(name):
 
 
 @every_model
-def test_activation_checkpointing_computes_a_block_twice_and_the_same_gradients(name):
+def test_activation_checkpointing_runs_each_block_twice_and_gives_the_same_gradients(name):
     model, (x, y) = small_model(name, dropout=0.2).train(), batch()
     runs = []
     for block in model.blocks:
@@ -141,7 +141,7 @@ def test_activation_checkpointing_computes_a_block_twice_and_the_same_gradients(
 
 
 @every_model
-def test_a_model_in_bfloat16_equals_the_model_in_float32_up_to_rounding(name):
+def test_bfloat16_equals_float32_up_to_rounding(name):
     model, (x, _) = small_model(name), batch()
     with torch.autocast("cpu", torch.bfloat16):
         rounded, _ = model(x)
@@ -203,7 +203,7 @@ def test_a_checkpoint_of_transformer_4d_from_before_qk_norm_still_loads(tmp_path
     torch.testing.assert_close(restored(ids)[0], model(ids)[0])
 
 
-def test_a_file_has_queries_keys_and_values_apart_and_shares_memory_with_the_model():
+def test_file_weights_split_queries_keys_and_values_and_share_memory_with_the_model():
     model = small_model("EasyGPT", bias=True)
     weights = file_weights(model)
     assert not any("qkv" in name for name in weights)
@@ -215,7 +215,7 @@ def test_a_file_has_queries_keys_and_values_apart_and_shares_memory_with_the_mod
     assert weights["head.weight"].data_ptr() == weights["token_embedding.weight"].data_ptr()  # tied
 
 
-def test_the_weights_of_a_file_load_strictly():
+def test_loading_file_weights_is_strict():
     model, other = small_model("EasyGPT", bias=True), small_model("EasyGPT", bias=True)
     weights = {name: weight + 1 for name, weight in file_weights(model).items()}
     load_file_weights(other, weights.items())
@@ -226,7 +226,7 @@ def test_the_weights_of_a_file_load_strictly():
             load_file_weights(other, [(key, weight) for key, weight in weights.items() if key != name])
     with pytest.raises(RuntimeError, match=r"Unexpected.*extra"):
         load_file_weights(other, [*weights.items(), ("extra", torch.zeros(1))])
-    assert weights.keys() == file_weights(model).keys()  # loading leaves the caller's dictionary as it is
+    assert weights.keys() == file_weights(model).keys()  # the caller's dictionary is unchanged
 
 
 # ---- transformers ----------------------------------------------------------------------------------------------------
@@ -237,8 +237,8 @@ LLAMA = {"token_embedding": "model.embed_tokens", "blocks": "model.layers", "fin
          "feed_forward": "mlp", "gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
-def as_llama(model):
-    """The weights of a model under Llama's names."""
+def llama_weights(model):
+    """Return the weights of a model by Llama's names."""
     return {".".join(LLAMA.get(part, part) for part in name.split(".")): weight
             for name, weight in file_weights(model).items()}
 
@@ -260,20 +260,20 @@ def assert_same_logits(model, theirs, weights):
 
 @pytest.mark.parametrize("rope_theta", [10_000.0, 500.0])
 @pytest.mark.parametrize("num_kv_heads", [1, 4, 8])
-def test_grouped_queries_rms_norm_rotary_positions_and_swiglu_equal_llamas(num_kv_heads, rope_theta):
+def test_grouped_queries_rms_norm_rotary_positions_and_swiglu_match_llama(num_kv_heads, rope_theta):
     model = small_model("EasyGPT", block_size=64, num_kv_heads=num_kv_heads, rope_theta=rope_theta)
     llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama_settings(model.config)))
-    assert_same_logits(model, llama, as_llama(model))
+    assert_same_logits(model, llama, llama_weights(model))
 
 
-def test_queries_and_keys_are_normalized_as_in_qwen3():
+def test_qk_norm_matches_qwen3():
     model = small_model("EasyGPT", block_size=64, qk_norm=True)
     qwen3 = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**llama_settings(model.config)))
     unscaled = {f"model.layers.{i}.self_attn.{x}_norm.weight": torch.ones(4) for i in range(2) for x in "qk"}
-    assert_same_logits(model, qwen3, as_llama(model) | unscaled)
+    assert_same_logits(model, qwen3, llama_weights(model) | unscaled)
 
 
-def test_queries_and_keys_are_normalized_as_in_stablelm_where_the_norm_is_layer_norm():
+def test_qk_norm_with_layer_norm_matches_stablelm():
     model = small_model("EasyGPT", block_size=64, norm="layer", qk_norm=True, tied=False)
     settings = llama_settings(model.config)
     settings["rope_parameters"]["partial_rotary_factor"] = 1.0
@@ -281,11 +281,11 @@ def test_queries_and_keys_are_normalized_as_in_stablelm_where_the_norm_is_layer_
         **settings | {"layer_norm_eps": model.config.norm_eps, "qk_layernorm": True, "tie_word_embeddings": False}))
     unscaled = {f"model.layers.{i}.self_attn.{x}_layernorm.norms.{head}.weight": torch.ones(4)
                 for i in range(2) for x, heads in (("q", 8), ("k", 4)) for head in range(heads)}
-    assert_same_logits(model, stablelm, as_llama(model) | unscaled)
+    assert_same_logits(model, stablelm, llama_weights(model) | unscaled)
 
 
 @pytest.mark.parametrize("ours, theirs", [("gelu", "gelu_new"), ("relu", "relu"), ("relu2", "relu2")])
-def test_gpt2_equals_that_of_transformers(ours, theirs):
+def test_gpt2_matches_transformers(ours, theirs):
     model = small_model("GPT2", feed_forward=ours)
     config = transformers.GPT2Config(n_embd=32, n_positions=12, n_layer=2, n_head=8, n_inner=48, vocab_size=11,
                                      activation_function=theirs)
@@ -326,7 +326,7 @@ def test_an_invalid_configuration_is_an_error_that_quotes_it(change, named):
     assert named in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_change_to_a_named_model_is_checked_too():
+def test_changes_to_a_named_model_are_validated():
     with pytest.raises(UserError, match="num_heads 7"):
         ZOO["RainbowGPT"](num_heads=7)
     with pytest.raises(TypeError, match="n_heads"):

@@ -1,4 +1,4 @@
-"""nanoGPT's ckpt.pt: the logits of a GPT-2 of transformers with the same weights, and what is refused."""
+"""nanoGPT's ckpt.pt: the same logits as transformers with the same weights, and what is refused."""
 
 import json
 import pickle
@@ -28,13 +28,13 @@ def small_gpt2(activation_function="gelu", vocab_size=65, **changes):
 
 
 def nanogpt_weights(model, prefix="_orig_mod."):
-    """The state_dict that nanoGPT would have for a GPT2LMHeadModel: its linear layers are not transposed."""
+    """Return nanoGPT's state_dict for a GPT2LMHeadModel: its linear layers are not transposed."""
     return {prefix + name: weight.T.contiguous() if name.endswith(TRANSPOSED) else weight
             for name, weight in model.state_dict().items()}
 
 
-def optimizer_of(weights):
-    """The state_dict of an AdamW that trains these."""
+def optimizer_state(weights):
+    """Return the state_dict of an AdamW that trains these weights."""
     parameters = [torch.nn.Parameter(weight.clone()) for weight in weights.values()]
     optimizer = torch.optim.AdamW(parameters)
     sum(parameter.sum() for parameter in parameters).backward()
@@ -43,12 +43,12 @@ def optimizer_of(weights):
 
 
 def write_checkpoint(folder, weights, meta=True, **arguments):
-    """nanoGPT's out/ckpt.pt in a folder with, unless `meta` is false, data/letters/meta.pkl."""
+    """Write out/ckpt.pt to a folder and, unless `meta` is false, data/letters/meta.pkl; return the path."""
     file = folder / "out" / "ckpt.pt"
     file.parent.mkdir()
     arguments = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "bias": True, "vocab_size": 65,
                  "dropout": 0.1} | arguments
-    torch.save({"model": weights, "optimizer": optimizer_of(weights), "model_args": arguments, "iter_num": 3,
+    torch.save({"model": weights, "optimizer": optimizer_state(weights), "model_args": arguments, "iter_num": 3,
                 "best_val_loss": torch.tensor(1.5), "config": {"dataset": "letters", "device": "cuda"}}, file)
     if meta:
         write_meta(folder / "data" / "letters" / "meta.pkl")
@@ -63,13 +63,13 @@ def write_meta(file):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A checkpoint of nanoGPT."""
+    """Write a nanoGPT checkpoint; return its path."""
     return write_checkpoint(tmp_path, nanogpt_weights(small_gpt2()))
 
 
 @pytest.mark.parametrize(("suffix", "activation"), [("", "gelu"), (":tanh", "gelu_new")])
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."])
-def test_the_logits_are_those_of_transformers(tmp_path, prefix, suffix, activation):
+def test_the_logits_match_transformers(tmp_path, prefix, suffix, activation):
     theirs = small_gpt2(activation)
     file = write_checkpoint(tmp_path, nanogpt_weights(theirs, prefix))
     loaded = load_checkpoint(f"{file}{suffix}")
@@ -79,14 +79,14 @@ def test_the_logits_are_those_of_transformers(tmp_path, prefix, suffix, activati
     assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
 
 
-def test_the_two_kinds_of_gelu_differ(checkpoint):
+def test_tanh_selects_the_approximation_of_gelu(checkpoint):
     theirs = small_gpt2()
     assert_matches(load_checkpoint(checkpoint).model, theirs)
     with pytest.raises(AssertionError):
         assert_matches(load_checkpoint(f"{checkpoint}:tanh").model, theirs)
 
 
-def test_without_biases(tmp_path):
+def test_a_checkpoint_without_biases_loads(tmp_path):
     theirs = small_gpt2()
     for name, weight in theirs.named_parameters():
         if name.endswith("bias"):
@@ -98,14 +98,14 @@ def test_without_biases(tmp_path):
     assert model.blocks[0].attention.qkv.bias is None
 
 
-def test_a_head_that_is_not_tied(tmp_path):
+def test_an_untied_head_loads(tmp_path):
     theirs = small_gpt2(tie_word_embeddings=False)
     model = load_checkpoint(write_checkpoint(tmp_path, nanogpt_weights(theirs))).model
     assert_matches(model, theirs)
     assert not model.config.tied
 
 
-def test_old_files_have_no_bias_in_model_args_and_buffers_of_attention(tmp_path):
+def test_old_files_without_bias_in_model_args_and_with_attention_buffers_load(tmp_path):
     theirs = small_gpt2("gelu_new")
     weights = nanogpt_weights(theirs, prefix="")
     for i in range(2):
@@ -118,7 +118,7 @@ def test_old_files_have_no_bias_in_model_args_and_buffers_of_attention(tmp_path)
     assert_matches(load_checkpoint(f"{file}:tanh").model, theirs)
 
 
-def test_a_folder_is_the_checkpoint_in_it_and_a_gpu_is_not_needed(tmp_path, monkeypatch):
+def test_a_folder_with_a_checkpoint_that_was_saved_on_a_gpu_loads_without_one(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
     theirs = small_gpt2()
     file = write_checkpoint(tmp_path, nanogpt_weights(theirs))
@@ -128,10 +128,10 @@ def test_a_folder_is_the_checkpoint_in_it_and_a_gpu_is_not_needed(tmp_path, monk
     assert_matches(load_checkpoint(file.parent).model, theirs)
 
 
-def test_gpt2s_tokenizer_with_a_padded_vocabulary(tmp_path, run_main):
+def test_a_padded_vocabulary_works_with_the_tokenizer_of_gpt2(tmp_path, run_main):
     theirs = small_gpt2(vocab_size=304)
     with torch.no_grad():
-        theirs.transformer.wte.weight[257:] *= 100  # padding that would always be sampled
+        theirs.transformer.wte.weight[257:] *= 100  # padding that would otherwise be sampled
     file = write_checkpoint(tmp_path, nanogpt_weights(theirs), meta=False, vocab_size=304)
     tokens = {token: i for i, token in enumerate([*BYTE_OF, "<|endoftext|>"])}
     (file.parent / "encoder.json").write_text(json.dumps(tokens), encoding="utf-8")
@@ -141,20 +141,20 @@ def test_gpt2s_tokenizer_with_a_padded_vocabulary(tmp_path, run_main):
 
 
 @pytest.mark.parametrize("vocab_size", [50257, 50304])
-def test_without_meta_pkl_the_tokenizer_is_gpt2s(tmp_path, monkeypatch, vocab_size):
+def test_without_meta_pkl_the_tokenizer_of_gpt2_is_used(tmp_path, monkeypatch, vocab_size):
     monkeypatch.setattr("formats.nanogpt.load_tokenizer", lambda name: f"the tokenizer {name}")
     file = tmp_path / "out" / "ckpt.pt"
     assert find_tokenizer(file, {"dataset": "openwebtext"}, vocab_size) == "the tokenizer gpt2"
 
 
-def test_the_scripts_take_it(checkpoint, tmp_path, run_main):
+def test_the_scripts_read_a_checkpoint(checkpoint, tmp_path, run_main):
     text = tmp_path / "text.txt"
     text.write_text("abc ABC\n" * 200)
     assert "GPT2, 28,064 parameters" in run_main(estimate.main, checkpoint, "--data", text, "--device", "cpu")
     assert run_main(terminal_demo.main, checkpoint, "--prompt", "abc", "--max_tokens", "5", "--device", "cpu").strip()
 
 
-def test_training_starts_from_it(checkpoint, tmp_path):
+def test_training_starts_from_a_checkpoint(checkpoint, tmp_path):
     (tmp_path / "text.txt").write_text("abc ABC\n" * 200)
     train(parse_settings([f"--init={checkpoint}:tanh", f"--data.path={tmp_path}/text.txt", "--run=more",
                           f"--output.folder={tmp_path}/runs", "--training.max_iters=2", "--training.eval_interval=1",
@@ -176,8 +176,8 @@ def test_loading_takes_less_than_1_3_times_the_memory_of_the_model(tmp_path):
 C_PROJ = "_orig_mod.transformer.h.1.mlp.c_proj.weight"
 
 
-def edited(file, edit):
-    """Change the content of a checkpoint by a function."""
+def edit_checkpoint(file, edit):
+    """Apply a function to the content of a checkpoint."""
     content = torch.load(file)
     edit(content)
     torch.save(content, file)
@@ -205,12 +205,12 @@ def edited(file, edit):
     (lambda content: content.update(config=None), "no meta.pkl"),
 ])  # fmt: skip
 def test_damaged_checkpoints_are_refused(checkpoint, edit, message):
-    edited(checkpoint, edit)
+    edit_checkpoint(checkpoint, edit)
     with pytest.raises(UserError, match=message):
         load_checkpoint(checkpoint)
 
 
-def test_a_file_that_is_cut_off_is_refused(checkpoint):
+def test_a_truncated_file_is_refused(checkpoint):
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(UserError, match="damaged"):
         load_checkpoint(checkpoint)
@@ -221,7 +221,7 @@ def test_code_in_a_checkpoint_is_not_run(checkpoint, capsys):
         def __reduce__(self):
             return print, ("code was run",)
 
-    edited(checkpoint, lambda content: content.update(config=Code()))
+    edit_checkpoint(checkpoint, lambda content: content.update(config=Code()))
     with pytest.raises(UserError, match="contains code, which is not run"):
         load_checkpoint(checkpoint)
     assert capsys.readouterr().out == ""
@@ -234,7 +234,7 @@ def test_a_meta_pkl_of_other_data_is_refused(tmp_path):
         load_checkpoint(file)
 
 
-def test_tanh_is_for_checkpoints_of_nanogpt(tmp_path):
+def test_tanh_is_only_for_nanogpt_checkpoints(tmp_path):
     with pytest.raises(UserError, match="there is no"):
         load_checkpoint(tmp_path / "missing.pt:tanh")
     torch.save({"weights": {}}, tmp_path / "ours.pt")

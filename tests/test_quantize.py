@@ -1,4 +1,4 @@
-"""Int8 weights against computations by hand, and against float models with the same weights."""
+"""Int8 weights against hand computation, and against float models with rounded weights."""
 
 import copy
 
@@ -27,7 +27,7 @@ def quantized(model):
 
 
 def rounded(model):
-    """A float copy of a model, with every matrix rounded to the nearest that int8 with one scale per row can hold."""
+    """Return a float copy of a model whose matrices are rounded to int8 with one scale per row."""
     model = copy.deepcopy(model)
     for weight in model.parameters():
         if weight.dim() == 2:
@@ -39,7 +39,7 @@ def rounded(model):
 # ---- One matrix ------------------------------------------------------------------------------------------------------
 
 
-def test_a_layer_computed_by_hand():
+def test_a_layer_matches_hand_computation():
     weight = torch.tensor([[254.0, -126.0, 3.2, 0.9], [0.0, 0.0, 0.0, 0.0], [-127.0, 1.4, 63.6, 0.0]])
     matrix = Int8Matrix(weight)
     assert matrix.int8.tolist() == [[127, -63, 2, 0], [0, 0, 0, 0], [-127, 1, 64, 0]]
@@ -50,7 +50,7 @@ def test_a_layer_computed_by_hand():
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e30])
-def test_every_element_is_within_half_a_step(size):
+def test_the_error_of_every_element_is_at_most_half_a_step(size):
     torch.manual_seed(0)
     weight = size * torch.randn(50, 300) * torch.logspace(-3, 3, 50)[:, None]  # rows of very different sizes
     weight[7, 5] *= 1000  # one outlier
@@ -63,7 +63,7 @@ def test_every_element_is_within_half_a_step(size):
 
 @pytest.mark.parametrize("columns, kernel", [(16, True), (24, False), (33, False), (384, True)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_one_token_in_bfloat16_is_computed_as_in_float64(columns, kernel, bias):
+def test_one_token_in_bfloat16_matches_float64(columns, kernel, bias):
     torch.manual_seed(0)
     layer = Int8Linear(Int8Matrix(torch.randn(21, columns)), torch.nn.Parameter(torch.randn(21)) if bias else None)
     exact = layer.matrix.int8.double() * layer.matrix.scale.double()
@@ -83,7 +83,7 @@ def test_one_token_in_bfloat16_is_computed_as_in_float64(columns, kernel, bias):
 
 
 @pytest.mark.parametrize("name, changes", MODELS)
-def test_a_quantized_model_computes_what_a_float_model_with_rounded_weights_does(name, changes):
+def test_a_quantized_model_matches_a_float_model_with_rounded_weights(name, changes):
     model = small_model(name, **changes)
     int8, reference = quantized(model), rounded(model)
     x = torch.randint(0, 11, (2, 12))
@@ -97,7 +97,7 @@ def test_a_quantized_model_computes_what_a_float_model_with_rounded_weights_does
 
 
 @pytest.mark.parametrize("name", ["BardGPT", "GPT2"])
-def test_generation_in_bfloat16_has_the_logits_of_the_rounded_model(name):
+def test_generation_in_bfloat16_matches_a_float_model_with_rounded_weights(name):
     model = small_model(name, n_hidden=64, n_blocks=1)
     int8, reference = quantized(model).bfloat16(), rounded(model).bfloat16()
     seen = {}
@@ -112,7 +112,7 @@ def test_generation_in_bfloat16_has_the_logits_of_the_rounded_model(name):
 
 
 @pytest.mark.parametrize("name, changes", MODELS)
-def test_all_matrices_are_int8_a_tied_one_once_and_norms_and_biases_are_kept(name, changes):
+def test_all_matrices_become_int8_and_norms_and_biases_are_kept(name, changes):
     model = small_model(name, **changes)
     int8 = quantized(model)
     kept = {key: weight for key, weight in model.named_parameters() if weight.dim() == 1}
@@ -126,13 +126,13 @@ def test_all_matrices_are_int8_a_tied_one_once_and_norms_and_biases_are_kept(nam
     assert sum(tensor.nbytes for tensor in tensors) == weight_bytes(model.config, "int8")
 
 
-def test_at_most_three_tenths_of_the_size_remain():
+def test_int8_takes_at_most_three_tenths_of_the_size():
     for name, model in ZOO.items():
         assert weight_bytes(model.config, "int8") <= 0.3 * weight_bytes(model.config, "float32"), name
     assert int8_summary(ZOO["GPT2"].config) == "int8 weights: 119.05 MiB, 0.251 times the 474.70 MiB of float32"
 
 
-def test_the_shipped_model_loses_less_than_a_hundredth():
+def test_quantization_changes_the_loss_of_the_shipped_model_by_less_than_a_hundredth():
     model, tokenizer = load_model(SHIPPED)
     batches = ConsecutiveWindows(tokenizer.encode(TEXT), model.block_size, 8)
     assert abs(estimate_loss(quantized(model), batches) - estimate_loss(model, batches)) < 0.01

@@ -18,7 +18,7 @@ TINY_SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare" / "input.
 README = (ROOT / "checkpoints" / "shakespeare" / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_shipped_model_has_the_configuration_of_its_yaml():
+def test_the_shipped_model_matches_its_yaml_and_its_readme():
     model, tokenizer = load_model(SHIPPED)
     settings = yaml.safe_load((ROOT / "config" / "bard_gpt_cpu.yaml").read_text(encoding="utf-8"))
     zoo = ZOO[settings["model"]["name"]]
@@ -38,6 +38,6 @@ def test_the_shipped_model_reaches_the_published_loss(folder, run_main):
     assert loss <= 1.4697
     published = [float(re.search(r"\*\*([\d.]+)\*\*", README)[1]),
                  *(reference for reference, what in estimate.REFERENCES["tiny Shakespeare"] if "ships" in what)]
-    assert published == pytest.approx([loss, loss], abs=0.001)  # bfloat16, if the CPU is fast at it
+    assert published == pytest.approx([loss, loss], abs=0.001)  # in bfloat16 if the CPU supports it
     assert float(re.search(r"([\d.]+)  5-gram baseline", out)[1]) == 1.6688
     assert out.splitlines()[-1].endswith("normal for a trained GPT.")

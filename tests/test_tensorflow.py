@@ -1,4 +1,4 @@
-"""OpenAI's TensorFlow checkpoints: the logits of transformers, and what is refused."""
+"""OpenAI's TensorFlow checkpoints: the same logits as transformers, and what is refused."""
 
 import base64
 import json
@@ -25,13 +25,13 @@ ch9dkUsMYtLQWINbAlaKGdILlEAhveMwSyBmSC9QARoXeT+UEyXsDoBE15ry3EAL6Qcg8cvTOSRRVDeo
 rQyYIb1AD2jyG/P3zlhD+oAeSKdONd9bNrC/0pDThBlQ5+9UweXcKGkCJBp+/tBGNmbx8oJUoDjIDWwQX5hrHGA0dTLkm83OJFECkuMUYuZoYYIYZ6HR
 4Gj6/Nz9VgYg2M/IwMAEYrxfpjkbRDOCiAOfFm5gYGTOYzjEBhdrKHvSdZyN4wobPwNBEP67oVul1P02AOOWswQ=
 """))  # model.ckpt.index as TensorFlow 2.21 wrote it for a model of these sizes, with OpenAI's names and shapes
-COMPRESSION = 834  # the position of the byte that says how the entries are compressed
+COMPRESSION = 834  # position of the byte with the compression type
 ENDINGS = {"ln_1.weight": "ln_1/g", "ln_2.weight": "ln_2/g", "ln_f.weight": "ln_f/g", "wte.weight": "wte",
            "wpe.weight": "wpe", ".weight": "/w", ".bias": "/b"}
 
 
 def openai_name(name):
-    """OpenAI's name of a weight of transformers.
+    """Return OpenAI's name for a weight of transformers.
 
     >>> openai_name("transformer.h.1.attn.c_attn.weight")
     'model/h1/attn/c_attn/w'
@@ -50,7 +50,7 @@ def theirs():
 
 @pytest.fixture
 def model(tmp_path, theirs):
-    """A folder with OpenAI's files for the weights of `theirs`."""
+    """Write OpenAI's files for the weights of `theirs`; return their folder."""
     folder = tmp_path / "117M"
     folder.mkdir()
     weights = {openai_name(name): weight for name, weight in theirs.state_dict().items() if name != "lm_head.weight"}
@@ -65,7 +65,7 @@ def model(tmp_path, theirs):
     return folder
 
 
-def test_the_logits_are_those_of_transformers(model, theirs):
+def test_the_logits_match_transformers(model, theirs):
     loaded = load_checkpoint(model)
     assert_matches(loaded.model, theirs)
     assert loaded.model.head.weight is loaded.model.token_embedding.weight
@@ -82,7 +82,7 @@ def test_the_file_checkpoint_names_the_weights(model, theirs):
         load_checkpoint(model)
 
 
-def test_the_scripts_take_it(model, tmp_path, run_main):
+def test_the_scripts_read_a_folder(model, tmp_path, run_main):
     text = tmp_path / "text.txt"
     text.write_text("abc ab\n" * 200)
     assert "GPT2, 3,888 parameters" in run_main(estimate.main, model, "--data", text, "--device", "cpu")
@@ -92,7 +92,7 @@ def test_the_scripts_take_it(model, tmp_path, run_main):
 # ---- What is refused -------------------------------------------------------------------------------------------------
 
 
-def with_hparams(folder, **changes):
+def write_hparams(folder, **changes):
     (folder / "hparams.json").write_text(json.dumps(HPARAMS | changes))
 
 
@@ -110,19 +110,19 @@ DATA, LIST = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
     (lambda folder: (folder / DATA).unlink(), "there is no file .*data-00000-of-00001"),
     (lambda folder: (folder / LIST).unlink(), r"there is no file .*model\.ckpt\.index"),
     (lambda folder: (folder / "vocab.bpe").unlink(), "contains no tokenizer"),
-    (lambda folder: edit(folder / LIST, lambda content: content[:-1]), "it does not end as one"),
+    (lambda folder: edit(folder / LIST, lambda content: content[:-1]), "its footer is missing"),
     (lambda folder: edit(folder / LIST, lambda content: content[100:]), "damaged"),
     (lambda folder: edit(folder / LIST, lambda content: content + bytes(1 << 20)), "too many for an index"),
     (lambda folder: edit(folder / LIST, lambda content: content.replace(b"model", b"other", 1)),
      "missing the weight model/h0/ln_1/g"),
     (lambda folder: edit(folder / LIST, lambda content: content.replace(b"te\x08\x01", b"te\x08\x02")),
      "not one piece of float32"),
-    (lambda folder: with_hparams(folder, n_layer=3), "missing the weight model/h2/ln_1/g"),
-    (lambda folder: with_hparams(folder, n_layer=10**9), "missing the weight model/h2/ln_1/g"),
-    (lambda folder: with_hparams(folder, n_layer=1), "unexpected weight model/h1/"),
-    (lambda folder: with_hparams(folder, n_embd=10), r"model/wte has shape \(260, 8\)"),
-    (lambda folder: with_hparams(folder, n_head=3), "must be a multiple of num_heads 3"),
-    (lambda folder: with_hparams(folder, n_vocab=None), "n_vocab must be an integer > 0"),
+    (lambda folder: write_hparams(folder, n_layer=3), "missing the weight model/h2/ln_1/g"),
+    (lambda folder: write_hparams(folder, n_layer=10**9), "missing the weight model/h2/ln_1/g"),
+    (lambda folder: write_hparams(folder, n_layer=1), "unexpected weight model/h1/"),
+    (lambda folder: write_hparams(folder, n_embd=10), r"model/wte has shape \(260, 8\)"),
+    (lambda folder: write_hparams(folder, n_head=3), "must be a multiple of num_heads 3"),
+    (lambda folder: write_hparams(folder, n_vocab=None), "n_vocab must be an integer > 0"),
 ])  # fmt: skip
 def test_damaged_files_are_refused(model, damage, message):
     damage(model)
@@ -130,7 +130,7 @@ def test_damaged_files_are_refused(model, damage, message):
         load_checkpoint(model)
 
 
-def test_any_damage_of_the_index_is_one_line(model, fuzz):
+def test_a_damaged_index_never_raises_another_error(model, fuzz):
     prefix, random = model / "model.ckpt", np.random.default_rng(0)
     expected, refused = read_bundle(prefix), 0
     for position in [*range(len(INDEX))] * fuzz:

@@ -1,4 +1,4 @@
-"""transformer_4d.py against independent references, and as a command in a folder of its own."""
+"""transformer_4d.py against independent references, and as a command in its own folder."""
 
 import copy
 import errno
@@ -27,7 +27,7 @@ TINY = {"n_embd": 16, "block_size": 12, "n_blocks": 2, "num_heads": 4, "dropout"
 
 
 def tiny_model(vocab_size=11, seed=0, **changes):
-    """A small model with random weights everywhere: the zeros of the initialisation could hide mistakes."""
+    """Return a small model with random weights, as the initial zeros could hide mistakes."""
     torch.manual_seed(seed)
     model = TransformerModel(Config(**TINY | changes), vocab_size).eval()
     for weight in model.parameters():
@@ -37,7 +37,7 @@ def tiny_model(vocab_size=11, seed=0, **changes):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder in which the script seems to lie, with a text to train on."""
+    """Return a folder with a text, which the script takes for its own folder."""
     monkeypatch.setattr(transformer_4d, "HERE", tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "input.txt").write_text(TEXT, encoding="utf-8")
@@ -75,15 +75,15 @@ def test_the_defaults_give_3_691_073_parameters():
 
 
 def reference_logits(model, ids):
-    """The whole model as in the papers: one sequence, one head, one position at a time."""
+    """Return the logits (T, V), computed as in the papers: one sequence, one head, one position at a time."""
     w = dict(model.named_parameters())
 
-    def standardise(x):
-        centred = x - x.mean()
-        return centred / (centred.square().mean() + 1e-5).sqrt()
+    def standardize(x):
+        centered = x - x.mean()
+        return centered / (centered.square().mean() + 1e-5).sqrt()
 
     def norm(x, name):
-        return standardise(x) * w[f"{name}.weight"] + w[f"{name}.bias"]
+        return standardize(x) * w[f"{name}.weight"] + w[f"{name}.bias"]
 
     x = [w["token_embedding.weight"][i] + w["position_embedding.weight"][t] for t, i in enumerate(ids)]
     for b in range(len(model.blocks)):
@@ -94,7 +94,7 @@ def reference_logits(model, ids):
             heads = []
             for h in range(nh):
                 part = slice(h * len(x[t]) // nh, (h + 1) * len(x[t]) // nh)
-                query, keys = standardise(q[t][part]), [standardise(k[past][part]) for past in range(t + 1)]
+                query, keys = standardize(q[t][part]), [standardize(k[past][part]) for past in range(t + 1)]
                 scores = torch.stack([query @ key for key in keys]) * len(query) ** -0.5
                 share = scores.exp() / scores.exp().sum()
                 heads.append(sum(share[past] * v[past][part] for past in range(t + 1)))
@@ -105,7 +105,7 @@ def reference_logits(model, ids):
     return torch.stack([w["head.weight"] @ norm(v, "final_norm") + w["head.bias"] for v in x])
 
 
-def test_the_model_is_the_reference_formula():
+def test_the_model_matches_the_reference_formula():
     model = tiny_model().double()
     ids = torch.randint(11, (3, 12))
     logits, _ = model(ids)
@@ -114,7 +114,7 @@ def test_the_model_is_the_reference_formula():
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_attention_is_that_of_pytorch(dtype, tolerance):
+def test_attention_matches_pytorch(dtype, tolerance):
     torch.manual_seed(0)
     attention = transformer_4d.Attention(Config(**TINY)).to(dtype)
     torch.nn.init.normal_(attention.out.weight, std=0.3)
@@ -125,7 +125,7 @@ def test_attention_is_that_of_pytorch(dtype, tolerance):
     torch.testing.assert_close(attention(x), attention.out(y), atol=tolerance, rtol=tolerance)
 
 
-def test_the_model_in_bfloat16_is_the_model_in_float32_but_for_rounding():
+def test_bfloat16_equals_float32_up_to_rounding():
     model, x = tiny_model(), torch.randint(11, (2, 12))
     with torch.autocast("cpu", torch.bfloat16):
         rounded, _ = model(x)
@@ -133,7 +133,7 @@ def test_the_model_in_bfloat16_is_the_model_in_float32_but_for_rounding():
     assert (rounded - exact).norm() < 0.05 * exact.norm()
 
 
-def test_a_later_token_changes_no_earlier_logit():
+def test_attention_is_causal():
     model, x = tiny_model(), torch.randint(11, (2, 12))
     for t in range(1, 12):
         changed = x.clone()
@@ -150,31 +150,31 @@ def test_the_first_loss_is_the_uniform_baseline():
     assert model(x, y)[1].item() == pytest.approx(math.log(65), abs=0.01)  # the bias of the head is random
 
 
-def test_one_batch_can_be_memorised():
+def test_the_model_can_overfit_one_batch():
     torch.manual_seed(0)
     config = Config(**TINY | {"n_embd": 32, "adamw_lr": 0.01, "weight_decay": 0.0})
     train_step = make_train_step(TransformerModel(config, 11), config, torch.float32)
-    sequences = torch.randint(11, (4, 13))  # random: nothing but memory can predict them
+    sequences = torch.randint(11, (4, 13))  # random: the model has to memorize them
     for _ in range(150):
         loss = train_step(sequences, lr_factor=1.0)
     assert loss.item() < 0.05
 
 
-def test_a_sample_is_drawn_from_the_predictions_for_the_latest_context(capsys):
+def test_a_sample_is_drawn_from_the_predictions_for_the_last_context(capsys):
     model, vocab = tiny_model(), "\nabcdefghij"
     print_sample(model, vocab, Config(**TINY | {"temperature": 0.001, "max_new_chars": 25}))
-    written = capsys.readouterr().out
-    assert len(written) == 25
-    for t in range(1, 25):  # at so low a temperature, the likeliest character is drawn every time
-        logits, _ = model(torch.tensor([[vocab.index(character) for character in written[max(0, t - 12) : t]]]))
-        assert written[t] == vocab[logits[0, -1].argmax()]
+    sample = capsys.readouterr().out
+    assert len(sample) == 25
+    for t in range(1, 25):  # at this temperature, the most likely character is always drawn
+        logits, _ = model(torch.tensor([[vocab.index(character) for character in sample[max(0, t - 12) : t]]]))
+        assert sample[t] == vocab[logits[0, -1].argmax()]
 
 
 # ---- Optimizer and evaluation ----------------------------------------------------------------------------------------
 
 
 def per_matrix_muon(weight, gradients, lr, weight_decay, dtype):
-    """Muon for one matrix, without a stack: the weight after these gradients."""
+    """Return one matrix after a step of Muon for each of these gradients."""
     average = torch.zeros_like(weight)
     for gradient in gradients:
         average = 0.9 * average + 0.1 * gradient
@@ -190,7 +190,7 @@ def per_matrix_muon(weight, gradients, lr, weight_decay, dtype):
     return weight
 
 
-def test_batched_muon_steps_like_a_muon_for_each_matrix():
+def test_batched_muon_matches_muon_per_matrix():
     torch.manual_seed(0)
     shapes = ((8, 8), (32, 8), (8, 32), (8, 8), (32, 8))
     weights = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
@@ -205,7 +205,7 @@ def test_batched_muon_steps_like_a_muon_for_each_matrix():
     torch.testing.assert_close(weights, expected, atol=1e-6, rtol=1e-6)  # the update passes through float32
 
 
-def test_muon_steps_like_the_one_in_torch():
+def test_muon_matches_pytorch():
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((8, 8), (32, 8), (8, 32))]
     theirs = [torch.nn.Parameter(weight.detach().clone()) for weight in ours]
@@ -217,21 +217,21 @@ def test_muon_steps_like_the_one_in_torch():
             b.grad = a.grad.clone()
         for optimizer in optimizers:
             optimizer.step()
-    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0.0)  # stacks round differently in bfloat16
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0.0)  # bfloat16 rounds stacked matrices differently
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (24, 6), (6, 24)])
-def test_orthogonalize_keeps_the_directions_and_levels_the_singular_values(shape):
+def test_orthogonalize_keeps_the_singular_vectors_and_levels_the_singular_values(shape):
     torch.manual_seed(0)
     matrix = torch.randn(shape)
     u, lengths, vt = torch.linalg.svd(matrix, full_matrices=False)
-    levelled = u.T @ orthogonalize(matrix[None])[0] @ vt.T  # diagonal, if the directions are the same
-    assert (levelled - levelled.diag().diag()).abs().max() < 1e-4
-    assert lengths.max() / lengths.min() > levelled.diag().max() / levelled.diag().min()
-    assert levelled.diag().min() > 0.5 and levelled.diag().max() < 1.3
+    leveled = u.T @ orthogonalize(matrix[None])[0] @ vt.T  # diagonal, if the directions are the same
+    assert (leveled - leveled.diag().diag()).abs().max() < 1e-4
+    assert lengths.max() / lengths.min() > leveled.diag().max() / leveled.diag().min()
+    assert leveled.diag().min() > 0.5 and leveled.diag().max() < 1.3
 
 
-def test_a_train_step_is_a_plain_step_of_both_optimizers():
+def test_a_train_step_is_one_step_of_both_optimizers():
     config = Config(**TINY | {"weight_decay": 0.1})
     ours = tiny_model()
     reference = copy.deepcopy(ours)
@@ -255,7 +255,7 @@ def test_a_train_step_is_a_plain_step_of_both_optimizers():
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4, msg=name)
 
 
-def test_steps_with_a_learning_rate_of_zero_leave_the_weights_as_they_are():
+def test_steps_with_a_learning_rate_of_zero_do_not_change_the_weights():
     model = tiny_model()
     before = copy.deepcopy(model.state_dict())
     train_step = make_train_step(model, Config(**TINY), torch.float32)
@@ -265,7 +265,7 @@ def test_steps_with_a_learning_rate_of_zero_leave_the_weights_as_they_are():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_a_captured_step_is_an_eager_step(monkeypatch):
+def test_a_captured_step_matches_an_eager_step(monkeypatch):
     def losses_and_weights(capture):
         with monkeypatch.context() as patch:
             if not capture:  # the same three warmup steps, then eager ones
@@ -300,7 +300,7 @@ def test_evaluation_predicts_every_token_of_a_split_once(length):
         assert evaluate(model, tokens, 12, batch_size) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
-def test_evaluation_is_without_dropout_and_training_continues_with_it():
+def test_evaluation_disables_dropout_and_training_continues_with_it():
     model, tokens = tiny_model(dropout=0.5).train(), torch.randint(11, (50,))
     assert evaluate(model, tokens, 12, 2) == evaluate(model, tokens, 12, 2)
     assert model.training
@@ -311,7 +311,7 @@ def test_evaluation_is_without_dropout_and_training_continues_with_it():
 
 @pytest.fixture
 def batches(monkeypatch):
-    """The sequences of every training step of a run, (B, T + 1) each, without the ten that measure the speed."""
+    """Record the sequences of every training step of a run, (B, T + 1) each, without the ten that measure speed."""
     seen, make = [], transformer_4d.make_train_step
 
     def make_and_record(*arguments):
@@ -358,12 +358,12 @@ def test_the_checkpoint_loads_in_the_zoo_and_has_the_printed_loss(folder, capsys
 
 
 def sample_in(out):
-    """The sample in the output of a run, between the last evaluation and the summary."""
+    """Return the sample in the output of a run, between the last evaluation and the summary."""
     return re.search(r"step +\d+  validation loss [\d.]+\n(?!step)(.*)\n\nvalidation loss", out, re.DOTALL)[1]
 
 
 def outcome(folder, capsys, **settings):
-    """The losses and the sample that a run prints."""
+    """Train; return the losses, the sample, and the whole output."""
     train(Config(**TINY | settings))
     shutil.rmtree(folder / "checkpoints")
     out = capsys.readouterr().out
@@ -376,11 +376,11 @@ def test_a_fixed_seed_gives_reproducible_losses_and_samples(folder, capsys):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_a_run_on_a_gpu_is_reproducible_and_learns_what_one_on_a_cpu_learns(folder, capsys):
-    settings = {"max_iters": 60, "eval_interval": 20}  # evaluations come between replays of the graph
+def test_a_run_on_a_gpu_is_reproducible_and_matches_a_run_on_a_cpu(folder, capsys):
+    settings = {"max_iters": 60, "eval_interval": 20}  # with evaluations between replays of the graph
     first, second, cpu = ([float(loss) for loss in outcome(folder, capsys, **settings, device=device)[0]]
                           for device in ("cuda", "cuda", "cpu"))
-    assert first == pytest.approx(second, abs=1e-3)  # atomic additions come in any order
+    assert first == pytest.approx(second, abs=1e-3)  # the order of atomic additions varies
     assert first == pytest.approx(cpu, abs=0.1)
 
 
@@ -388,7 +388,7 @@ def test_the_time_budget_chooses_max_iters_and_prints_how_to_repeat_the_run(fold
     monkeypatch.setattr(transformer_4d.timeit, "timeit", lambda run, number: [run() for _ in range(number)] and 100.0)
     losses, sample, out = outcome(folder, capsys, max_iters=0, minutes=2.0, dropout=0.1)
     steps = int(re.search(r"--max_iters (\d+)", out)[1])
-    assert steps == 12  # at 10 s a step 2 minutes have time for 12, of which evaluations take about 5%
+    assert steps == 12  # 2 minutes at 10 s per step; evaluations take about 5%
     assert outcome(folder, capsys, max_iters=steps, dropout=0.1)[:2] == (losses, sample)
 
 
@@ -400,7 +400,7 @@ def test_the_time_budget_has_an_upper_limit_and_an_explicit_max_iters_wins(folde
 
 @pytest.mark.parametrize("losses, verdict", [([4.0, 2.0, 3.0], "rose after step 3: overfitting"),
                                              ([4.0, 3.0, 2.0], "still falling")])
-def test_it_says_whether_the_model_overfitted(folder, monkeypatch, capsys, losses, verdict):
+def test_the_summary_says_whether_the_model_overfits(folder, monkeypatch, capsys, losses, verdict):
     remaining = iter(losses)
     monkeypatch.setattr(transformer_4d, "evaluate", lambda *_: next(remaining))
     train(Config(**TINY))
@@ -409,7 +409,7 @@ def test_it_says_whether_the_model_overfitted(folder, monkeypatch, capsys, losse
     assert f"{math.log(len(set(TEXT))):.4f}" in out  # the uniform baseline
 
 
-def test_the_best_weights_are_kept_not_the_last(folder, monkeypatch):
+def test_the_best_weights_are_kept(folder, monkeypatch):
     losses, weights = iter([4.0, 2.0, 3.0]), []
 
     def fake_evaluate(model, tokens, T, batch_size):
@@ -442,7 +442,7 @@ def arguments(**settings):
     return [word for name, value in (TINY | settings).items() for word in (f"--{name}", str(value))]
 
 
-def test_alone_in_a_folder_with_a_text_it_trains_saves_and_prints_a_sample(folder):
+def test_a_copy_of_the_file_trains_saves_and_prints_a_sample(folder):
     process = command(folder, "transformer_4d.py", *arguments(max_new_chars=50))
     out, err = process.communicate()
     assert process.returncode == 0, err
@@ -468,7 +468,7 @@ def test_ctrl_c_ends_training_early_and_still_saves_and_prints_a_sample(folder):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    [step] = re.findall(r"step +(\d+)  validation", out)  # the one after that of step 0
+    [step] = re.findall(r"step +(\d+)  validation", out)  # the evaluation after step 0
     assert 0 < int(step) < 10**6 and len(sample_in(out)) == 20
     assert load_checkpoint(folder)
 
@@ -498,8 +498,8 @@ def test_a_second_ctrl_c_exits_at_once(folder, monkeypatch, capsys):
     assert end.value.code == 130 and "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has another error for this")
-def test_it_ends_with_one_line_when_the_reader_of_its_output_has_ended(folder):
+@pytest.mark.skipif(os.name == "nt", reason="Windows raises another error")
+def test_a_closed_pipe_ends_it_with_one_line(folder):
     process = command(folder, "transformer_4d.py", *arguments())
     process.stdout.readline()
     process.stdout.close()
@@ -516,7 +516,7 @@ def test_it_trains_with_closed_standard_streams(folder):
     load_model(checkpoint_path(folder))
 
 
-def test_bad_input_on_the_command_line_ends_in_one_line_and_exit_code_2(folder):
+def test_bad_input_on_the_command_line_is_one_line_and_exit_code_2(folder):
     process = command(folder, "transformer_4d.py", "--n_embd", "10", "--num_heads", "4")
     out, err = process.communicate()
     assert process.returncode == 2
@@ -540,7 +540,7 @@ def test_a_cpu_computes_in_bfloat16_if_it_has_instructions_for_it(folder, monkey
 
 @pytest.fixture
 def error_line(folder, capsys, monkeypatch):
-    """A function that runs the command, which must fail with one line and exit code 2, and returns the message."""
+    """Return a function that runs the command, which must fail with exit code 2, and returns its one-line message."""
 
     def run(**settings):
         monkeypatch.setattr(sys, "argv", ["transformer_4d.py", *arguments(**settings)])
@@ -553,7 +553,7 @@ def error_line(folder, capsys, monkeypatch):
     return run
 
 
-def test_a_loss_of_nan_ends_the_training_and_leaves_the_last_checkpoint(folder, error_line):
+def test_a_nan_loss_ends_training_and_leaves_the_last_checkpoint(folder, error_line):
     assert "the loss is nan: " in error_line(muon_lr=1e18)
     assert load_checkpoint(folder)
 
@@ -563,7 +563,7 @@ def test_out_of_memory_is_one_line_that_says_what_to_do(error_line):
 
 
 @pytest.mark.parametrize("text", ["", "a", "x" * 120])
-def test_a_text_too_short_for_a_sequence_is_an_error_that_says_how_much_is_needed(folder, error_line, text):
+def test_a_text_that_is_too_short_is_an_error_with_the_length_needed(folder, error_line, text):
     (folder / "data" / "input.txt").write_text(text)
     line = error_line()
     assert "over 120 characters" in line
@@ -576,13 +576,13 @@ def test_a_folder_instead_of_a_text_is_an_error(folder, error_line):
     assert "input.txt" in error_line()
 
 
-def test_the_shortest_text_that_can_be_trained_on_is_trained_on(folder):
+def test_the_shortest_possible_text_trains(folder):
     (folder / "data" / "input.txt").write_text("xy" * 61)  # 13 characters for validation: one sequence of 12
     train(Config(**TINY))
     assert load_checkpoint(folder)["config"]["vocab_size"] == 2
 
 
-def test_bytes_that_are_not_utf8_are_named_with_their_position(folder, error_line):
+def test_invalid_utf8_is_an_error_with_the_byte_and_its_position(folder, error_line):
     (folder / "data" / "input.txt").write_bytes(b"\xef\xbb\xbf" + "中".encode() + b"abc\xd6\xd0")
     line = error_line()
     assert "0xd6" in line and "position 9" in line and "input.txt" in line
@@ -594,12 +594,12 @@ def test_bytes_that_are_not_utf8_are_named_with_their_position(folder, error_lin
     ({"dropout": -0.1}, "dropout cannot be -0.1"), ({"muon_lr": "nan"}, "muon_lr cannot be nan"),
     ({"device": "toaster"}, "toaster"), ({"seed": 2**63}, "seed"), ({"temperature": 1e-40}, "temperature"),
 ])  # fmt: skip
-def test_impossible_settings_are_quoted(folder, error_line, change, quoted):
+def test_invalid_settings_are_errors_that_quote_them(folder, error_line, change, quoted):
     assert quoted in error_line(**change)
     assert not (folder / "checkpoints").exists()
 
 
-def test_a_checkpoints_folder_that_cannot_be_written_is_found_before_the_first_update(folder, error_line, monkeypatch):
+def test_an_unwritable_checkpoints_folder_is_an_error_before_the_first_update(folder, error_line, monkeypatch):
     (folder / "checkpoints").write_text("a file, where a folder should be")
     monkeypatch.setattr(Muon, "step", lambda muon: muon.lr.item() == 0 or pytest.fail("it trained"))
     assert "checkpoints" in error_line()
@@ -607,7 +607,7 @@ def test_a_checkpoints_folder_that_cannot_be_written_is_found_before_the_first_u
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits the size of files as POSIX does")
-def test_a_full_disk_is_one_line_and_leaves_the_previous_checkpoint_as_it_was(folder, error_line, monkeypatch):
+def test_a_full_disk_is_one_line_and_leaves_the_previous_checkpoint_unchanged(folder, error_line, monkeypatch):
     import resource
 
     replace, limits = Path.replace, resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -622,9 +622,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_previous_checkpoint_as_it_was(fo
         assert os.strerror(errno.EFBIG) in error_line()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    [path] = (folder / "checkpoints").iterdir()  # and no partial file
+    [path] = (folder / "checkpoints").iterdir()  # no partial file
     model, _ = load_model(path)
-    assert not model.head.weight.any()  # that of step 0
+    assert not model.head.weight.any()  # the checkpoint of step 0
 
 
 @pytest.mark.parametrize("message", ["CUDA error: an illegal memory access was encountered", "a bug"])
@@ -641,7 +641,7 @@ def test_other_runtime_errors_keep_their_traceback(folder, monkeypatch, message)
 # ---- Downloads -------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_text_the_project_downloads_tiny_shakespeare(folder, monkeypatch):
+def test_a_missing_text_is_downloaded_by_the_project(folder, monkeypatch):
     (folder / "data" / "input.txt").unlink()
     monkeypatch.setattr("data.corpora.fetch_tiny_shakespeare", lambda path: path.write_text(TEXT, encoding="utf-8"))
     train(Config(**TINY))
@@ -649,8 +649,8 @@ def test_without_a_text_the_project_downloads_tiny_shakespeare(folder, monkeypat
 
 
 @pytest.fixture
-def alone(folder, monkeypatch):
-    """A folder with this file only: no data/ to import from, and no text."""
+def download_page(folder, monkeypatch):
+    """Remove data/, with its modules and the text; return the page from which the text is downloaded."""
     monkeypatch.setitem(sys.modules, "data.corpora", None)
     shutil.rmtree(folder / "data")
     page = folder / "page"
@@ -658,19 +658,19 @@ def alone(folder, monkeypatch):
     return page
 
 
-def test_alone_it_downloads_the_text_itself(folder, alone, monkeypatch):
-    alone.write_text(TEXT, encoding="utf-8")
+def test_a_copy_of_the_file_downloads_the_text_itself(folder, download_page, monkeypatch):
+    download_page.write_text(TEXT, encoding="utf-8")
     download, prefix = torch.hub.download_url_to_file, hashlib.sha256(TEXT.encode()).hexdigest()[:8]
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path, hash_prefix: download(url, path, prefix))
     train(Config(**TINY))
     assert (folder / "data" / "input.txt").read_bytes() == TEXT.encode()
 
 
-def test_alone_a_page_with_other_bytes_is_refused_and_leaves_nothing(folder, alone, error_line):
-    alone.write_text("<html>Please log in</html>", encoding="utf-8")
+def test_a_download_with_another_checksum_is_refused_and_leaves_nothing(folder, download_page, error_line):
+    download_page.write_text("<html>Please log in</html>", encoding="utf-8")
     assert str(folder / "data" / "input.txt") in error_line()
     assert list((folder / "data").iterdir()) == []
 
 
-def test_alone_and_offline_it_says_where_to_put_a_text(folder, alone, error_line):
+def test_a_copy_of_the_file_says_offline_where_to_put_a_text(folder, download_page, error_line):
     assert str(folder / "data" / "input.txt") in error_line()

@@ -1,12 +1,19 @@
-"""Which classes of other projects compute a model of this project."""
+"""Which class of another project computes a model, and the model as it is exported to that class."""
 
 from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
+from formats.foreign_model import Tokenizer
 from formats.huggingface_config import ACTIVATIONS
+from models.config import ModelConfig, ReplyConfig
+from models.gpt import GPT
 from models.weights import file_weights
 from utils.errors import UserError
+
+Classes = dict[str, dict[str, set]]  # {name of a class: {feature: values that it computes}}
 
 MULTI_HEAD = {"key and value heads": {"as many as heads"}, "head size": {"n_embd / num_heads"}}
 GPT2 = {"norm": {"layer"}, "position": {"learned"}, "feed_forward": {*ACTIVATIONS.values()},
@@ -14,7 +21,7 @@ GPT2 = {"norm": {"layer"}, "position": {"learned"}, "feed_forward": {*ACTIVATION
 LLAMA = {"norm": {"rms"}, "position": {"rotary"}, "feed_forward": {"swiglu"}, "qk_norm": {False}, "head bias": {"none"},
          "biases": {"all", "none"}}
 
-# What each class computes, of the `features` of a model; the first that computes all of them is used.
+# The first class that computes all `features` of a model is used.
 TRANSFORMERS = {
     "GPT2LMHeadModel": GPT2,
     "LlamaForCausalLM": LLAMA,
@@ -24,27 +31,49 @@ TRANSFORMERS = {
 LLAMA_CPP = {"gpt2": GPT2 | {"feed_forward": {"gelu"}}, "llama": LLAMA}
 
 
-def features(c):
-    """What decides which classes compute a model with the ModelConfig c."""
-    head_bias = "none"
-    if c.head_bias:
-        head_bias = "solvable" if c.norm == "layer" and c.vocab_size <= c.n_embd else "not solvable"
-    biases = "of queries, keys and values only" if c.has_qkv_bias else "all but of queries, keys and values"
-    if c.has_qkv_bias == c.bias:
-        biases = "all" if c.bias else "none"
-    return {
-        "norm": c.norm, "position": c.position, "feed_forward": c.feed_forward, "qk_norm": c.qk_norm,
-        "head bias": head_bias, "biases": biases,
-        "key and value heads": "as many as heads" if c.kv_heads == c.num_heads else "fewer than heads",
-        "head size": "n_embd / num_heads" if c.head_size * c.num_heads == c.n_embd else "its own",
-    }
+class Checkpoint(Protocol):
+    """What is exported: `Loaded` of training/checkpoint.py."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    task: dict[str, Any]
+    reply: ReplyConfig
 
 
-def choose_class(c, classes, project):
-    """The name of the first class that computes a model with the ModelConfig c. Raises UserError with the reasons."""
-    if c.n_labels is not None:
+class ExportedModel(NamedTuple):
+    """A model as it is exported."""
+
+    class_name: str
+    """The class that computes it in the other project."""
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    """In float32 on the CPU, by their names in a checkpoint file."""
+
+
+def prepare_export(model: GPT, tokenizer: Tokenizer, classes: Classes, project: str) -> ExportedModel:
+    """Return a model as it is exported to the first of `classes` that computes it.
+
+    It has only as many tokens as the tokenizer. If the class has no bias of the head, it is moved into the bias of the
+    final norm. Raises UserError if no class computes the model.
+    """
+    config = replace(model.config, vocab_size=tokenizer.vocab_size)
+    class_name = choose_class(config, classes, project)
+    weights = {name: weight.float().cpu() for name, weight in file_weights(model).items()}
+    for name in ("token_embedding.weight", "head.weight", "head.bias"):
+        if name in weights:
+            weights[name] = weights[name][: config.vocab_size]
+    if config.head_bias and "not solvable" not in classes[class_name]["head bias"]:
+        weights["final_norm.bias"] = weights["final_norm.bias"] + solve_head_bias(weights)
+        del weights["head.bias"]
+        config = replace(config, head_bias=False)
+    return ExportedModel(class_name, config, weights)
+
+
+def choose_class(config: ModelConfig, classes: Classes, project: str) -> str:
+    """Return the name of the first class that computes a model. Raises UserError, which gives the reasons."""
+    if config.n_labels is not None:
         raise UserError("the checkpoint is a classifier, and only language models can be exported: use another one")
-    found, problems = features(c), []
+    found, problems = features(config), []
     for name, computes in classes.items():
         lacking = [f"{feature} {found[feature]}" for feature in computes if found[feature] not in computes[feature]]
         if not lacking:
@@ -54,27 +83,31 @@ def choose_class(c, classes, project):
                     "architecture")
 
 
-def exported_model(model, tokenizer, classes, project):
-    """(name of the class, ModelConfig, weights by their names in a checkpoint file) of a model as it is exported.
+def features(config: ModelConfig) -> dict[str, str | bool]:
+    """Return the features of a model that decide which classes compute it."""
+    head_bias = "none"
+    if config.head_bias:
+        head_bias = "solvable" if config.norm == "layer" and config.vocab_size <= config.n_embd else "not solvable"
+    if config.has_qkv_bias == config.bias:
+        biases = "all" if config.bias else "none"
+    else:
+        biases = "of queries, keys and values only" if config.has_qkv_bias else "all but of queries, keys and values"
+    multi_head = config.kv_heads == config.num_heads
+    usual_head_size = config.head_size * config.num_heads == config.n_embd
+    return {
+        "norm": config.norm,
+        "position": config.position,
+        "feed_forward": config.feed_forward,
+        "qk_norm": config.qk_norm,
+        "head bias": head_bias,
+        "biases": biases,
+        "key and value heads": "as many as heads" if multi_head else "fewer than heads",
+        "head size": "n_embd / num_heads" if usual_head_size else "its own",
+    }
 
-    There are only as many tokens as the tokenizer has. A bias of the head that the class lacks is in the bias of the
-    final norm instead. Raises UserError.
-    """
-    config = replace(model.config, vocab_size=tokenizer.vocab_size)
-    name = choose_class(config, classes, project)
-    weights = {name: weight.float().cpu() for name, weight in file_weights(model).items()}
-    for of_tokens in ("token_embedding.weight", "head.weight", "head.bias"):
-        if of_tokens in weights:
-            weights[of_tokens] = weights[of_tokens][: config.vocab_size]
-    if config.head_bias and "not solvable" not in classes[name]["head bias"]:
-        weights["final_norm.bias"] = weights["final_norm.bias"] + solve_head_bias(weights)
-        del weights["head.bias"]
-        config = replace(config, head_bias=False)
-    return name, config, weights
 
-
-def solve_head_bias(weights):
-    """The vector (C) that the head (V, C) maps to its bias (V). Raises UserError if there is none."""
+def solve_head_bias(weights: dict[str, Tensor]) -> Tensor:
+    """Return the vector (C) that the head (V, C) maps to its bias (V). Raises UserError if there is none."""
     head, bias = weights["head.weight"].double(), weights["head.bias"].double()
     solution = torch.linalg.lstsq(head, bias[:, None], driver="gelsd").solution[:, 0]
     if not torch.allclose(head @ solution, bias, rtol=1e-6, atol=1e-6):

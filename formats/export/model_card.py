@@ -1,13 +1,14 @@
-"""The README.md of an exported model."""
+"""The model card of an export, its README.md."""
 
+from models.config import ModelConfig
 from utils.forecast.parameters import count_parameters
 
 TASKS = {"language": "It continues a text.", "dialogue": "It replies to messages.",
-         "poem": "It answers a title with a poem.", "instruction": "It follows instructions in the Alpaca format."}
+         "poem": "It writes a poem for a title.", "instruction": "It follows instructions in the Alpaca format."}
 
 
-def write_card(title, class_name, c, task, val_loss):
-    """The content of a model card for a ModelConfig, the kind of the task, and the validation loss or None."""
+def model_card(title: str, class_name: str, config: ModelConfig, task: str, val_loss: float | None) -> str:
+    """Return the text of a model card, in Markdown, for a class of transformers and the kind of the task."""
     remote = ", trust_remote_code=True" if class_name == "YourGPTForCausalLM" else ""
     lines = [
         "---",
@@ -17,9 +18,9 @@ def write_card(title, class_name, c, task, val_loss):
         "",
         f"# {title}",
         "",
-        f"A GPT with {count_parameters(c):,} parameters, {c.n_blocks} blocks, an embedding width of {c.n_embd}, a "
-        f"vocabulary of {c.vocab_size:,} tokens and a context of {c.block_size:,} tokens, exported by YourGPT. "
-        f"{TASKS[task]}",
+        f"A GPT with {count_parameters(config):,} parameters, {config.n_blocks} blocks, an embedding width of "
+        f"{config.n_embd}, a vocabulary of {config.vocab_size:,} tokens and a context of {config.block_size:,} tokens, "
+        f"exported by YourGPT. {TASKS[task]}",
         "",
     ]
     if val_loss is not None:
@@ -32,15 +33,15 @@ def write_card(title, class_name, c, task, val_loss):
         "from transformers import pipeline",
         "",
         f'generate = pipeline("text-generation", "PATH OF THIS FOLDER"{remote})',
-        prompt_line(task),
+        example_line(task),
         "```",
         "",
     ]
     return "\n".join(lines)
 
 
-def prompt_line(task):
-    """The line of the example that generates a text."""
+def example_line(task: str) -> str:
+    """Return the line of the example that generates a text."""
     if task in ("dialogue", "poem"):
         return 'print(generate([{"role": "user", "content": "..."}])[0]["generated_text"][-1]["content"])'
     return 'print(generate("...")[0]["generated_text"])'
