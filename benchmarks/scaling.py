@@ -17,7 +17,7 @@ from utils.forecast.communication import step_time  # noqa: E402
 from utils.forecast.plan import Plan, cublas_workspace  # noqa: E402
 from utils.forecast.step import training_memory  # noqa: E402
 from utils.forecast.units import GIB  # noqa: E402
-from utils.num_params_calculate import parse_bytes, parse_int, parse_positive  # noqa: E402
+from utils.quantities import parse_bytes, parse_int, parse_positive  # noqa: E402
 
 GPUS = (1, 2, 4, 8, 16, 64, 256, 1024)
 PER_MACHINE = 8
