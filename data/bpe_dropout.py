@@ -60,7 +60,7 @@ class BPEDropout:
             return example
         return Example(ids[:-1][:block_size], targets)
 
-    def labelled(self, example, block_size, random):
+    def labeled(self, example, block_size, random):
         """Split the tokens of an Example whose target is a label at its last token."""
         ids, _ = self.split(example.tokens, random)
         ids = ids[:block_size]

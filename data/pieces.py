@@ -48,7 +48,7 @@ def text_pieces(blocks, length, ends):
     """Yield the pieces of one text of `length` characters: the first 90% for training, the rest for validation."""
     n_train = int(0.9 * length)
 
-    def labelled():
+    def labeled():
         done = 0
         for text, position in blocks:
             train = text[: max(0, n_train - done)]
@@ -57,7 +57,7 @@ def text_pieces(blocks, length, ends):
                 if part:
                     yield split, (part, position)
 
-    for split, group in itertools.groupby(labelled(), lambda pair: pair[0]):
+    for split, group in itertools.groupby(labeled(), lambda pair: pair[0]):
         for text, position, last in split_into_pieces(part for _, part in group):
             yield Piece(text, split, ends and last, position)
 

@@ -39,7 +39,7 @@ class Classifier(Answers):
 
 
 class Classification(ExampleTask):
-    """Training on labelled texts."""
+    """Training on labeled texts."""
 
     answers = Classifier
     noun = "reviews"
@@ -84,7 +84,7 @@ class Classification(ExampleTask):
 
         def augment(example, random):
             if dropout:
-                example = dropout.labelled(example, self.block_size, random)
+                example = dropout.labeled(example, self.block_size, random)
             if data.both_directions and random.random() < 0.5:
                 example = backward(example, self.tokenizer)
             if data.auxiliary_lm:

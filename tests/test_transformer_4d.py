@@ -27,7 +27,7 @@ TINY = {"n_embd": 16, "block_size": 12, "n_blocks": 2, "num_heads": 4, "dropout"
 
 
 def tiny_model(vocab_size=11, seed=0, **changes):
-    """A small model with random weights everywhere: the zeros of the initialisation could hide mistakes."""
+    """A small model with random weights everywhere: the zeros of the initialization could hide mistakes."""
     torch.manual_seed(seed)
     model = TransformerModel(Config(**TINY | changes), vocab_size).eval()
     for weight in model.parameters():
@@ -78,12 +78,12 @@ def reference_logits(model, ids):
     """The whole model as in the papers: one sequence, one head, one position at a time."""
     w = dict(model.named_parameters())
 
-    def standardise(x):
-        centred = x - x.mean()
-        return centred / (centred.square().mean() + 1e-5).sqrt()
+    def standardize(x):
+        centered = x - x.mean()
+        return centered / (centered.square().mean() + 1e-5).sqrt()
 
     def norm(x, name):
-        return standardise(x) * w[f"{name}.weight"] + w[f"{name}.bias"]
+        return standardize(x) * w[f"{name}.weight"] + w[f"{name}.bias"]
 
     x = [w["token_embedding.weight"][i] + w["position_embedding.weight"][t] for t, i in enumerate(ids)]
     for b in range(len(model.blocks)):
@@ -94,7 +94,7 @@ def reference_logits(model, ids):
             heads = []
             for h in range(nh):
                 part = slice(h * len(x[t]) // nh, (h + 1) * len(x[t]) // nh)
-                query, keys = standardise(q[t][part]), [standardise(k[past][part]) for past in range(t + 1)]
+                query, keys = standardize(q[t][part]), [standardize(k[past][part]) for past in range(t + 1)]
                 scores = torch.stack([query @ key for key in keys]) * len(query) ** -0.5
                 share = scores.exp() / scores.exp().sum()
                 heads.append(sum(share[past] * v[past][part] for past in range(t + 1)))
@@ -150,7 +150,7 @@ def test_the_first_loss_is_the_uniform_baseline():
     assert model(x, y)[1].item() == pytest.approx(math.log(65), abs=0.01)  # the bias of the head is random
 
 
-def test_one_batch_can_be_memorised():
+def test_one_batch_can_be_memorized():
     torch.manual_seed(0)
     config = Config(**TINY | {"n_embd": 32, "adamw_lr": 0.01, "weight_decay": 0.0})
     train_step = make_train_step(TransformerModel(config, 11), config, torch.float32)
