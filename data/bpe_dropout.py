@@ -59,7 +59,7 @@ class BPEDropout:
             return example
         return Example(ids[:-1][:block_size], targets)
 
-    def split_labelled(self, example: Example, block_size: int, random: np.random.Generator) -> Example:
+    def split_labeled(self, example: Example, block_size: int, random: np.random.Generator) -> Example:
         """Split the tokens of an Example whose target is a label at its last token."""
         ids, _ = self.split(example.tokens, random)
         ids = ids[:block_size]

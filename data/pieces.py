@@ -51,7 +51,7 @@ def text_pieces(blocks: Iterable[Block], length: int, ends: bool) -> Iterator[Pi
     """Yield the pieces of one text of `length` characters: the first 90% for training, the rest for validation."""
     n_train = int(0.9 * length)
 
-    def labelled() -> Iterator[tuple[str, Block]]:
+    def labeled() -> Iterator[tuple[str, Block]]:
         n_done = 0
         for text, position in blocks:
             train = text[: max(0, n_train - n_done)]
@@ -60,7 +60,7 @@ def text_pieces(blocks: Iterable[Block], length: int, ends: bool) -> Iterator[Pi
                 if part:
                     yield split, (part, position)
 
-    for split, group in itertools.groupby(labelled(), lambda pair: pair[0]):
+    for split, group in itertools.groupby(labeled(), lambda pair: pair[0]):
         for text, position, is_last in split_into_pieces(block for _, block in group):
             yield Piece(text, split, ends and is_last, position)
 

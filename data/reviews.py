@@ -1,4 +1,4 @@
-"""Labelled texts for classification, such as reviews: tables with a label and a text column.
+"""Labeled texts for classification, such as reviews: tables with a label and a text column.
 
     python -m data.reviews split reviews.csv --seed 0 --out reviews
 

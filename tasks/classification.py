@@ -98,7 +98,7 @@ class Classification(ExampleTask):
 
         def augment_example(example: Example, random: np.random.Generator) -> Example:
             if dropout:
-                example = dropout.split_labelled(example, self.block_size, random)
+                example = dropout.split_labeled(example, self.block_size, random)
             if data.both_directions and random.random() < 0.5:
                 example = read_backward(example, self.tokenizer)
             if data.auxiliary_lm:

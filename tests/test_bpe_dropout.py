@@ -76,7 +76,7 @@ def test_an_example_whose_split_prompt_would_fill_the_context_stays_whole():
 def test_a_label_stays_at_the_last_token():
     ids = TOKENIZER.encode("the cat sat")
     example = Example(ids, [IGNORED] * (len(ids) - 1) + [1])
-    tokens, targets = BPEDropout(TOKENIZER, 0.9).split_labelled(example, 1000, rng())
+    tokens, targets = BPEDropout(TOKENIZER, 0.9).split_labeled(example, 1000, rng())
     assert TOKENIZER.decode(tokens) == "the cat sat"
     assert targets == [IGNORED] * (len(tokens) - 1) + [1]
 

@@ -159,8 +159,9 @@ def test_a_checkpoint_with_invalid_labels_is_refused(data, classifier, capsys, m
 # ---- The baseline ----------------------------------------------------------------------------------------------------
 
 
-def test_the_benchmark_compares_n_grams_and_checkpoints_on_the_test_reviews(data, run_main):
+def test_the_benchmark_compares_n_grams_and_checkpoints_on_the_test_reviews(data, run_main, monkeypatch):
     pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     spec = importlib.util.spec_from_file_location("sentiment", ROOT / "benchmarks" / "sentiment.py")
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)

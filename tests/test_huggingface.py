@@ -472,10 +472,10 @@ def test_biases_of_query_key_and_value_can_be_left_out_or_start_at_zero(text, ca
         assert load_model(f"runs/{run}")[0].config.has_qkv_bias == (bias == "true")
     printed = capsys.readouterr().out
     assert "value of --init are left out" in printed and "value start at zero" in printed
-    assert losses["gpt2-true"] == pytest.approx(loss_of_theirs("gpt2", ids, block_size=32), rel=1e-4)
-    assert losses["llama-true"] == pytest.approx(loss_of_theirs("llama", ids, block_size=32), rel=1e-4)
+    assert losses["gpt2-true"] == pytest.approx(transformers_loss("gpt2", ids, block_size=32), rel=1e-4)
+    assert losses["llama-true"] == pytest.approx(transformers_loss("llama", ids, block_size=32), rel=1e-4)
     fill_biases(0)
-    assert losses["gpt2-false"] == pytest.approx(loss_of_theirs("gpt2", ids, block_size=32), rel=1e-4)
+    assert losses["gpt2-false"] == pytest.approx(transformers_loss("gpt2", ids, block_size=32), rel=1e-4)
     assert losses["gpt2-false"] != pytest.approx(losses["gpt2-true"], rel=1e-4)
     fine_tune("--model.name=GPT2", "--run=new", "--model.qkv_bias=false", "--model.block_size=16", "--model.n_embd=16",
               "--model.num_heads=2", "--model.n_blocks=1")

@@ -1,4 +1,4 @@
-"""data/reviews.py and data/duplicates.py: labelled texts, their split without near-duplicates, examples and scores."""
+"""data/reviews.py and data/duplicates.py: labeled texts, their split without near-duplicates, examples and scores."""
 
 import csv
 import json
