@@ -21,8 +21,9 @@ import time
 from functools import lru_cache, partial
 from pathlib import Path
 
+from data.char_tokenizer import quote_all
 from data.readers import stamp
-from data.tokenizer import quote_all, without_unknown
+from data.tokenizer import without_unknown
 from models.quantize import int8_summary, quantize_int8
 from tasks.kinds import answers_of
 from training.checkpoint import SHIPPED, checkpoint_file, load_checkpoint

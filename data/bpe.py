@@ -7,7 +7,8 @@ import sys
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data.library_tokenizer import BYTES_IN_UTF_8, SPECIAL_TOKENS, LibraryTokenizer, utf_8
+from data.base_tokenizer import SPECIAL_TOKENS
+from data.library_tokenizer import BYTES_IN_UTF_8, LibraryTokenizer, utf_8
 from utils.errors import UserError
 
 MAX_BYTES = 20_000_000  # of text to train on

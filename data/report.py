@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from data.base_tokenizer import Tokenizer
 from data.corpora import Paths
 from data.examples import IGNORED, Example, Examples
 from data.tables import json_kind
-from data.tokenizer import Tokenizer
 from utils.errors import UserError
 from utils.printable import escape_controls, one_line
 

@@ -118,7 +118,7 @@ def add_tokenizer(writer, tokenizer, task):
 
     if isinstance(tokenizer, CharTokenizer):
         writer.add_tokenizer_model("rwkv")  # the longest token that the text starts with
-        tokens = [escape(token) for token in tokenizer.tokens]
+        tokens = [escape(token.decode()) for token in tokenizer.tokens]
     else:
         description = json.loads(tokenizer.library.to_str())
         writer.add_tokenizer_model("gpt2")
