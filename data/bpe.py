@@ -4,8 +4,10 @@ import heapq
 import json
 import random
 import sys
+from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data.base_tokenizer import SPECIAL_TOKENS
 from data.library_tokenizer import BYTES_IN_UTF_8, LibraryTokenizer, utf_8
@@ -32,8 +34,9 @@ class BPETokenizer(LibraryTokenizer):
     description = "a plain byte-level BPE"
 
     @classmethod
-    def train(cls, texts, vocab_size=20_000, max_bytes=MAX_BYTES, where="the text"):
-        """Learn a vocabulary from an iterable of texts; it is smaller if the texts have no more pairs to merge.
+    def train(cls, texts: Iterable[str], vocab_size: int = 20_000, max_bytes: int = MAX_BYTES,
+              where: object = "the text") -> "BPETokenizer":
+        """Learn a vocabulary from texts; it is smaller if the texts have no more pairs to merge.
 
         The vocabulary starts with the special tokens and the 256 bytes; a pair that occurs at least twice can become a
         merge. If the texts have more than `max_bytes` in UTF-8, a uniform sample of that size is used. Raises
@@ -59,9 +62,11 @@ class BPETokenizer(LibraryTokenizer):
         return cls(library.to_str())
 
     @classmethod
-    def from_vocab_and_merges(cls, vocab, merges, where):
+    def from_vocab_and_merges(cls, vocab: bytes, merges: bytes, where: str) -> "BPETokenizer":
         """Build it from the contents of GPT-2's two files: token -> id as JSON, and the merges in order, one a line.
-        Raises UserError, which names `where`."""
+
+        Raises UserError, which names `where`.
+        """
         try:
             vocab = json.loads(vocab)
             lines = merges.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
@@ -73,8 +78,8 @@ class BPETokenizer(LibraryTokenizer):
         return cls(library.to_str(), where)
 
     @staticmethod
-    def find_unsupported(description):
-        """What makes a tokenizer.json other than a byte-level BPE that reproduces every text; None if nothing does."""
+    def find_unsupported(description: dict) -> str | None:
+        """Return what keeps a tokenizer.json from being a byte-level BPE that reproduces every text, or None."""
         model, normalizer, pre_tokenizer = (description.get(key) for key in ("model", "normalizer", "pre_tokenizer"))
         if model["type"] != "BPE":
             return f"the model {model['type']}"
@@ -97,8 +102,8 @@ class BPETokenizer(LibraryTokenizer):
         return None
 
     @staticmethod
-    def bytes_of(token):
-        """The bytes of a token, given as a tokenizer.json writes it.
+    def bytes_of(token: str) -> bytes:
+        """Return the bytes of a token, given as a tokenizer.json writes it.
 
         >>> BPETokenizer.bytes_of("Ġa")
         b' a'
@@ -109,9 +114,9 @@ class BPETokenizer(LibraryTokenizer):
             return token.encode()
 
 
-def byte_level(model):
-    """The library's tokenizer that splits words as GPT-2 does, around a BPE model."""
-    library = Tokenizer(model)
+def byte_level(model: models.BPE) -> Library:
+    """Return the library's tokenizer that splits words as GPT-2 does, around a BPE model."""
+    library = Library(model)
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     return library
@@ -120,8 +125,8 @@ def byte_level(model):
 # ---- Training texts --------------------------------------------------------------------------------------------------
 
 
-def sample(texts, max_bytes):
-    """A list of texts as bytes: all of them, or a reproducible uniform sample of at most `max_bytes`.
+def sample(texts: Iterable[str], max_bytes: int) -> list[bytes]:
+    """Return texts as bytes: all of them, or a reproducible uniform sample of at most `max_bytes`.
 
     Long texts are split into chunks. Raises UserError for a lone surrogate.
     """

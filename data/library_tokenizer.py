@@ -27,7 +27,7 @@ class LibraryTokenizer(Tokenizer):
     """The tokens that no merge may produce."""
 
     def __init__(self, content: str | bytes, where: str | Path = "the tokenizer"):
-        """Raises UserError, which names `where`, unless `content` is the tokenizer.json of such a tokenizer."""
+        """Read a tokenizer.json. Raises UserError, which names `where`, unless it is such a tokenizer."""
         description, self.text_start = self.parse(content, where)
         try:
             library = Library.from_str(json.dumps(description))

@@ -28,7 +28,7 @@ class DataReport:
 
     def parse(self, files: list[Path], read: Callable[[Path], Iterable[tuple]],
               parse: Callable[[dict, str], Any]) -> list[Any]:
-        """Return parse(record, place) for each (place, record, ...) that read(file) yields.
+        """Return what `parse` makes of each (record, place), where `read` yields (place, record, ...) of a file.
 
         A record for which `parse` raises UserError, or that is not an object, is skipped. Raises UserError if none is
         left.
