@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data.base_tokenizer import SPECIAL_TOKENS
-from data.library_tokenizer import BYTES_IN_UTF_8, LibraryTokenizer, utf_8
+from data.library_tokenizer import LibraryTokenizer, utf_8
 from utils.errors import UserError
 
 MAX_BYTES = 20_000_000  # of text to train on
@@ -32,6 +32,8 @@ class BPETokenizer(LibraryTokenizer):
 
     kind = "bpe"
     description = "a plain byte-level BPE"
+    unsupported_options = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    byte_tokens = BYTE_OF
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 20_000, max_bytes: int = MAX_BYTES,
@@ -80,15 +82,7 @@ class BPETokenizer(LibraryTokenizer):
     @staticmethod
     def find_unsupported(description: dict) -> str | None:
         """Return what keeps a tokenizer.json from being a byte-level BPE that reproduces every text, or None."""
-        model, normalizer, pre_tokenizer = (description.get(key) for key in ("model", "normalizer", "pre_tokenizer"))
-        if model["type"] != "BPE":
-            return f"the model {model['type']}"
-        for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-            if model.get(option):
-                return f"the option {option}"
-        missing = BYTES_IN_UTF_8 - {BYTE_OF.get(token) for token in model["vocab"]}
-        if missing:
-            return f"no token for the byte 0x{min(missing):02x}"
+        normalizer, pre_tokenizer = description.get("normalizer"), description.get("pre_tokenizer")
         if normalizer is not None and normalizer != {"type": "Sequence", "normalizers": []}:
             return f"the normalizer {normalizer['type']}"
         if pre_tokenizer is None:

@@ -19,10 +19,18 @@ WORD = re.compile(r"\w+|\s+")
 class LibraryTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` library, read from the content of a tokenizer.json.
 
-    Words and white space that a file adds without calling them special are ordinary text. A subclass has a `kind`, by
-    which a checkpoint names it, a `description` for messages, and the functions `find_unsupported` and `bytes_of`.
+    Words and white space that a file adds without calling them special are ordinary text. A subclass has the functions
+    `find_unsupported` and `bytes_of`, and these attributes:
     """
 
+    kind: str
+    """The name by which a checkpoint names it."""
+    description: str
+    """What it is called in messages."""
+    unsupported_options: tuple[str, ...]
+    """Options of the model that must not be set."""
+    byte_tokens: dict[str, int]
+    """The bytes that tokens stand for, by token."""
     reserved: frozenset[str] = frozenset()
     """The tokens that no merge may produce."""
 
@@ -67,7 +75,7 @@ class LibraryTokenizer(Tokenizer):
         try:
             description = json.loads(content)
             description["model"] = {"type": "BPE"} | description["model"]  # files of before 2021 do not name the type
-            problem = cls.find_unsupported(description)
+            problem = cls.find_unsupported_model(description["model"]) or cls.find_unsupported(description)
             text_start = first_added(description.pop("post_processor", None))
             if not problem:
                 remove_merges(description, cls.reserved)
@@ -77,6 +85,19 @@ class LibraryTokenizer(Tokenizer):
             raise UserError(f"{where} is not {cls.description} (it has {problem}): use another one, or train one with "
                             "python -m data.tokenizer train")
         return description, text_start
+
+    @classmethod
+    def find_unsupported_model(cls, model: dict) -> str | None:
+        """Return what keeps the model in a tokenizer.json from being a BPE without unknown characters, or None."""
+        if model["type"] != "BPE":
+            return f"the model {model['type']}"
+        for option in cls.unsupported_options:
+            if model.get(option):
+                return f"the option {option}"
+        missing = BYTES_IN_UTF_8 - {cls.byte_tokens.get(token) for token in model["vocab"]}
+        if missing:
+            return f"no token for the byte 0x{min(missing):02x}"
+        return None
 
     def with_special_tokens(self) -> "LibraryTokenizer":
         """Return a tokenizer with the same ids that also has all of SPECIAL_TOKENS, behind the vocabulary."""

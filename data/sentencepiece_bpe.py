@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers
 
-from data.library_tokenizer import BYTES_IN_UTF_8, LibraryTokenizer, encode_batch, start_adder
+from data.library_tokenizer import LibraryTokenizer, encode_batch, start_adder
 
 SPACE = "▁"  # U+2581, which stands for a space in the tokens
 BYTE_TOKENS = {f"<0x{byte:02X}>": byte for byte in range(256)}
@@ -31,6 +31,8 @@ class SentencePieceTokenizer(LibraryTokenizer):
 
     kind = "sentencepiece"
     description = "a plain SentencePiece-style BPE"
+    unsupported_options = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+    byte_tokens = BYTE_TOKENS
     reserved = frozenset(BYTE_TOKENS)
 
     def __init__(self, content: str | bytes, where: str | Path = "the tokenizer"):
@@ -50,16 +52,8 @@ class SentencePieceTokenizer(LibraryTokenizer):
     @staticmethod
     def find_unsupported(description: dict) -> str | None:
         """Return what keeps a tokenizer.json from being a SentencePiece-style BPE of all characters, or None."""
-        model, normalizer, pre_tokenizer = (description.get(key) for key in ("model", "normalizer", "pre_tokenizer"))
-        if model["type"] != "BPE":
-            return f"the model {model['type']}"
-        for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
-            if model.get(option):
-                return f"the option {option}"
-        missing = BYTES_IN_UTF_8 - {BYTE_TOKENS.get(token) for token in model["vocab"]}
-        if missing:
-            return f"no token for the byte 0x{min(missing):02x}"
-        if SPACE not in model["vocab"]:
+        normalizer, pre_tokenizer = description.get("normalizer"), description.get("pre_tokenizer")
+        if SPACE not in description["model"]["vocab"]:
             return f'no token "{SPACE}"'
         allowed = ([PREPEND, REPLACE], [REPLACE]) if pre_tokenizer is None else ([],)
         if parts(normalizer) not in allowed:
