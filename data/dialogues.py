@@ -63,7 +63,7 @@ def read_dialogues(path: Paths, options: ReadOptions, report: DataReport) -> lis
             report.change(change, place)
         return dialogue
 
-    return report.parse(list_files(path, SUFFIXES), partial(dialogue_records, options=options), parse)
+    return report.parse_files(list_files(path, SUFFIXES), partial(dialogue_records, options=options), parse)
 
 
 def poem_dialogues(path: Paths, options: ReadOptions, report: DataReport) -> list[Dialogue]:

@@ -42,7 +42,7 @@ def read_instructions(path: Path, options: ReadOptions, report: DataReport) -> l
 
     A record without a valid instruction or output is skipped and counted. Raises UserError if no record is left.
     """
-    return report.parse([path], partial(read_records, options=options), as_instruction)
+    return report.parse_files([path], partial(read_records, options=options), as_instruction)
 
 
 def as_instruction(record: dict, place: str) -> Instruction:
@@ -71,40 +71,6 @@ def write_answers(path: Path, records: list[Instruction], answers: list[str]) ->
 # ---- Prompts ---------------------------------------------------------------------------------------------------------
 
 
-def prompt_text(instruction: str, input: str | None = None) -> str:
-    r"""Return the prompt of the Alpaca format; a blank `input` is the same as none.
-
-    >>> prompt_text("Add.", "1 and 2").partition("request.")[2]
-    '\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n'
-    """
-    if input is None or not input.strip():
-        return f"{HEADER}\n\n### Instruction:\n{instruction}\n\n### Response:\n"
-    return f"{HEADER_WITH_INPUT}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-
-
-def prompt_ids(instruction: str, input: str | None, tokenizer: Tokenizer) -> list[int]:
-    """Return the token ids of a prompt, without the characters that the tokenizer lacks.
-
-    The answer is encoded on its own, so these are the same in training and in use.
-    """
-    return encode_known(prompt_text(instruction, input), tokenizer)
-
-
-def encode_known(text: str, tokenizer: Tokenizer) -> list[int]:
-    return tokenizer.encode(without_unknown(text, tokenizer)[0])
-
-
-def instruction_parts(record: Instruction, tokenizer: Tokenizer) -> Parts:
-    """Return the parts of a record: the prompt, and the supervised output with an end-of-text token.
-
-    Raises UserError if the tokenizer has no such token.
-    """
-    if tokenizer.end_of_text is None:
-        raise UserError("the tokenizer has no end-of-text token, which ends an answer: use one that has, such as gpt2")
-    answer = [*encode_known(record.output, tokenizer), tokenizer.end_of_text]
-    return [(prompt_ids(record.instruction, record.input, tokenizer), False), (answer, True)]
-
-
 def instruction_examples(records: list[Instruction], tokenizer: Tokenizer, block_size: int,
                          report: DataReport) -> Examples:
     """Return the Examples of the Instructions that fit the context.
@@ -131,6 +97,40 @@ def instruction_examples(records: list[Instruction], tokenizer: Tokenizer, block
             report.change("removed characters that the tokenizer lacks", record.place)
         examples.append(next_token_example(parts, block_size))
     return Examples(examples)
+
+
+def instruction_parts(record: Instruction, tokenizer: Tokenizer) -> Parts:
+    """Return the parts of a record: the prompt, and the supervised output with an end-of-text token.
+
+    Raises UserError if the tokenizer has no such token.
+    """
+    if tokenizer.end_of_text is None:
+        raise UserError("the tokenizer has no end-of-text token, which ends an answer: use one that has, such as gpt2")
+    answer = [*encode_known(record.output, tokenizer), tokenizer.end_of_text]
+    return [(prompt_ids(record.instruction, record.input, tokenizer), False), (answer, True)]
+
+
+def prompt_ids(instruction: str, input: str | None, tokenizer: Tokenizer) -> list[int]:
+    """Return the token ids of a prompt, without the characters that the tokenizer lacks.
+
+    The answer is encoded on its own, so these are the same in training and in use.
+    """
+    return encode_known(prompt_text(instruction, input), tokenizer)
+
+
+def encode_known(text: str, tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode(without_unknown(text, tokenizer)[0])
+
+
+def prompt_text(instruction: str, input: str | None = None) -> str:
+    r"""Return the prompt of the Alpaca format; a blank `input` is the same as none.
+
+    >>> prompt_text("Add.", "1 and 2").partition("request.")[2]
+    '\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n'
+    """
+    if input is None or not input.strip():
+        return f"{HEADER}\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+    return f"{HEADER_WITH_INPUT}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 
 
 def instruction_texts(records: list[Instruction]) -> Iterator[str]:

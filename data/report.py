@@ -26,8 +26,8 @@ class DataReport:
         self.path, self.noun = path, noun
         self.kept, self.skipped, self.changed = 0, {}, {}
 
-    def parse(self, files: list[Path], read: Callable[[Path], Iterable[tuple]],
-              parse: Callable[[dict, str], Any]) -> list[Any]:
+    def parse_files(self, files: list[Path], read: Callable[[Path], Iterable[tuple]],
+                    parse: Callable[[dict, str], Any]) -> list[Any]:
         """Return what `parse` makes of each (record, place), where `read` yields (place, record, ...) of a file.
 
         A record for which `parse` raises UserError, or that is not an object, is skipped. Raises UserError if none is

@@ -68,7 +68,7 @@ def read_reviews(path: Path, options: ReadOptions, label_column: str | None, rep
             report.change("empty text, classified by the start token alone", place)
         return review
 
-    return report.parse([path], partial(read_records, options=options, columns=[column, label_column]), parse)
+    return report.parse_files([path], partial(read_records, options=options, columns=[column, label_column]), parse)
 
 
 def as_review(label: Any, text: Any, place: str) -> Review:
