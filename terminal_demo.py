@@ -22,8 +22,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from data.char_tokenizer import quote_all
 from data.readers import stamp
-from data.tokenizer import quote_all, without_unknown
+from data.tokenizer import without_unknown
 from models.config import ReplyConfig
 from models.quantize import int8_summary, quantize_int8
 from tasks.kinds import answers_class

@@ -5,23 +5,19 @@ split again, depending on a seed: each token becomes the two that it was merged 
 these in turn. A character is never split into bytes.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.base_tokenizer import Tokenizer
 from data.examples import IGNORED, Example
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from data.tokenizer import Tokenizer
 
 
 class BPEDropout:
     """Splits tokens of a BPE tokenizer with a given probability. Raises UserError for another tokenizer."""
 
-    def __init__(self, tokenizer: "Tokenizer", probability: float):
+    def __init__(self, tokenizer: Tokenizer, probability: float):
         if not hasattr(tokenizer, "merged_from"):
             raise UserError("bpe_dropout is for BPE tokenizers: use --data.tokenizer bpe, or leave it out")
         self.probability = probability

@@ -16,7 +16,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.library_tokenizer import MAX_FILE_BYTES, SURROGATE, LibraryTokenizer
+from data.base_tokenizer import SURROGATE, Tokenizer
+from data.library_tokenizer import MAX_FILE_BYTES
 from data.template_process import MAX_SECONDS
 from utils.errors import UserError
 from utils.files import PROJECT, read_if_there
@@ -88,7 +89,7 @@ def read_text(path: Path) -> str:
 # ---- Writing a conversation ------------------------------------------------------------------------------------------
 
 
-def chat_ids(template: ChatTemplate, messages: list[dict[str, str]], tokenizer: LibraryTokenizer) -> list[int]:
+def chat_ids(template: ChatTemplate, messages: list[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
     """Return the token ids of a conversation by a ChatTemplate, up to where the reply of the assistant starts.
 
     `messages` is a list of {"role": ..., "content": text}. Roles are trusted, contents are not: they are encoded as

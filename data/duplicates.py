@@ -11,18 +11,6 @@ BLOCK = 1 + sum(SHIFTS)  # 60 characters of a group key: longer than what people
 MULTIPLIER = 0x9E3779B97F4A7C15  # of a polynomial hash modulo 2^64
 
 
-def group_key(text: str) -> str:
-    """Return what near-duplicates have in common: a text without its width, case, white space and punctuation.
-
-    Texts of nothing but symbols keep them.
-
-    >>> group_key("Ｇood, good!")
-    'goodgood'
-    """
-    text = "".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return re.sub(r"[\W_]+", "", text) or text
-
-
 def groups_of(texts: Iterable[str]) -> list[str]:
     """Return the group of each text, as the smallest key in it, which does not depend on the order of the texts.
 
@@ -61,3 +49,15 @@ def pairs_with_common_block(keys: list[str]) -> list[tuple[int, int]]:
     equal = hashes[starts[1:]] == hashes[starts[:-1]]
     pairs = owner[starts[:-1][equal]] * np.int64(len(keys)) + owner[starts[1:][equal]]
     return [divmod(pair, len(keys)) for pair in np.unique(pairs).tolist()]
+
+
+def group_key(text: str) -> str:
+    """Return what near-duplicates have in common: a text without its width, case, white space and punctuation.
+
+    Texts of nothing but symbols keep them.
+
+    >>> group_key("Ｇood, good!")
+    'goodgood'
+    """
+    text = "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return re.sub(r"[\W_]+", "", text) or text

@@ -78,6 +78,6 @@ def binary_format(head: bytes) -> str | None:
     return next((name for signature, name in SIGNATURES.items() if re.match(signature, head, re.DOTALL)), None)
 
 
-def marked_encoding(head: bytes) -> str | None:
+def bom_encoding(head: bytes) -> str | None:
     """Return the encoding of the byte order mark at the start of a file, or None."""
     return next((encoding for mark, encoding in BOMS.items() if head.startswith(mark)), None)

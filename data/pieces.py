@@ -22,6 +22,34 @@ class Piece(NamedTuple):
     """Bytes of the corpus that have been read so far."""
 
 
+def text_pieces(blocks: Iterable[Block], length: int, ends: bool) -> Iterator[Piece]:
+    """Yield the pieces of one text of `length` characters: the first 90% for training, the rest for validation."""
+    n_train = int(0.9 * length)
+
+    def split_blocks() -> Iterator[tuple[str, Block]]:
+        n_done = 0
+        for text, position in blocks:
+            train = text[: max(0, n_train - n_done)]
+            n_done += len(text)
+            for split, part in (("train", train), ("val", text[len(train) :])):
+                if part:
+                    yield split, (part, position)
+
+    for split, group in itertools.groupby(split_blocks(), lambda pair: pair[0]):
+        for text, position, is_last in split_into_pieces(block for _, block in group):
+            yield Piece(text, split, ends and is_last, position)
+
+
+def row_pieces(rows: Iterable[Block], size: int) -> Iterator[Piece]:
+    """Yield the pieces of documents (text, position), read from `size` bytes. Empty ones are skipped."""
+    every = max(10, -(-size // VALIDATION_BYTES))
+    documents = (row for row in rows if row[0])
+    for i, document in enumerate(documents):
+        split = "val" if i % every == 1 else "train"  # both exist from two documents on
+        for text, position, is_last in split_into_pieces([document]):
+            yield Piece(text, split, is_last, position)
+
+
 def split_into_pieces(blocks: Iterable[Block]) -> Iterator[tuple[str, int, bool]]:
     """Yield (text, position, whether it is the last) of the pieces of a text, of about PIECE characters each.
 
@@ -45,31 +73,3 @@ def split_into_pieces(blocks: Iterable[Block]) -> Iterator[tuple[str, int, bool]
             start = end
         text = text[start:]
     yield text, position, True
-
-
-def text_pieces(blocks: Iterable[Block], length: int, ends: bool) -> Iterator[Piece]:
-    """Yield the pieces of one text of `length` characters: the first 90% for training, the rest for validation."""
-    n_train = int(0.9 * length)
-
-    def labeled() -> Iterator[tuple[str, Block]]:
-        n_done = 0
-        for text, position in blocks:
-            train = text[: max(0, n_train - n_done)]
-            n_done += len(text)
-            for split, part in (("train", train), ("val", text[len(train) :])):
-                if part:
-                    yield split, (part, position)
-
-    for split, group in itertools.groupby(labeled(), lambda pair: pair[0]):
-        for text, position, is_last in split_into_pieces(block for _, block in group):
-            yield Piece(text, split, ends and is_last, position)
-
-
-def row_pieces(rows: Iterable[Block], size: int) -> Iterator[Piece]:
-    """Yield the pieces of documents (text, position), read from `size` bytes. Empty ones are skipped."""
-    every = max(10, -(-size // VALIDATION_BYTES))
-    documents = (row for row in rows if row[0])
-    for i, document in enumerate(documents):
-        split = "val" if i % every == 1 else "train"  # both exist from two documents on
-        for text, position, is_last in split_into_pieces([document]):
-            yield Piece(text, split, is_last, position)

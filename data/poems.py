@@ -88,7 +88,7 @@ def read_poems(files: list[Path], options: ReadOptions, report: "DataReport") ->
 
     Raises UserError if no poem is left.
     """
-    return report.parse(files, partial(read_records, options=options), as_poem)
+    return report.parse_files(files, partial(read_records, options=options), as_poem)
 
 
 def as_poem(record: dict, place: str) -> dict:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data.encodings import CANDIDATES, CONTROL_CHARACTERS, UTF_8, binary_format, marked_encoding
+from data.encodings import CANDIDATES, CONTROL_CHARACTERS, UTF_8, binary_format, bom_encoding
 from utils.errors import UserError
 from utils.printable import one_line
 
@@ -46,52 +46,6 @@ class NotText(Exception):
     """Why the content of a file cannot be text in a given encoding."""
 
 
-def stamp(path: Path) -> tuple[str, int, int]:
-    """Return what changes when a file may have changed: its path, its size in bytes and its modification time."""
-    status = path.stat()
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
-
-
-@functools.cache
-def print_once(message: str) -> None:
-    """Print a message about a file, which may be read several times in one run."""
-    print(message)
-
-
-def byte_blocks(path: Path, size: int) -> Iterator[tuple[bytes, int]]:
-    """Yield (bytes, number of bytes read so far) of a file; the last block is empty. Raises UserError."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # devices and pipes may block or never end
-            raise UserError(f"{path} is not a regular file: copy its content to a file and pass that")
-        with open(path, "rb") as file:
-            n_read = 0
-            while data := file.read(size):
-                n_read += len(data)
-                yield data, n_read
-            yield b"", n_read
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}. Check the path and its permissions") from None
-
-
-def text_blocks(path: Path, encoding: str, errors: str = "strict") -> Iterator[tuple[str, int]]:
-    """Yield (text, number of bytes read so far) of a file, with LF for CRLF.
-
-    Raises NotText if a byte is invalid, and UserError if the file cannot be read.
-    """
-    decoder, held = codecs.getincrementaldecoder(encoding)(errors), ""
-    for data, n_read in byte_blocks(path, BLOCK):
-        try:
-            text = held + decoder.decode(data, final=not data)
-        except UnicodeDecodeError as error:
-            offset, byte = n_read - len(error.object) + error.start, error.object[error.start]
-            name = encoding.removesuffix("-sig")
-            raise NotText(f"byte 0x{byte:02x} at offset {offset} is not valid {name}") from None
-        held = ""
-        if data and text.endswith("\r"):  # its LF may be in the next block
-            held = "\r"
-        yield text.removesuffix(held).replace("\r\n", "\n"), n_read
-
-
 def read_text(path: Path, encoding: str | None = None) -> str:
     """Return the whole text of a file. Raises UserError."""
     return "".join(text for text, _ in text_blocks(path, inspect(path, encoding)[0]))
@@ -119,7 +73,7 @@ def inspect(path: Path, encoding: str | None = None) -> tuple[str, int]:
     binary = binary_format(head)
     if binary:
         raise UserError(f"{path} is {binary}, not text: extract or convert it, and pass a text file")
-    given = known_codec(encoding) if encoding else marked_encoding(head)
+    given = codec_name(encoding) if encoding else bom_encoding(head)
     return inspect_content(path, given, stamp(path))
 
 
@@ -139,7 +93,7 @@ def inspect_content(path: Path, given: str | None, version: tuple[str, int, int]
         raise UserError(f"{path} looks like {detected}, but {error}: it is damaged or not text") from None
 
 
-def known_codec(name: str) -> str:
+def codec_name(name: str) -> str:
     """Return the name that Python has for a text encoding. Raises UserError if it has none."""
     try:
         b"text".decode(name, "replace")  # also refuses codecs such as hex, which do not give text
@@ -148,18 +102,6 @@ def known_codec(name: str) -> str:
         raise UserError(f"--data.encoding {name} is unknown: use a name such as utf-8, gb18030, big5, shift_jis, "
                         "euc_kr or cp1252") from None
     return UTF_8 if codec == "utf-8" else codec
-
-
-def text_length(path: Path, encoding: str) -> int:
-    """Return the length of a file in characters. Raises NotText if it is not text in this encoding."""
-    length = n_controls = 0
-    for text, _ in text_blocks(path, encoding):
-        length += len(text)
-        encoded = text.encode("utf-8", "surrogatepass")
-        n_controls += len(encoded) - len(encoded.translate(None, CONTROL_CHARACTERS))
-    if n_controls > 1 + length / 1000:  # a stray one may be an accident
-        raise NotText(f"{n_controls:,} of {length:,} characters are control characters")
-    return length
 
 
 def detect(path: Path, reason: NotText) -> str:
@@ -192,3 +134,61 @@ def sample(path: Path, encoding: str, errors: str = "strict") -> str:
         if n_non_ascii >= SAMPLE:
             break
     return "".join(blocks)
+
+
+def text_length(path: Path, encoding: str) -> int:
+    """Return the length of a file in characters. Raises NotText if it is not text in this encoding."""
+    length = n_controls = 0
+    for text, _ in text_blocks(path, encoding):
+        length += len(text)
+        encoded = text.encode("utf-8", "surrogatepass")
+        n_controls += len(encoded) - len(encoded.translate(None, CONTROL_CHARACTERS))
+    if n_controls > 1 + length / 1000:  # a stray one may be an accident
+        raise NotText(f"{n_controls:,} of {length:,} characters are control characters")
+    return length
+
+
+def text_blocks(path: Path, encoding: str, errors: str = "strict") -> Iterator[tuple[str, int]]:
+    """Yield (text, number of bytes read so far) of a file, with LF for CRLF.
+
+    Raises NotText if a byte is invalid, and UserError if the file cannot be read.
+    """
+    decoder, held = codecs.getincrementaldecoder(encoding)(errors), ""
+    for data, n_read in byte_blocks(path, BLOCK):
+        try:
+            text = held + decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            offset, byte = n_read - len(error.object) + error.start, error.object[error.start]
+            name = encoding.removesuffix("-sig")
+            raise NotText(f"byte 0x{byte:02x} at offset {offset} is not valid {name}") from None
+        held = ""
+        if data and text.endswith("\r"):  # its LF may be in the next block
+            held = "\r"
+        yield text.removesuffix(held).replace("\r\n", "\n"), n_read
+
+
+def byte_blocks(path: Path, size: int) -> Iterator[tuple[bytes, int]]:
+    """Yield (bytes, number of bytes read so far) of a file; the last block is empty. Raises UserError."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # devices and pipes may block or never end
+            raise UserError(f"{path} is not a regular file: copy its content to a file and pass that")
+        with open(path, "rb") as file:
+            n_read = 0
+            while data := file.read(size):
+                n_read += len(data)
+                yield data, n_read
+            yield b"", n_read
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}. Check the path and its permissions") from None
+
+
+def stamp(path: Path) -> tuple[str, int, int]:
+    """Return what changes when a file may have changed: its path, its size in bytes and its modification time."""
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
+
+
+@functools.cache
+def print_once(message: str) -> None:
+    """Print a message about a file, which may be read several times in one run."""
+    print(message)

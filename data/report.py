@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from data.base_tokenizer import Tokenizer
 from data.corpora import Paths
 from data.examples import IGNORED, Example, Examples
 from data.tables import json_kind
-from data.tokenizer import Tokenizer
 from utils.errors import UserError
 from utils.printable import escape_controls, one_line
 
@@ -26,9 +26,9 @@ class DataReport:
         self.path, self.noun = path, noun
         self.kept, self.skipped, self.changed = 0, {}, {}
 
-    def parse(self, files: list[Path], read: Callable[[Path], Iterable[tuple]],
-              parse: Callable[[dict, str], Any]) -> list[Any]:
-        """Return parse(record, place) for each (place, record, ...) that read(file) yields.
+    def parse_files(self, files: list[Path], read: Callable[[Path], Iterable[tuple]],
+                    parse: Callable[[dict, str], Any]) -> list[Any]:
+        """Return what `parse` makes of each (record, place), where `read` yields (place, record, ...) of a file.
 
         A record for which `parse` raises UserError, or that is not an object, is skipped. Raises UserError if none is
         left.

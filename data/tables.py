@@ -257,7 +257,7 @@ def csv_rows(path: Path, encoding: str, **dialect: Any) -> Iterator[tuple[int, l
 def declared_delimiter(line: str) -> str | None:
     """Return the delimiter in a first line `sep=;`, as Excel reads and writes it, or None."""
     match = re.fullmatch(r'"?sep=(.)"?\s*', line, re.IGNORECASE)
-    return match and match[1]
+    return match[1] if match else None
 
 
 def csv_dialect(path: Path, encoding: str, options: ReadOptions) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data.dialogues
+from data.base_tokenizer import SPECIAL_TOKENS
 from data.dialogues import (
     dialogue_examples,
     dialogue_parts,
@@ -25,7 +26,6 @@ from data.dialogues import (
     to_dialogue,
 )
 from data.examples import IGNORED, next_token_example
-from data.library_tokenizer import SPECIAL_TOKENS
 from data.poems import GENERAL_REQUESTS
 from data.readers import ReadOptions
 from data.report import DataReport
@@ -68,7 +68,7 @@ def record(*texts):
 
 
 def symbols(ids):
-    return "".join(SYMBOLS.get(i) or LETTERS.tokens[i] for i in ids)
+    return "".join(SYMBOLS.get(i) or LETTERS.tokens[i].decode() for i in ids)
 
 
 def examples_of(dialogues, block_size):
