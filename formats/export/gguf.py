@@ -131,7 +131,7 @@ def add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, task: str) -> None
 
     if isinstance(tokenizer, CharTokenizer):
         writer.add_tokenizer_model("rwkv")  # always takes the longest token that the text starts with
-        tokens = [escape_rwkv(token) for token in tokenizer.tokens]
+        tokens = [escape_rwkv(token.decode()) for token in tokenizer.tokens]
     else:
         description = json.loads(tokenizer.library.to_str())
         writer.add_tokenizer_model("gpt2")
