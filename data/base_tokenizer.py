@@ -1,4 +1,4 @@
-"""What all tokenizers have in common: special tokens, and from token ids back to text."""
+"""The base class of all tokenizers: special tokens, decoding and streaming."""
 
 import codecs
 import re

@@ -1,4 +1,4 @@
-"""What the tokenizers that are built on the `tokenizers` library have in common."""
+"""The base class of tokenizers that are built on the `tokenizers` library."""
 
 import json
 import re
@@ -75,7 +75,7 @@ class LibraryTokenizer(Tokenizer):
             raise UserError(f"{where} has more than {MAX_FILE_BYTES:,} characters: use a smaller tokenizer")
         try:
             description = json.loads(content)
-            description["model"] = {"type": "BPE"} | description["model"]  # files of before 2021 do not name the type
+            description["model"] = {"type": "BPE"} | description["model"]  # old files do not name the type
             problem = cls.find_unsupported_model(description["model"]) or cls.find_unsupported(description)
             text_start = first_added(description.pop("post_processor", None))
             if not problem:
