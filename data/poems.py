@@ -36,7 +36,7 @@ def clean(folder: str | Path) -> tuple[list[dict], list[tuple[Path, str]]]:
     """Return (poems, skipped) of a folder; skipped files are (path, reason). Raises UserError if there are no files."""
     paths = sorted(path for path in Path(folder).glob("*/*.pt") if not path.is_dir())
     if not paths:
-        raise UserError(f"{folder} has no folders that contain .pt files: pass the folder that contains the authors' folders")
+        raise UserError(f"{folder} has no folders that contain .pt files: pass the parent of the authors' folders")
     poems, skipped = [], []
     for path in tqdm(paths, "cleaning", unit="file", delay=2):
         try:
