@@ -1,8 +1,10 @@
-"""What all tokenizers have in common: special tokens, and from token ids back to text."""
+"""The base class of all tokenizers: special tokens, decoding and streaming."""
 
 import codecs
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken
 
@@ -19,16 +21,20 @@ NEVER = "(?!)"  # a regular expression that matches nothing
 
 
 class Tokenizer:
-    """A tokenizer; a subclass encodes (`encode`) and has a name for its kind in checkpoints (`to_dict`).
+    """A tokenizer: a subclass has `with_special_tokens`, `encode`, `to_dict` and `save`.
 
     `tokens` are the bytes of all tokens by id, and `added` those that are not part of the model by id. The special ones
-    of these are in `special_tokens` (name to id) and `special_ids`; `padding`, `message_start`, `message_end` and
-    `end_of_text` are the ids of SPECIAL_TOKENS, None where there is no such token.
+    of these are in `special_tokens` (name to id) and `special_ids`.
 
     `encode` never returns a special token: names in a text, such as "<|im_end|>", are encoded as ordinary characters.
     Otherwise, whoever writes a text could end a message in it and start one that seems to come from someone else.
     """
 
+    padding: int | None
+    """The id of the token in SPECIAL_TOKENS, None if there is no such token. So are the next three."""
+    message_start: int | None
+    message_end: int | None
+    end_of_text: int | None
     text_start: int | None = None
     """The id of the token to put before every text, None if there is none."""
     prefix = b""
@@ -51,6 +57,10 @@ class Tokenizer:
             if token is not None:
                 return token
         return self.encode("\n")[0]
+
+    def with_special_tokens(self) -> "Tokenizer":
+        """Return a tokenizer with the same ids that also has all of SPECIAL_TOKENS, behind the vocabulary."""
+        raise NotImplementedError
 
     def unknown(self, text: str) -> list[str]:
         """Return the characters of a text that cannot be encoded, each once, in order: lone surrogates."""
@@ -129,8 +139,12 @@ class Tokenizer:
         except UnicodeDecodeError:
             return self.tokens[i].hex(" ")
 
-    def to_dict(self) -> dict[str, str | bool]:
+    def to_dict(self) -> dict[str, Any]:
         """Return what `tokenizer_from_dict` takes, as checkpoints contain it."""
+        raise NotImplementedError
+
+    def save(self, path: Path) -> None:
+        """Write a file that `load_tokenizer` reads. Raises UserError."""
         raise NotImplementedError
 
 

@@ -1,8 +1,8 @@
 """BPE dropout: a text is tokenized in another way each time that a model trains on it (Provilkov et al., 2020).
 
-The model then sees a word in its parts, too, and overfits a small text less. Here, the tokens of a prepared text are
-split again, depending on a seed: each token becomes the two that it was merged from with a fixed probability, and so do
-these in turn. A character is never split into bytes.
+The model then also sees the parts of words, and overfits a small text less. Here, the tokens of a prepared text are
+split again, depending on a seed: with a fixed probability, each token becomes the two that it was merged from, which
+are split in the same way. A character is never split into bytes.
 """
 
 import numpy as np

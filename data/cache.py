@@ -35,8 +35,10 @@ def derive(corpus: Corpus, description: Any, suffix: str, build: Callable[[Path]
     the same thing at once wait for the first. Raises UserError if nothing can be written.
     """
     identity = json.loads(json.dumps(corpus.identity()))  # as JSON reads it back, with lists for tuples
-    stem = os.fsencode(corpus.name)[:MAX_NAME_BYTES].decode(errors="ignore")
-    name = f"{stem}-{cache_key(identity, description)}"
+    name = corpus.name
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        name = os.fsencode(name)[:MAX_NAME_BYTES].decode(errors="ignore")
+    name += f"-{cache_key(identity, description)}"
     folder = cache_folder(corpus, name + suffix, is_complete)
     path, lock = folder / (name + suffix), folder / f"{name}.lock"
     if not is_complete(path):

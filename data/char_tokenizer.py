@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Library
@@ -22,7 +23,7 @@ class CharTokenizer(Tokenizer):
     'cab<|im_end|>'
     """
 
-    def __init__(self, vocab: str, where: str | Path = "the tokenizer", special: bool = False):
+    def __init__(self, vocab: str, where: object = "the tokenizer", special: bool = False):
         """Take the string of all characters, in the order of their ids.
 
         Raises UserError, which names `where`, if it is empty, repeats a character or has a lone surrogate.
@@ -51,7 +52,6 @@ class CharTokenizer(Tokenizer):
         return cls("".join(vocab), where)
 
     def with_special_tokens(self) -> "CharTokenizer":
-        """Return a tokenizer with the same ids that also has all of SPECIAL_TOKENS."""
         return self if self.special else CharTokenizer(self.vocab, special=True)
 
     @property
@@ -70,14 +70,13 @@ class CharTokenizer(Tokenizer):
             raise UserError(f"the text has characters that are not in the vocabulary: {quote_all(self.unknown(text))}. "
                             "Use the text that the model was trained on, or a model with a BPE tokenizer") from None
 
-    def to_dict(self) -> dict[str, str | bool]:
-        saved = {"kind": "char", "vocab": self.vocab}
+    def to_dict(self) -> dict[str, Any]:
+        saved: dict[str, Any] = {"kind": "char", "vocab": self.vocab}
         if self.special:  # only then, so that tokenizers without special tokens are saved as before
             saved["special"] = True
         return saved
 
     def save(self, path: Path) -> None:
-        """Write the result of `to_dict` as JSON. Raises UserError."""
         with replacing(path) as file:
             file.write(json.dumps(self.to_dict()).encode())
 

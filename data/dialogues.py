@@ -210,9 +210,9 @@ def message_parts(encoded: list[list[int]], tokenizer: Tokenizer) -> Parts:
 def dialogue_examples(dialogues: list[Dialogue], tokenizer: Tokenizer, block_size: int, report: DataReport) -> Examples:
     """Return the Examples of dialogues, for a model with a context of `block_size` tokens.
 
-    A longer dialogue becomes several examples of as many whole turns (a user message and its reply) as fit. A reply
-    that does not fit even so is cut off, without an end marker. A turn whose user message fills the context has nothing
-    to train on and is left out. Characters that the tokenizer lacks are removed.
+    A longer dialogue becomes several examples of as many whole turns (a user message and its reply) as fit. A turn that
+    does not fit on its own has its reply cut off, without an end marker, or is left out if its user message fills the
+    context. Characters that the tokenizer lacks are removed.
 
     Dialogues that are kept, skipped and changed are counted; their place is the start of their first message. Raises
     UserError if there are dialogues but no example.

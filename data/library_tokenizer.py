@@ -1,8 +1,9 @@
-"""What the tokenizers that are built on the `tokenizers` library have in common."""
+"""The base class of tokenizers that are built on the `tokenizers` library."""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as Library
 from tokenizers import processors
@@ -74,7 +75,7 @@ class LibraryTokenizer(Tokenizer):
             raise UserError(f"{where} has more than {MAX_FILE_BYTES:,} characters: use a smaller tokenizer")
         try:
             description = json.loads(content)
-            description["model"] = {"type": "BPE"} | description["model"]  # files of before 2021 do not name the type
+            description["model"] = {"type": "BPE"} | description["model"]  # old files do not name the type
             problem = cls.find_unsupported_model(description["model"]) or cls.find_unsupported(description)
             text_start = first_added(description.pop("post_processor", None))
             if not problem:
@@ -100,7 +101,6 @@ class LibraryTokenizer(Tokenizer):
         return None
 
     def with_special_tokens(self) -> "LibraryTokenizer":
-        """Return a tokenizer with the same ids that also has all of SPECIAL_TOKENS, behind the vocabulary."""
         missing = [token for name, token in SPECIAL_TOKENS.items() if getattr(self, name) is None]
         if not missing:
             return self
@@ -115,7 +115,6 @@ class LibraryTokenizer(Tokenizer):
         return {id_of(first + second): (id_of(first), id_of(second)) for first, second in pairs}
 
     def save(self, path: Path) -> None:
-        """Write a tokenizer.json of the `tokenizers` library. Raises UserError."""
         with replacing(path) as file:
             file.write(self.library.to_str().encode())
 
@@ -126,7 +125,7 @@ class LibraryTokenizer(Tokenizer):
         """Return the result of `encode` for each text, computed on all cores."""
         return encode_batch(self.library, texts)
 
-    def to_dict(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "tokenizer.json": self.library.to_str()}
 
 

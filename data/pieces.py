@@ -53,8 +53,8 @@ def row_pieces(rows: Iterable[Block], size: int) -> Iterator[Piece]:
 def split_into_pieces(blocks: Iterable[Block]) -> Iterator[tuple[str, int, bool]]:
     """Yield (text, position, whether it is the last) of the pieces of a text, of about PIECE characters each.
 
-    Each but the last ends before white space, where byte-level BPE pre-tokenizers split, too, so that the pieces have
-    the same tokens as the whole. Text without white space nearby is split anyway.
+    Each but the last ends before white space, where byte-level BPE pre-tokenizers also split, so that the pieces have
+    the same tokens as the whole text. Text without white space nearby is split anyway.
 
     >>> blocks = [("x" * PIECE + " and on", 7)]
     >>> [(len(text), position, last) for text, position, last in split_into_pieces(blocks)]

@@ -36,7 +36,7 @@ def clean(folder: str | Path) -> tuple[list[dict], list[tuple[Path, str]]]:
     """Return (poems, skipped) of a folder; skipped files are (path, reason). Raises UserError if there are no files."""
     paths = sorted(path for path in Path(folder).glob("*/*.pt") if not path.is_dir())
     if not paths:
-        raise UserError(f"{folder} has no folders that contain .pt files: pass the folder with those of the authors")
+        raise UserError(f"{folder} has no folders that contain .pt files: pass the parent of the authors' folders")
     poems, skipped = [], []
     for path in tqdm(paths, "cleaning", unit="file", delay=2):
         try:
@@ -130,7 +130,7 @@ def main() -> None:
     parser = Parser(__doc__)
     commands = parser.add_subparsers(required=True)
     clean_command = commands.add_parser("clean", help="folders of files to one all_poems.json")
-    clean_command.add_argument("folder", help="the folder with those of the authors")
+    clean_command.add_argument("folder", help="the folder that contains the authors' folders")
     clean_command.add_argument("--out", default="all_poems.json", help="(%(default)s)")
     args = parser.parse_args()
 

@@ -52,9 +52,9 @@ def read_text(path: Path, encoding: str | None = None) -> str:
 
 
 def encoding_of(path: Path, given: str | None) -> str:
-    """Return the encoding of a text file, detected unless it is given; print it if it is not UTF-8. Raises UserError.
+    """Return the encoding of a text file, detected unless it is given. Raises UserError.
 
-    The start of the text is printed, too, because it shows a wrong encoding.
+    If it is not UTF-8, it is printed with the start of the text, which shows whether it is right.
     """
     encoding, _ = inspect(path, given)
     if encoding != UTF_8:

@@ -1,4 +1,4 @@
-"""What became of the records of a file: printed before the first step, as it explains most models that do not learn."""
+"""The data report, printed before the first step: it explains most models that do not learn."""
 
 import itertools
 import sys
@@ -17,7 +17,7 @@ from utils.printable import escape_controls, one_line
 
 
 class DataReport:
-    """Counts the records that were kept, skipped and changed, each with the reason and the first place.
+    """The number of records that were kept, skipped and changed, with the first place of each reason.
 
     A place is where a record is, such as `line 12` or `chat.txt, line 12`.
     """

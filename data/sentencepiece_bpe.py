@@ -19,12 +19,12 @@ REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 class SentencePieceTokenizer(LibraryTokenizer):
     """Byte-pair encoding of characters: SentencePiece (https://arxiv.org/abs/1808.06226), as Llama 2 uses it.
 
-    Spaces are written as "▁", most files put one before a text, and a whole text is merged as if it were one word. A
-    character that is no token is encoded as its bytes, so that none is unknown.
+    Spaces are written as "▁", most files put one before a text, and a whole text is merged as if it were one word.
+    Characters outside the vocabulary are encoded as their bytes, so no character is unknown.
 
-    Decoding an encoded text reproduces it except that "▁" in a text becomes a space, and that files whose pre_tokenizer
-    is Metaspace, rather than those whose normalizer is Prepend, drop one space from the start of a text that starts
-    with spaces. Invalid UTF-8, which only a model can generate, is decoded as by BPETokenizer, byte by byte.
+    Decoding an encoded text reproduces it, with two exceptions: "▁" becomes a space, and files whose pre_tokenizer is
+    Metaspace (rather than a Prepend normalizer) drop one of the spaces that a text starts with. Invalid UTF-8, which
+    only a model can generate, is decoded byte by byte, as in BPETokenizer.
 
     Without "<|endoftext|>", `end_of_text` is "</s>". Without a post-processor, `start_id` is "<s>".
     """

@@ -31,7 +31,7 @@ GPT2_FILES = (  # name at GPT2_URL, name on the Hugging Face hub, sha256
 SOURCES = ("gpt2, a tokenizer.json, llama2.c's tokenizer.bin, or a folder with tokenizer.json, vocab.json and "
            "merges.txt, encoder.json and vocab.bpe, meta.pkl, or tokenizer.bin")
 UNREAD = {"tokenizer.model": "SentencePiece", "vocab.txt": "WordPiece"}  # files of tokenizers
-KINDS = {tokenizer.kind: tokenizer for tokenizer in (BPETokenizer, SentencePieceTokenizer)}  # besides "char"
+KINDS = {tokenizer.kind: tokenizer for tokenizer in (BPETokenizer, SentencePieceTokenizer)}  # and "char"
 
 
 def without_unknown(text: str, tokenizer: Tokenizer) -> tuple[str, list[str]]:
