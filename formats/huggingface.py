@@ -41,7 +41,7 @@ def open_huggingface(folder: str | Path) -> ForeignModel:
     if has_tied_head:
         check_tied_head(tensors, table, folder)
     check_tokenizer_config(folder)
-    tokenizer = load_tokenizer(folder.absolute())  # `gpt2` alone is a name there
+    tokenizer = load_tokenizer(folder.absolute())  # absolute, as `gpt2` alone would be a name
     check_tokenizer(tokenizer, config, folder)
     weights = import_weights(table, config, tensors.read, folder)
     return ForeignModel(model_class, config, tokenizer, weights, read_chat_template(folder),

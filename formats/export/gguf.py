@@ -94,11 +94,11 @@ def export_arrays(exported: ExportedModel) -> Iterator[NamedArray]:
     names = gguf.get_tensor_name_map(architectures[exported.class_name], exported.config.n_blocks)
     for name, tensor in export_weights(TABLES[exported.class_name], exported.config, exported.weights):
         if "q_proj" in name or "k_proj" in name:
-            tensor = interleave_halves(tensor, exported.config.head_size)
+            tensor = halves_to_pairs(tensor, exported.config.head_size)
         yield names.get_name(name, (".weight", ".bias")), tensor.numpy()
 
 
-def interleave_halves(tensor: Tensor, head_size: int) -> Tensor:
+def halves_to_pairs(tensor: Tensor, head_size: int) -> Tensor:
     """Reorder the rows of queries or keys (nh hs, ...) for llama.cpp.
 
     Our Rotary rotates channels i and i + hs / 2 of a head together; llama.cpp, channels 2i and 2i + 1.

@@ -22,11 +22,6 @@ def end_marker(tokenizer: Tokenizer, task: str) -> str | None:
     return None if getattr(tokenizer, name) is None else name
 
 
-def token_name(token_id: int, tokenizer: Tokenizer) -> str:
-    """Return the name of a special token."""
-    return next(name for name, i in tokenizer.special_tokens.items() if i == token_id)
-
-
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the content of the tokenizer.json."""
     description = json.loads(tokenizer.library.to_str())
@@ -50,3 +45,8 @@ def tokenizer_config_json(tokenizer: Tokenizer, task: str, block_size: int) -> d
     if task in CHAT_TASKS:
         config["chat_template"] = CHAT_TEMPLATE
     return config
+
+
+def token_name(token_id: int, tokenizer: Tokenizer) -> str:
+    """Return the name of a special token."""
+    return next(name for name, i in tokenizer.special_tokens.items() if i == token_id)
