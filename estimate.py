@@ -1,36 +1,41 @@
-"""Measure a checkpoint on its task, and say whether that is normal.
+"""Evaluate a checkpoint on its task, and compare the loss of a language model with baselines.
 
     python estimate.py                                      the checkpoint that ships, on tiny Shakespeare
     python estimate.py checkpoints/my_run/best.pt --data my.txt --split all
-    python estimate.py --quantize int8                      with int8 weights, and what that changes
+    python estimate.py --quantize int8                      before and after int8 quantization
     python estimate.py checkpoints/chat_small --data chat.txt         replies to held-out messages
     python estimate.py checkpoints/instruct --data test.json --split all --answers answers.json
     python estimate.py checkpoints/sentiment --data reviews.csv --split test --out errors
 
 The loss of a language model on the validation split is compared with two baselines: the uniform distribution over the
-vocabulary, and a 5-gram model that counts the training split of the same text. As in training, sequences begin anywhere
-in the text, without the start token of a Llama; llama.cpp puts one before each, so its perplexity can be a bit lower.
+vocabulary, and a 5-gram model of the training split of the same text. As in training, sequences start anywhere in the
+text, without the start token of a Llama; llama.cpp puts one before each, so its perplexity can be slightly lower.
 """
 
+import argparse
 import math
 import time
+from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from data.corpora import DEFAULT_PATH
 from data.ngram import ngram_loss
 from data.prepare import open_tokens
 from data.readers import ReadOptions
 from data.report import print_examples
-from data.reviews import format_scores, label_ids, scores, write_errors
-from data.tokenizer import CharTokenizer
+from data.reviews import Review, format_scores, label_ids, scores, write_errors
+from data.token_files import Prepared
+from data.tokenizer import CharTokenizer, Tokenizer
 from data.windows import ConsecutiveWindows
 from models.quantize import int8_summary, quantize_int8
 from tasks.classification import classify
 from tasks.kinds import TASKS
-from training.checkpoint import SHIPPED, load_checkpoint
+from training.checkpoint import SHIPPED, Loaded, load_checkpoint
 from training.evaluate import estimate_loss
 from training.plots import plot_confusion
 from training.precision import autocast, pick_device, pick_dtype
@@ -49,7 +54,7 @@ REFERENCES = {"tiny Shakespeare": [
 ]}
 
 
-OPTIONS = {  # options for models of one task: the task, and the YAML file that trains such a model
+OPTIONS = {  # options for one task: the task, and the YAML file that trains a model for it
     "answers": ("instruction", "config/instruct.yaml"),
     "out": ("classification", "config/sentiment.yaml"),
     "label_column": ("classification", "config/sentiment.yaml"),
@@ -58,7 +63,7 @@ OPTIONS = {  # options for models of one task: the task, and the YAML file that 
 
 
 @command
-def main():
+def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("checkpoint", nargs="?", default=SHIPPED,
                         help="a checkpoint of train.py, transformer_4d.py or nanoGPT (before June 2023: "
@@ -87,7 +92,7 @@ def main():
     device = pick_device(args.device)
     loaded = load_checkpoint(args.checkpoint, device)
     check_options(args, loaded.task["kind"])
-    for path in outputs(args):
+    for path in output_files(args):
         check_writable(path)
     options = ReadOptions(**{field.name: getattr(args, field.name) for field in fields(ReadOptions)})
     if loaded.task["kind"] == "language":
@@ -96,8 +101,8 @@ def main():
         evaluate_on_examples(loaded, args, options)
 
 
-def check_options(args, kind):
-    """Raise UserError unless the options are for a checkpoint of this kind."""
+def check_options(args: argparse.Namespace, kind: str) -> None:
+    """Raise UserError unless the options are for a checkpoint whose task is `kind`."""
     for name, (task, config) in OPTIONS.items():
         if getattr(args, name) is not None and kind != task:
             raise UserError(f"--{name} is for the task {task}, and {args.checkpoint} is for the task {kind}: leave it "
@@ -109,20 +114,23 @@ def check_options(args, kind):
         raise UserError(f"{args.checkpoint} is for the task {kind}: pass its {TASKS[kind].noun} as --data")
 
 
-def outputs(args):
-    """The files that the command line asks for."""
+def output_files(args: argparse.Namespace) -> list[Path]:
+    """Return the files that the command line asks for."""
     if args.answers:
         return [args.answers]
-    return [args.out / "errors.csv", args.out / "confusion.png"] if args.out else []
+    if args.out:
+        return [args.out / "errors.csv", args.out / "confusion.png"]
+    return []
 
 
-def fast_dtype(model):
+def autocast_fast(model: nn.Module) -> torch.autocast:
     """Context in which the matrix products of a model are computed in the fastest safe dtype."""
     device = model.device.type
     return autocast(device, pick_dtype(device))
 
 
-def print_model(loaded, args):
+def print_model(loaded: Loaded, args: argparse.Namespace) -> None:
+    """Print the name, the size and the task of a model."""
     model, n_params = loaded.model, count_parameters(loaded.model.config)
     print(one_line(f"{args.checkpoint}: {type(model).__name__}, {n_params:,} parameters, for the task "
                    f"{loaded.task['kind']}"))
@@ -130,12 +138,13 @@ def print_model(loaded, args):
         print(int8_summary(model.config))
 
 
-def losses(model, batches, quantize):
-    """The mean loss of a model over batches (x, y), in nats per target, and None.
+def losses(model: nn.Module, batches: Collection[tuple[Tensor, Tensor]],
+           quantize: str | None) -> tuple[float, float | None]:
+    """Return (loss, loss before quantization) of a model over batches (x, y), in nats per target.
 
-    To `quantize` to "int8", which changes the model: its loss after that and, instead of None, the one before.
+    If `quantize` is "int8", the model is quantized; else the second loss is None.
     """
-    with fast_dtype(model):
+    with autocast_fast(model):
         loss = estimate_loss(model, batches)
         if quantize is None:
             return loss, None
@@ -146,8 +155,8 @@ def losses(model, batches, quantize):
 # ---- Language models -------------------------------------------------------------------------------------------------
 
 
-def evaluate_language_model(loaded, args, options):
-    """Print the loss on a text and, for the validation split, a comparison. Raises UserError."""
+def evaluate_language_model(loaded: Loaded, args: argparse.Namespace, options: ReadOptions) -> None:
+    """Print the loss on a text and, for the validation split, a comparison. Raises UserError if it is too short."""
     model, tokenizer = loaded[:2]
     path = DEFAULT_PATH if args.data is None else args.data
     text = open_tokens(path, options, tokenizer)
@@ -164,8 +173,8 @@ def evaluate_language_model(loaded, args, options):
         print_comparison(loss, text, model.config.vocab_size)
 
 
-def print_loss(loss, float_loss):
-    """Print a loss in nats per token and, unless it is None, the loss of the same model before it was quantized."""
+def print_loss(loss: float, float_loss: float | None) -> None:
+    """Print a loss in nats per token and, unless it is None, the loss before quantization."""
     print()
     print(f"loss                {loss:.4f}   nats per token")
     if float_loss is not None:
@@ -173,27 +182,28 @@ def print_loss(loss, float_loss):
     print(f"perplexity          {perplexity(loss):.3f}")
 
 
-def print_change(loss, float_loss):
+def print_change(loss: float, float_loss: float) -> None:
+    """Print the loss before quantization, and the change by it."""
     print(f"not quantized: loss {float_loss:.4f}, change {loss - float_loss:+.4f}")
 
 
-def perplexity(loss):
-    """exp(loss), or infinity where that exceeds the range of a float."""
+def perplexity(loss: float) -> float:
+    """Return exp(loss), or infinity if that exceeds the range of a float."""
     try:
         return math.exp(loss)
     except OverflowError:
         return math.inf
 
 
-def bits_per_character(loss, targets, tokenizer):
-    """Convert a mean loss in nats per token over `targets` (N) to bits per character of the text they encode."""
+def bits_per_character(loss: float, targets: np.ndarray, tokenizer: Tokenizer) -> float:
+    """Convert a mean loss in nats per token over `targets` (N) to bits per character of their text."""
     in_text = targets[~np.isin(targets, list(tokenizer.special_ids))]  # special tokens have no characters in the text
     characters = max(1, len(tokenizer.decode(in_text)))
     return loss * len(targets) / characters / math.log(2)
 
 
-def print_comparison(loss, text, vocab_size):
-    """Print a validation loss between the baselines and, where there are any, the references; then the verdict."""
+def print_comparison(loss: float, text: Prepared, vocab_size: int) -> None:
+    """Print a validation loss beside the baselines and, if there are any, the references; then the verdict."""
     uniform, ngram = math.log(vocab_size), ngram_loss(text.train, text.val, vocab_size)
     rows = [(uniform, "uniform baseline, ln V"), (ngram, "5-gram baseline"), (loss, "<- this checkpoint")]
     if isinstance(text.tokenizer, CharTokenizer):
@@ -205,8 +215,8 @@ def print_comparison(loss, text, vocab_size):
     print(f"\n{verdict(loss, uniform, ngram)}")
 
 
-def verdict(loss, uniform, ngram):
-    """One line that says whether a validation loss is normal, given the two baselines; all in nats per token."""
+def verdict(loss: float, uniform: float, ngram: float) -> str:
+    """Return one line that interprets a validation loss, given the two baselines; all in nats per token."""
     if not loss < uniform:  # NaN included
         return ("No better than the uniform baseline: the checkpoint is untrained, or was trained on a different text "
                 "or with a different tokenizer.")
@@ -219,8 +229,8 @@ def verdict(loss, uniform, ngram):
 # ---- Other tasks -----------------------------------------------------------------------------------------------------
 
 
-def evaluate_on_examples(loaded, args, options):
-    """Print the report on the data and what is measured for the task of a checkpoint. Raises UserError."""
+def evaluate_on_examples(loaded: Loaded, args: argparse.Namespace, options: ReadOptions) -> None:
+    """Print a report on the data and the metrics of a task. Raises UserError if the data has no example."""
     model, tokenizer, entry, reply = loaded
     data = DataSettings(path=args.data, label_column=args.label_column, split_seed=args.split_seed or 0,
                         mask_padding=entry.get("mask_padding", True))
@@ -243,8 +253,8 @@ def evaluate_on_examples(loaded, args, options):
         task.evaluate(model, records, config)
 
 
-def evaluate_classifier(loaded, args, reviews):
-    """Print the scores of a classifier on reviews, and write its errors to --out. Raises UserError."""
+def evaluate_classifier(loaded: Loaded, args: argparse.Namespace, reviews: list[Review]) -> None:
+    """Print the scores of a classifier on reviews, and write its errors to --out."""
     labels = loaded.task["labels"]
     ids = label_ids(reviews, labels)
     if args.quantize == "int8":
@@ -264,14 +274,14 @@ def evaluate_classifier(loaded, args, reviews):
         print(one_line(f"{args.out}: the misclassified reviews in errors.csv, the confusion matrix in confusion.png"))
 
 
-def label_probabilities(loaded, reviews):
-    """The probabilities (reviews, classes) of a classifier."""
-    with fast_dtype(loaded.model):
+def label_probabilities(loaded: Loaded, reviews: list[Review]) -> np.ndarray:
+    """Return the probabilities (reviews, classes) of a classifier."""
+    with autocast_fast(loaded.model):
         return classify(loaded.model, loaded.tokenizer, loaded.task, reviews)
 
 
-def review_loss(probabilities, ids):
-    """Mean loss, in nats per review, of probabilities (N, classes) for the classes `ids` (N)."""
+def review_loss(probabilities: np.ndarray, ids: np.ndarray) -> float:
+    """Return the mean loss, in nats per review, of probabilities (N, classes) for the classes `ids` (N)."""
     with np.errstate(divide="ignore"):  # a probability of 0 is an infinite loss
         return -np.log(probabilities[np.arange(len(ids)), ids]).mean()
 

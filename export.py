@@ -1,9 +1,9 @@
-"""Export a checkpoint to the files of other projects.
+"""Export a checkpoint to the file formats of other projects.
 
     python export.py checkpoints/my_run my_model                      a folder for Hugging Face transformers
     python export.py checkpoints/my_run my_model.gguf --format gguf   a file for llama.cpp
 
-The folder opens with AutoModelForCausalLM and AutoTokenizer. Its logits and token ids are compared with those of the
+AutoModelForCausalLM and AutoTokenizer load the folder. Its logits and token ids are compared with those of the
 checkpoint; if they differ, nothing is written. An earlier export is replaced as a whole.
 """
 
@@ -18,7 +18,7 @@ from utils.printable import one_line
 
 
 @command
-def main():
+def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("checkpoint", help="a checkpoint, a folder with a best.pt, or a model of another project, as "
                                            "terminal_demo.py takes it")
@@ -33,9 +33,11 @@ def main():
     print(one_line(f"{args.output}: {name}"))
 
 
-def measured_loss(checkpoint):
-    """The validation loss of the best.pt of a run, the lowest in the metrics.jsonl beside it; None without that file.
-    Raises UserError if it is damaged."""
+def measured_loss(checkpoint: str) -> float | None:
+    """Return the validation loss of the best.pt of a run, the lowest in its metrics.jsonl; None without that file.
+
+    Raises UserError if that file is damaged.
+    """
     path = checkpoint_file(checkpoint)
     metrics = path.with_name("metrics.jsonl")
     if path.name != "best.pt" or not metrics.is_file():

@@ -5,8 +5,8 @@
     python train.py --run small --resume
     torchrun --nproc_per_node=4 train.py config/bard_gpt.yaml --run_name large
 
-First a YAML file, which may be left out, then settings that override it, as --name value or --name=value. With
-torchrun, --run is --run_name: it has an option of its own that starts with --run.
+The YAML file comes first, and may be left out; settings override it, as --name value or --name=value. With torchrun,
+use --run_name for --run, which torchrun takes for one of its own options.
 """
 
 import os
@@ -18,7 +18,7 @@ from utils.streams import optional_output
 
 
 @command
-def main():
+def main() -> None:
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         print(f"{__doc__}\n{help_text()}")
@@ -26,10 +26,10 @@ def main():
     try:
         settings = parse_settings(arguments)
     except UserError:
-        if os.environ.get("RANK", "0") != "0":  # of torchrun: rank 0 says what is wrong
+        if os.environ.get("RANK", "0") != "0":  # with torchrun, rank 0 prints the error
             sys.exit(2)
         raise
-    from training.run import train  # imports torch, which --help and mistakes need not wait for
+    from training.run import train  # imports torch, which --help and errors in settings need not wait for
 
     with optional_output():
         train(settings)

@@ -2,6 +2,10 @@
 
 Run `python transformer_4d.py`; every field of `Config` is an option, as in `--minutes 2`. Shapes: B batch, T time
 (context length), C n_embd, nh num_heads, hs head size (C / nh), V vocabulary. "4d" is attention's (B, nh, T, hs)."""
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.9", "numpy", "tqdm"]
+# ///
 import argparse
 import io
 import math
@@ -87,7 +91,6 @@ class Attention(nn.Module):
         C, self.num_heads = config.n_embd, config.num_heads
         self.query, self.key, self.value, self.out = (nn.Linear(C, C, bias=False) for _ in range(4))
         nn.init.zeros_(self.out.weight)  # stable at initialization: a block starts as the identity
-
     def forward(self, x):
         q, k, v = (f(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
         T, hs = q.shape[2:]  # q, k, v: (B, T, C) -> (B, T, nh, hs) -> (B, nh, T, hs)
@@ -104,7 +107,6 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
         self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
         nn.init.zeros_(self.down.weight)
-
     def forward(self, x):
         return self.down(F.relu(self.up(x)).square())  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
 
@@ -115,7 +117,6 @@ class Block(nn.Module):
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(config.n_embd), nn.LayerNorm(config.n_embd)
         self.attention, self.feed_forward = Attention(config), FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
-
     def forward(self, x):
         x = x + self.dropout(self.attention(self.attention_norm(x)))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # (B, T, C)
@@ -147,7 +148,6 @@ class Muon:
         self.lr, self.weight_decay, self.dtype, self.momentum = lr, weight_decay, dtype, momentum
         self.stacks = [[m for m in matrices if m.shape == shape] for shape in {m.shape for m in matrices}]
         self.averages = [torch.zeros_like(torch.stack(stack)) for stack in self.stacks]  # (N, rows, columns) each
-
     @torch.no_grad()
     def step(self):
         for stack, average in zip(self.stacks, self.averages, strict=True):

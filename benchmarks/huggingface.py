@@ -1,10 +1,10 @@
-"""A Hugging Face folder here and in transformers: time to the first token, and tokens per second after it.
+"""Time to the first token, and tokens/s after it, for a Hugging Face model: ours against transformers, in turns.
 
     python benchmarks/huggingface.py PATH/TO/FOLDER
 
-Each turn is a process of its own that loads the model, continues a short prompt greedily, and counts from its start:
-imports are included. Ours computes in the dtype of terminal_demo.py and in float32, transformers in float32 and in
-bfloat16.
+Each turn is a new process, which loads the model and continues a short prompt greedily. The time to the first token
+starts with the process, so it includes imports. Ours computes in the dtype of terminal_demo.py and in float32,
+transformers in float32 and bfloat16.
 """
 
 import json
@@ -13,8 +13,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from side_by_side import print_header, print_row  # noqa: E402
 
 from utils.errors import Parser, check_numbers, command  # noqa: E402
 from utils.files import PROJECT  # noqa: E402
@@ -52,8 +55,8 @@ with torch.inference_mode():
 REPORT = "\nimport json\nprint(json.dumps([first, n / (time.time() - first)]))"
 
 
-def measure(code, **values):
-    """Run a program; return the seconds from its start to its first token, and tokens/s after it."""
+def measure(code: str, **values: Any) -> tuple[float, float]:
+    """Run a program, and return the seconds from its start to its first token, and the tokens/s after it."""
     start = time.time()
     done = subprocess.run([sys.executable, "-c", code.format(**values) + REPORT], check=True, capture_output=True)
     first, speed = json.loads(done.stdout.splitlines()[-1])
@@ -61,11 +64,11 @@ def measure(code, **values):
 
 
 @command
-def main():
+def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, help="a folder with config.json, weights and a tokenizer")
     parser.add_argument("--tokens", type=int, default=100, help="tokens after the first (%(default)s)")
-    parser.add_argument("--turns", type=int, default=5, help="turns of each; the median counts (%(default)s)")
+    parser.add_argument("--turns", type=int, default=5, help="turns; medians are reported (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
     args = parser.parse_args()
     check_numbers(args, positive=("tokens", "turns", "threads"))
@@ -75,13 +78,13 @@ def main():
                 "transformers, float32": (THEIRS, {"dtype": "float32"}),
                 "transformers, bfloat16": (THEIRS, {"dtype": "bfloat16"})}
     results = {name: [] for name in programs}
-    for _ in range(1 + args.turns):  # the first turn reads the files from the disk, and does not count
+    for _ in range(1 + args.turns):  # the first turn, which reads the files from the disk, does not count
         for name, (code, more) in programs.items():
             results[name].append(measure(code, **values, **more))
-    print("| | seconds to the first token | tokens/s |\n|---|---|---|")
+    print_header("", "seconds to the first token", "tokens/s")
     for name, measured in results.items():
         seconds, speed = (statistics.median(column) for column in zip(*measured[1:], strict=True))
-        print(f"| {name} | {seconds:.2f} | {speed:.1f} |")
+        print_row(name, f"{seconds:.2f}", f"{speed:.1f}")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""Peak memory of training and generation: predicted by utils/forecast/memory.py against what PyTorch allocates.
+"""Peak memory of training and generation, the forecast of utils/forecast against what PyTorch allocates.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --device cuda
     torchrun --nproc_per_node=2 benchmarks/memory.py
 
-A row of training is two steps of training/loop.py with the optimizers of train.py, not compiled; a row of generation is
-models/generate.py after a prompt of the whole context. On a CPU, the peak is the highest "Total Allocated" that
-torch.profiler reports: every block that PyTorch's allocator hands out or takes back is an event, those inside an op
-included (the profiler prints its start and end to standard error). Models of more than 50 M parameters are reduced to
-three blocks there, to finish within minutes. On CUDA, the peak is torch.cuda.max_memory_allocated, models are whole and
-batches eight times as large.
+A row of training runs two steps of training/loop.py with the optimizers of train.py, not compiled; a row of generation
+runs models/generate.py after a prompt of the full context. On a CPU, the peak is the highest "Total Allocated" of
+torch.profiler, which records every allocation and deallocation, also inside operations (it prints its start and end to
+standard error). Models of more than 50 M parameters are reduced to three blocks, to finish within minutes. On CUDA, the
+peak is torch.cuda.max_memory_allocated, with complete models and batches eight times as large.
 
-With torchrun, the rows are of training on several ranks, with DDP and FSDP2, and a measured peak is that of the rank
-with the highest. There, PyTorch also has to count what other threads free, which hold buffers of gloo.
+With torchrun, the rows train on several ranks with DDP and FSDP2, and the measured peak is the maximum over the ranks.
+PyTorch then also counts the memory of other threads, which own the buffers of gloo.
 """
 
 import ctypes
@@ -22,33 +21,41 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["TQDM_DISABLE"] = "1"  # one line per row is enough; tqdm reads this when it is imported
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from side_by_side import device_name  # noqa: E402
+from side_by_side import device_name, print_header, print_row  # noqa: E402
 
 from data.windows import RandomWindows, WindowBatches  # noqa: E402
 from models.config import SamplingConfig  # noqa: E402
 from models.freeze import freeze_below  # noqa: E402
 from models.generate import generate  # noqa: E402
+from models.gpt import GPT  # noqa: E402
 from models.lora import add_lora  # noqa: E402
 from models.zoo import ZOO  # noqa: E402
-from training.distributed import ALONE, open_world, pick_rank_device, replicate, shard  # noqa: E402
+from training.distributed import ALONE, World, open_world, pick_rank_device  # noqa: E402
 from training.loop import Progress, Trainer, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
-from training.settings import OptimSettings, TrainingSettings  # noqa: E402
+from training.parallel import replicate, shard  # noqa: E402
+from training.settings import OptimSettings  # noqa: E402
 from training.shares import Shares  # noqa: E402
 from training.step import TrainStep, accelerate  # noqa: E402
 from utils.errors import Parser, command  # noqa: E402
-from utils.forecast.memory import MIB, Plan, cublas_workspace, inference_memory, readable, training_memory  # noqa: E402
+from utils.forecast.inference import inference_memory  # noqa: E402
 from utils.forecast.parameters import count_parameters  # noqa: E402
+from utils.forecast.plan import Plan, cublas_workspace  # noqa: E402
+from utils.forecast.step import training_memory  # noqa: E402
+from utils.forecast.units import MIB, readable  # noqa: E402
 
 HALF = ("float32", "bfloat16")
-TRAINING = [  # model, changes to it, and to the plan
+Row = tuple[str, dict[str, Any], dict[str, Any]]  # a model of the zoo, changes to its configuration, a plan
+TRAINING: list[Row] = [
     *(("TransformerModel", {"block_size": T}, {"batch_size": B, "dtype": dtype, "optimizer": optimizer})
       for B, T, dtype, optimizer in itertools.product((2, 16), (64, 256), HALF, ("muon", "adamw"))),
     *((name, changes, {"batch_size": B, "dtype": dtype}) for (name, changes, B), dtype in itertools.product((
@@ -65,7 +72,7 @@ TRAINING = [  # model, changes to it, and to the plan
     ("SmallGPT90M", {"n_labels": 2}, {"batch_size": 2}),
     ("SmallGPT90M", {"n_labels": 2}, {"batch_size": 2, "trainable_blocks": 1}),
 ]
-RANKS = [
+RANKS: list[Row] = [
     *(("BardGPT", {}, {"batch_size": 2, "dtype": dtype, "optimizer": optimizer})
       for dtype, optimizer in itertools.product(HALF, ("muon", "adamw"))),
     ("BardGPT", {}, {"batch_size": 2, "accumulation": 2}),
@@ -76,8 +83,8 @@ RANKS = [
 GENERATION = ["TransformerModel", "UltimateModel", "BardGPT", "PoemGPT", "SmallGPT90M", "GPT2"]
 
 
-def peak_bytes(build, run, device):
-    """The most memory that PyTorch's allocator has handed out at once, while `run(build())` runs."""
+def peak_bytes(build: Callable[[], GPT], run: Callable[[GPT], object], device: str) -> int:
+    """Return the peak of the bytes that PyTorch has allocated, weights included, during `run(build())`."""
     gc.collect()
     if device == "cuda":
         torch._C._cuda_clearCublasWorkspaces()  # of earlier rows
@@ -99,14 +106,14 @@ def peak_bytes(build, run, device):
     return max(event["args"]["Total Allocated"] for event in events if event["ts"] >= start) - before
 
 
-def count_all_threads():
-    """Let "Total Allocated" include what threads that the profiler does not follow allocate and free."""
+def count_all_threads() -> None:
+    """Let "Total Allocated" include threads that the profiler does not follow."""
     library = ctypes.CDLL(next(str(path) for path in (Path(torch.__file__).parent / "lib").glob("*c10.*")))
     ctypes.c_bool.in_dll(library, "FLAGS_caffe2_report_cpu_memory_usage").value = True
 
 
-def train(model, plan, world=ALONE):
-    """Two steps: the memory that stays from step to step is complete only in the second."""
+def train(model: GPT, plan: Plan, world: World = ALONE) -> None:
+    """Train for two steps: the optimizer state exists from the second step on."""
     model.activation_checkpointing = plan.activation_checkpointing
     if plan.lora_rank is not None:
         add_lora(model, plan.lora_rank, plan.lora_rank, plan.lora_targets)
@@ -114,35 +121,35 @@ def train(model, plan, world=ALONE):
         freeze_below(model, plan.trainable_blocks)
     forward = model
     if plan.strategy == "fsdp":
-        shard(model)
+        shard(model, plan.device)
     elif world.size > 1:
         forward = replicate(model)
     dtype = getattr(torch, plan.dtype)
-    n_ids = min(model.config.vocab_size, model.config.n_outputs)  # valid as tokens and as classes
+    n_ids = min(model.config.vocab_size, model.config.n_outputs)  # valid as token ids and as classes
     tokens = np.random.default_rng(0).integers(n_ids, size=100_000)
     windows = RandomWindows(tokens, model.block_size, plan.batch_size, seed=0)
     shares = Shares(WindowBatches(windows, plan.accumulation * world.size), world=world)
     optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype, world)
     scaler = torch.amp.GradScaler(plan.device, enabled=dtype == torch.float16)
-    train_step = TrainStep(forward, optimizers, 1.0, dtype, scaler, world=world)
+    train_step = TrainStep(forward, optimizers, grad_clip=1.0, dtype=dtype, scaler=scaler, world=world)
     accelerate(train_step, shares, "no", micro_steps=0)  # on CUDA, captures the step as train.py does
     trainer = Trainer(train_step, shares, lambda step: 1.0, lambda *_: False, 2, eval_interval=1000, world=world)
     fit(trainer, Progress())
 
 
-def continue_prompt(model, prompt_tokens):
+def continue_prompt(model: GPT, prompt_tokens: int) -> None:
     """Generate two tokens after a prompt."""
     list(generate(model.eval(), [1] * prompt_tokens, 2, SamplingConfig()))
 
 
-def classify(model, n_tokens):
+def classify(model: GPT, n_tokens: int) -> None:
     """Classify one text."""
     with torch.inference_mode():
         model.eval()(torch.ones(1, n_tokens, dtype=torch.long))
 
 
-def describe(plan, changes):
-    """The settings of a row that have no column of their own."""
+def other_settings(plan: Plan, changes: dict[str, Any]) -> str:
+    """Return the settings of a row without a column of their own."""
     words = []
     if plan.gpus > 1:
         words.append(plan.strategy)
@@ -161,71 +168,73 @@ def describe(plan, changes):
     return ", ".join(words)
 
 
-def print_row(predicted, measured, *cells):
+def print_title(title: str) -> None:
+    """Print the title and the header of a table."""
+    print(f"\n{title}, peaks in MiB\n")
+    print_header("model", "context", "batch", "dtype", "optimizer", "settings", "predicted", "measured", "error")
+
+
+def print_comparison(predicted: int, measured: int, *cells: object) -> float:
     """Print a row of the table; return the error of the prediction as a fraction of the measured peak."""
     error = predicted / measured - 1
-    cells = (*cells, f"{predicted / MIB:,.1f}", f"{measured / MIB:,.1f}", f"{error:.2%}")
-    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    print_row(*cells, f"{predicted / MIB:,.1f}", f"{measured / MIB:,.1f}", f"{error:.2%}")
     return error
 
 
-def print_head(title):
-    print(f"\n{title}, peaks in MiB\n")
-    print("| model | context | batch | dtype | optimizer | settings | predicted | measured | error |")
-    print("|---|---|---|---|---|---|---|---|---|")
-
-
-def measure_generation(device, card):
-    print_head("Generation")
+def measure_generation(device: str, workspace: int) -> None:
+    """Print the table of generation."""
+    print_title("Generation")
     errors = []
     for name, dtype in itertools.product(GENERATION, HALF):
-        c = ZOO[name].config
-        measured = peak_bytes(lambda n=name, t=dtype: ZOO[n]().to(device, getattr(torch, t)),
-                              lambda model, T=c.block_size: continue_prompt(model, T), device)
-        predicted = inference_memory(c, c.block_size, dtype, device, **card).allocated
-        errors.append(print_row(predicted, measured, name, c.block_size, 1, dtype, "", ""))
+        config = ZOO[name].config
+        measured = peak_bytes(lambda name=name, dtype=dtype: ZOO[name]().to(device, getattr(torch, dtype)),
+                              lambda model, T=config.block_size: continue_prompt(model, T), device)
+        predicted = inference_memory(config, config.block_size, dtype, device, workspace).allocated
+        errors.append(print_comparison(predicted, measured, name, config.block_size, 1, dtype, "", ""))
     print(f"\n{len(errors)} rows of generation, worst error {max(errors, key=abs):.2%}")
 
 
-def measure_training(device, card, title, rows, world=ALONE):
-    """`rows` are models, changes to them, and to the Plan."""
-    print_head(title)
+def measure_training(device: str, workspace: int, title: str, rows: Iterable[Row], world: World = ALONE) -> None:
+    """Print a table of training."""
+    print_title(title)
     errors = []
     for name, changes, planned in rows:
         times = 8 if device == "cuda" else 1
-        plan = Plan(device=device, gpus=world.size, **card, **planned | {"batch_size": times * planned["batch_size"]})
+        planned = planned | {"batch_size": times * planned["batch_size"]}
+        plan = Plan(device=device, gpus=world.size, workspace=workspace, **planned)
         if device == "cpu" and count_parameters(ZOO[name].config) > 50e6:
             changes = changes | {"n_blocks": 3}
         with torch.device("meta"):
-            c = ZOO[name](**changes).config
-        predicted = training_memory(c, plan)
+            config = ZOO[name](**changes).config
+        predicted = training_memory(config, plan)
         if device == "cuda" and predicted.total > torch.cuda.mem_get_info()[1]:
             print(f"(left out: {name} with batch size {plan.batch_size} in {plan.dtype}, {readable(predicted.total)})")
             continue
-        measured = peak_bytes(lambda n=name, c=changes: ZOO[n](**c).to(device),
-                              lambda model, p=plan: train(model, p, world), device)
-        errors.append(print_row(predicted.allocated, max(world.gather(measured)), name, c.block_size, plan.batch_size,
-                                plan.dtype, plan.optimizer, describe(plan, changes)))
+        built_on = "cpu" if plan.strategy == "fsdp" else device  # `shard` moves it
+        measured = peak_bytes(lambda name=name, changes=changes, place=built_on: ZOO[name](**changes).to(place),
+                              lambda model, plan=plan: train(model, plan, world), device)
+        errors.append(print_comparison(predicted.allocated, max(world.gather(measured)), name, config.block_size,
+                                       plan.batch_size, plan.dtype, plan.optimizer, other_settings(plan, changes)))
     print(f"\n{len(errors)} rows of training, worst error {max(errors, key=abs):.2%}")
 
 
 @command
-def main():
+def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="(%(default)s)")
-    settings = TrainingSettings(device=parser.parse_args().device)
+    args = parser.parse_args()
     with open_world() as world:
-        device = pick_rank_device(settings, world)
-        card = {"workspace": cublas_workspace(torch.cuda.get_device_capability()[0])} if device == "cuda" else {}
+        device = pick_rank_device(args.device, world)
+        workspace = cublas_workspace(torch.cuda.get_device_capability()[0]) if device == "cuda" else 0
         print(f"{device_name(device)}, torch {torch.__version__}")
         if world.size > 1:
             count_all_threads()
             rows = [(name, changes, plan | {"strategy": strategy})
                     for strategy, (name, changes, plan) in itertools.product(("ddp", "fsdp"), RANKS)]
-            measure_training(device, card, f"Training on {world.size} ranks", rows, world)
+            measure_training(device, workspace, f"Training on {world.size} ranks", rows, world)
         else:
-            measure_generation(device, card)  # first: only the backward pass has a second workspace
-            measure_training(device, card, "Training", TRAINING)
+            measure_generation(device, workspace)  # first, as the backward pass allocates a second workspace
+            measure_training(device, workspace, "Training", TRAINING)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Speed of preparing: data/prepare.py against the `tokenizers` library alone, in turns, on the same text.
+"""Speed of data preparation, data/prepare.py against the `tokenizers` library alone, in turns on the same text.
 
     python benchmarks/prepare.py TEXT [TEXT ...]
 
-The texts are joined and repeated to the size wanted. Ours is all that a run waits for: read, check the encoding, cut,
-encode, write train.bin and val.bin. The library encodes the same pieces, already in memory, and nothing is done with
-what it gives. Both use all cores.
+The texts are concatenated and repeated up to --megabytes. Ours is everything that a run waits for: read the text, check
+its encoding, split it into pieces, tokenize, write train.bin and val.bin. The library tokenizes the same pieces from
+memory, and its output is discarded. Both use all cores.
 """
 
 import os
@@ -15,24 +15,25 @@ from itertools import cycle
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ["TQDM_DISABLE"] = "1"  # a line per turn is enough
+os.environ["TQDM_DISABLE"] = "1"  # one line per turn is enough
 
 from side_by_side import in_turns  # noqa: E402
 
 from data.corpora import open_corpus  # noqa: E402
 from data.prepare import batches, prepare  # noqa: E402
 from data.readers import read_text  # noqa: E402
+from data.token_files import Prepared  # noqa: E402
 from data.tokenizer import load_tokenizer  # noqa: E402
 from utils.errors import Parser, command  # noqa: E402
 
 
 @command
-def main():
+def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("texts", type=Path, nargs="+", help="texts to join and repeat")
+    parser.add_argument("texts", type=Path, nargs="+", help="texts to concatenate and repeat")
     parser.add_argument("--tokenizer", default="gpt2", help="gpt2, a tokenizer.json or a folder (%(default)s)")
-    parser.add_argument("--megabytes", type=int, default=100, help="size of the text (%(default)s)")
-    parser.add_argument("--turns", type=int, default=3, help="of each; the median counts (%(default)s)")
+    parser.add_argument("--megabytes", type=int, default=100, help="size of the text in MB (%(default)s)")
+    parser.add_argument("--turns", type=int, default=3, help="turns; medians are reported (%(default)s)")
     args = parser.parse_args()
 
     tokenizer = load_tokenizer(args.tokenizer)
@@ -44,20 +45,20 @@ def main():
                 if file.tell() >= args.megabytes * 1_000_000:
                     break
 
-        def ours():
+        def prepare_text() -> Prepared:
             shutil.rmtree(path.parent / "prepared", ignore_errors=True)
             return prepare(open_corpus(path), tokenizer)
 
-        prepared = ours()
+        prepared = prepare_text()
         n_tokens = len(prepared.train) + len(prepared.val)
         print(f"{path.stat().st_size / 1e6:.0f} MB, {n_tokens:,} tokens, {os.cpu_count()} cores\n")
         texts = [[piece.text for piece in batch] for batch in batches(open_corpus(path).pieces())]
 
-        def library():
+        def tokenize() -> None:
             for batch in texts:
                 tokenizer.library.encode_batch_fast(batch, add_special_tokens=False)
 
-        speed = in_turns({"ours": ours, "tokenizers": library}, n_tokens, args.turns)
+        speed = in_turns({"ours": prepare_text, "tokenizers": tokenize}, n_tokens, args.turns)
     print(f"\nours takes {speed['tokenizers'] / speed['ours']:.3f} times as long as the library alone")
 
 

@@ -1,20 +1,20 @@
-"""Time to reach a validation loss: transformer_4d.py against nanoGPT's train.py, on the same text and machine.
+"""Time to a validation loss, transformer_4d.py against nanoGPT's train.py, on the same text and machine.
 
     python benchmarks/time_to_loss.py PATH/TO/nanoGPT
 
 Both train a model of the same width, depth, heads and context length, with the same batch size and no dropout, each
-with its own recipe (nanoGPT's is config/train_shakespeare_char.py) and about as few steps as reach the target. The
-checkpoints are then evaluated by the same code, in float32, on the whole validation split. transformer_4d.py runs
-before and after nanoGPT, which shows how much the speed of the machine drifts. The times:
+with its own recipe (nanoGPT's is config/train_shakespeare_char.py) and about the fewest steps that reach the target.
+The same code then evaluates the checkpoints, in float32, on the whole validation split. transformer_4d.py runs before
+and after nanoGPT, to show how much the speed of the machine drifts. The times:
 
-- training: from the evaluation before the first step to the one after the last, without compile time.
-- compile: on CUDA, nanoGPT runs with torch.compile, from an empty cache. This is how much longer its first training
-  step takes than an average one.
-- process: from start to exit, with the checkpoint saved. This also includes imports, the compilation of nanoGPT's
-  first evaluation, and the capture of transformer_4d.py's CUDA graph.
+- training: from the evaluation before the first step to the evaluation after the last step, without compile time.
+- compile: on CUDA, nanoGPT runs with torch.compile and an empty cache. This is the time of its first training step
+  minus the time of an average step.
+- process: from start to exit, including imports, the compilation of nanoGPT's first evaluation, the capture of
+  transformer_4d.py's CUDA graph, and saving the checkpoint.
 """
 
-import contextlib
+import argparse
 import os
 import pickle
 import shutil
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from side_by_side import nanogpt_model  # noqa: E402
+from side_by_side import nanogpt_model, print_header, print_row  # noqa: E402
 
 import transformer_4d  # noqa: E402
 from data.corpora import DEFAULT_PATH, name_of  # noqa: E402
@@ -41,11 +42,11 @@ from training.evaluate import estimate_loss  # noqa: E402
 from transformer_4d import DEVICES, Config  # noqa: E402
 from utils.errors import Parser, UserError, check_numbers, command  # noqa: E402
 
-STEPS, NANOGPT_STEPS = 460, 1080  # found by trial on a CPU: about the fewest that reach 1.60
+STEPS, NANOGPT_STEPS = 460, 1080  # about the fewest that reach 1.60 on a CPU
 
 
-def run_script(arguments, folder, prefixes):
-    """Run a Python script. Return the seconds until it prints a line with each of `prefixes`, and until its exit."""
+def run_script(arguments: list[str], folder: Path, prefixes: tuple[str, ...]) -> tuple[float, ...]:
+    """Run a Python script; return the seconds until it prints a line with each of `prefixes`, and until it exits."""
     env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compile_cache")}
     start, seconds = time.perf_counter(), {}
     with subprocess.Popen([sys.executable, "-u", *arguments], cwd=folder, env=env, stdout=subprocess.PIPE, text=True,
@@ -62,8 +63,8 @@ def run_script(arguments, folder, prefixes):
     return *(seconds[prefix] for prefix in prefixes), total
 
 
-def train_ours(folder, steps, args):
-    """Train with the copy of transformer_4d.py in `folder`. Return the model and training, compile, process time."""
+def train_ours(folder: Path, steps: int, args: argparse.Namespace) -> tuple[torch.nn.Module, float, float, float]:
+    """Train with the copy of transformer_4d.py in `folder`; return the model and the three times in seconds."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     arguments = ["transformer_4d.py", f"--max_iters={steps}", f"--eval_interval={steps}", "--dropout=0.0",
                  f"--batch_size={args.batch_size}", f"--device={args.device}", "--max_new_chars=0"]
@@ -73,8 +74,8 @@ def train_ours(folder, steps, args):
     return model, last - first, 0.0, process_time
 
 
-def train_nanogpt(folder, steps, args):
-    """Train with the copy of nanoGPT in `folder`. Return the model and training, compile, process time."""
+def train_nanogpt(folder: Path, steps: int, args: argparse.Namespace) -> tuple[torch.nn.Module, float, float, float]:
+    """Train with the copy of nanoGPT in `folder`; return the model and the three times in seconds."""
     on_cuda = args.device == "cuda"
     options = {"n_embd": Config.n_embd, "block_size": Config.block_size, "n_layer": Config.n_blocks,
                "n_head": Config.num_heads, "dropout": 0.0, "batch_size": args.batch_size, "max_iters": steps,
@@ -87,25 +88,26 @@ def train_nanogpt(folder, steps, args):
     compile_time = (after_one_step - first) - (last - after_one_step) / steps if on_cuda else 0.0
 
     checkpoint = torch.load(folder / "out-shakespeare-char" / "ckpt.pt", map_location="cpu", weights_only=True)
-    with contextlib.redirect_stdout(sys.stderr):  # the model prints its number of parameters
-        model = nanogpt_model(folder, ModelConfig(Config.n_embd, Config.block_size, Config.n_blocks, Config.num_heads,
-                                                  checkpoint["model_args"]["vocab_size"]))
+    config = ModelConfig(Config.n_embd, Config.block_size, Config.n_blocks, Config.num_heads,
+                         checkpoint["model_args"]["vocab_size"])
+    model = nanogpt_model(folder, config)
     model.load_state_dict({name.removeprefix("_orig_mod."): weight for name, weight in checkpoint["model"].items()})
     return model, last - first - compile_time, compile_time, process_time
 
 
-def ratio(times):
-    """How many times as long nanoGPT takes: the range over the runs of transformer_4d.py before and after it."""
+def ratio(times: Sequence[float]) -> str:
+    """Return nanoGPT's time divided by that of transformer_4d.py, as a range over its runs before and after."""
     before, nanogpt, after = times
     return f"{nanogpt / max(before, after):.2f} to {nanogpt / min(before, after):.2f}"
 
 
 @command
-def main():
+def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps of transformer_4d.py (%(default)s)")
-    parser.add_argument("--nanogpt_steps", type=int, default=NANOGPT_STEPS, help="those of nanoGPT (%(default)s)")
+    parser.add_argument("--nanogpt_steps", type=int, default=NANOGPT_STEPS,
+                        help="training steps of nanoGPT (%(default)s)")
     parser.add_argument("--target", type=float, default=1.60, help="validation loss to reach (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=Config.batch_size, help="sequences per step (%(default)s)")
     devices = [name for name, available in DEVICES.items() if available]
@@ -141,10 +143,10 @@ def main():
             print(f"{name}: validation loss {loss:.4f}, {times[-1]:.1f} s", file=sys.stderr, flush=True)
             rows.append((name, steps, loss, *times))
 
-    print(f"\n{title}, batch size {args.batch_size} x {Config.block_size}, {args.device}\n\n"
-          "| | steps | validation loss | training (s) | compile (s) | process (s) |\n|---|---|---|---|---|---|")
+    print(f"\n{title}, batch size {args.batch_size} x {Config.block_size}, {args.device}\n")
+    print_header("", "steps", "validation loss", "training (s)", "compile (s)", "process (s)")
     for name, steps, loss, *times in rows:
-        print(f"| {name} | {steps} | {loss:.4f} | {' | '.join(f'{seconds:.1f}' for seconds in times)} |")
+        print_row(name, steps, f"{loss:.4f}", *(f"{seconds:.1f}" for seconds in times))
     for name, _, loss, *_ in rows:
         if not loss <= args.target:
             raise UserError(f"{name} did not reach a validation loss of {args.target}: increase its number of steps")

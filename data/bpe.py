@@ -4,10 +4,13 @@ import heapq
 import json
 import random
 import sys
+from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data.library_tokenizer import BYTES_IN_UTF_8, SPECIAL_TOKENS, LibraryTokenizer, utf_8
+from data.base_tokenizer import SPECIAL_TOKENS
+from data.library_tokenizer import LibraryTokenizer, utf_8
 from utils.errors import UserError
 
 MAX_BYTES = 20_000_000  # of text to train on
@@ -29,10 +32,13 @@ class BPETokenizer(LibraryTokenizer):
 
     kind = "bpe"
     description = "a plain byte-level BPE"
+    unsupported_options = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    byte_tokens = BYTE_OF
 
     @classmethod
-    def train(cls, texts, vocab_size=20_000, max_bytes=MAX_BYTES, where="the text"):
-        """Learn a vocabulary from an iterable of texts; it is smaller if the texts have no more pairs to merge.
+    def train(cls, texts: Iterable[str], vocab_size: int = 20_000, max_bytes: int = MAX_BYTES,
+              where: object = "the text") -> "BPETokenizer":
+        """Learn a vocabulary from texts; it is smaller if the texts have no more pairs to merge.
 
         The vocabulary starts with the special tokens and the 256 bytes; a pair that occurs at least twice can become a
         merge. If the texts have more than `max_bytes` in UTF-8, a uniform sample of that size is used. Raises
@@ -58,9 +64,11 @@ class BPETokenizer(LibraryTokenizer):
         return cls(library.to_str())
 
     @classmethod
-    def from_vocab_and_merges(cls, vocab, merges, where):
+    def from_vocab_and_merges(cls, vocab: bytes, merges: bytes, where: str) -> "BPETokenizer":
         """Build it from the contents of GPT-2's two files: token -> id as JSON, and the merges in order, one a line.
-        Raises UserError, which names `where`."""
+
+        Raises UserError, which names `where`.
+        """
         try:
             vocab = json.loads(vocab)
             lines = merges.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
@@ -72,17 +80,9 @@ class BPETokenizer(LibraryTokenizer):
         return cls(library.to_str(), where)
 
     @staticmethod
-    def find_unsupported(description):
-        """What makes a tokenizer.json other than a byte-level BPE that reproduces every text; None if nothing does."""
-        model, normalizer, pre_tokenizer = (description.get(key) for key in ("model", "normalizer", "pre_tokenizer"))
-        if model["type"] != "BPE":
-            return f"the model {model['type']}"
-        for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-            if model.get(option):
-                return f"the option {option}"
-        missing = BYTES_IN_UTF_8 - {BYTE_OF.get(token) for token in model["vocab"]}
-        if missing:
-            return f"no token for the byte 0x{min(missing):02x}"
+    def find_unsupported(description: dict) -> str | None:
+        """Return what keeps a tokenizer.json from being a byte-level BPE that reproduces every text, or None."""
+        normalizer, pre_tokenizer = description.get("normalizer"), description.get("pre_tokenizer")
         if normalizer is not None and normalizer != {"type": "Sequence", "normalizers": []}:
             return f"the normalizer {normalizer['type']}"
         if pre_tokenizer is None:
@@ -96,8 +96,8 @@ class BPETokenizer(LibraryTokenizer):
         return None
 
     @staticmethod
-    def bytes_of(token):
-        """The bytes of a token, given as a tokenizer.json writes it.
+    def bytes_of(token: str) -> bytes:
+        """Return the bytes of a token, given as a tokenizer.json writes it.
 
         >>> BPETokenizer.bytes_of("Ġa")
         b' a'
@@ -108,9 +108,9 @@ class BPETokenizer(LibraryTokenizer):
             return token.encode()
 
 
-def byte_level(model):
-    """The library's tokenizer that splits words as GPT-2 does, around a BPE model."""
-    library = Tokenizer(model)
+def byte_level(model: models.BPE) -> Library:
+    """Return the library's tokenizer that splits words as GPT-2 does, around a BPE model."""
+    library = Library(model)
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     return library
@@ -119,8 +119,8 @@ def byte_level(model):
 # ---- Training texts --------------------------------------------------------------------------------------------------
 
 
-def sample(texts, max_bytes):
-    """A list of texts as bytes: all of them, or a reproducible uniform sample of at most `max_bytes`.
+def sample(texts: Iterable[str], max_bytes: int) -> list[bytes]:
+    """Return texts as bytes: all of them, or a reproducible uniform sample of at most `max_bytes`.
 
     Long texts are split into chunks. Raises UserError for a lone surrogate.
     """

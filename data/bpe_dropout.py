@@ -1,30 +1,23 @@
 """BPE dropout: a text is tokenized in another way each time that a model trains on it (Provilkov et al., 2020).
 
-A model then sees a word in its parts, too, and overfits a small text less. Here, tokens are split that have been merged
-already, so that a prepared text can be used, and a seed decides: each token is split into the two that it was merged
-from with a fixed probability, and so are these in turn. A character is never split into bytes.
+The model then sees a word in its parts, too, and overfits a small text less. Here, the tokens of a prepared text are
+split again, depending on a seed: each token becomes the two that it was merged from with a fixed probability, and so do
+these in turn. A character is never split into bytes.
 """
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from data.base_tokenizer import Tokenizer
 from data.examples import IGNORED, Example
 from utils.errors import UserError
 
 
-def is_text(content):
-    """Whether bytes are whole characters."""
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 class BPEDropout:
-    """Splits tokens of a BPETokenizer with a given probability. Raises UserError for another tokenizer."""
+    """Splits tokens of a BPE tokenizer with a given probability. Raises UserError for another tokenizer."""
 
-    def __init__(self, tokenizer, probability):
+    def __init__(self, tokenizer: Tokenizer, probability: float):
         if not hasattr(tokenizer, "merged_from"):
             raise UserError("bpe_dropout is for BPE tokenizers: use --data.tokenizer bpe, or leave it out")
         self.probability = probability
@@ -33,7 +26,7 @@ class BPEDropout:
             if all(is_text(tokenizer.tokens[part]) for part in parts):
                 self.parts[token] = parts
 
-    def split(self, ids, random):
+    def split(self, ids: list[int] | np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Split token ids (N) at random; return the new ids (M) and, for each, the index of the one it is from (M)."""
         ids = np.asarray(ids, np.int64)
         origin, fresh = np.arange(len(ids)), np.ones(len(ids), bool)
@@ -47,9 +40,11 @@ class BPEDropout:
             ids = np.where(fresh, self.parts[ids[place], second.astype(int)], ids[place])
             origin = origin[place]
 
-    def next_tokens(self, example, block_size, random):
-        """Split the tokens of an Example whose targets are the next tokens; what exceeds the context is cut off. If no
-        target is left, the example stays as it is."""
+    def split_example(self, example: Example, block_size: int, random: np.random.Generator) -> Example:
+        """Split the tokens of an Example whose targets are the next tokens; what exceeds the context is cut off.
+
+        If no target is left, the example stays as it is.
+        """
         ids, targets = [*example.tokens, example.targets[-1]], np.asarray(example.targets)
         supervised = np.append(False, targets != IGNORED)
         if not supervised[-1]:  # then the last token is unknown, and not needed
@@ -60,15 +55,24 @@ class BPEDropout:
             return example
         return Example(ids[:-1][:block_size], targets)
 
-    def labelled(self, example, block_size, random):
+    def split_labeled(self, example: Example, block_size: int, random: np.random.Generator) -> Example:
         """Split the tokens of an Example whose target is a label at its last token."""
         ids, _ = self.split(example.tokens, random)
         ids = ids[:block_size]
         return Example(ids, [IGNORED] * (len(ids) - 1) + [example.targets[-1]])
 
-    def windows(self, x, y, random):
+    def split_windows(self, x: Tensor, y: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Split the tokens of windows x and y, int64, (B, T) each; what then exceeds T is cut off."""
         ids = torch.cat((x, y[:, -1:]), dim=1).numpy()  # (B, T + 1)
         ids = np.stack([self.split(row, random)[0][: len(row)] for row in ids])
         ids = torch.from_numpy(ids)
         return ids[:, :-1], ids[:, 1:]
+
+
+def is_text(content: bytes) -> bool:
+    """Return whether bytes are whole characters."""
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,8 +1,8 @@
-"""What is derived from a corpus, such as its tokens: built once, and kept in `prepared/` beside the text.
+"""The cache of what is derived from a corpus, such as its tokens, in `prepared/` beside the text.
 
-It is called NAME-KEY and a suffix, where KEY is a hash of the corpus's identity (paths, sizes and modification times of
-its files) and a description of what is derived. NAME-KEY.source.json records the identity: it tells what was derived
-from an earlier version of the same files, and can be removed.
+A name is NAME-KEY and a suffix, where KEY is a hash of the corpus's identity (paths, sizes and modification times of
+its files) and of a description of what is derived. NAME-KEY.source.json records the identity, so that what belongs to
+an earlier version of the same files is recognized and removed.
 """
 
 import contextlib
@@ -11,10 +11,13 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from data.corpora import Corpus
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -24,14 +27,16 @@ MAX_NAME_BYTES = 200  # of the 255 of a file name, so that the longest suffix fi
 RECORD = ".source.json"
 
 
-def derive(corpus, description, suffix, build, is_complete=Path.exists):
-    """The path of something derived from a corpus, which `build(path)` creates unless it exists.
+def derive(corpus: Corpus, description: Any, suffix: str, build: Callable[[Path], None],
+           is_complete: Callable[[Path], bool] = Path.exists) -> Path:
+    """Return the path of something derived from a corpus, which `build(path)` creates unless it exists.
 
-    `description` is JSON; another one, or a text that has changed, is another path. Processes that want the same thing
-    at once wait for the first one. Raises UserError if nothing can be written.
+    `description` is JSON; with another one, or once the text has changed, the path is another one. Processes that need
+    the same thing at once wait for the first. Raises UserError if nothing can be written.
     """
     identity = json.loads(json.dumps(corpus.identity()))  # as JSON reads it back, with lists for tuples
-    name = f"{short_name(corpus.name)}-{cache_key(identity, description)}"
+    stem = os.fsencode(corpus.name)[:MAX_NAME_BYTES].decode(errors="ignore")
+    name = f"{stem}-{cache_key(identity, description)}"
     folder = cache_folder(corpus, name + suffix, is_complete)
     path, lock = folder / (name + suffix), folder / f"{name}.lock"
     if not is_complete(path):
@@ -46,21 +51,14 @@ def derive(corpus, description, suffix, build, is_complete=Path.exists):
     return path
 
 
-def short_name(name):
-    """A name of at most MAX_NAME_BYTES bytes."""
-    encoded = os.fsencode(name)
-    return name if len(encoded) <= MAX_NAME_BYTES else encoded[:MAX_NAME_BYTES].decode(errors="ignore")
-
-
-def cache_key(identity, description):
-    """A hash of 12 characters that changes with the text and with what is derived from it."""
+def cache_key(identity: Any, description: Any) -> str:
+    """Return a hash of 12 characters that changes with the text and with what is derived from it."""
     parts = json.dumps([VERSION, identity, description], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()[:12]
 
 
-def cache_folder(corpus, name, is_complete):
-    """The folder that contains something complete of this name, else the first that can be written. Raises UserError.
-    """
+def cache_folder(corpus: Corpus, name: str, is_complete: Callable[[Path], bool]) -> Path:
+    """Return the folder in which `name` is complete, else the first that can be written. Raises UserError."""
     folders = [corpus.folder / "prepared", FALLBACK]
     for folder in folders:
         if is_complete(folder / name):
@@ -76,7 +74,7 @@ def cache_folder(corpus, name, is_complete):
     raise UserError(f"neither {folders[0]} nor {folders[1]} can be written: copy the text to a folder of your own")
 
 
-def remove_stale(folder, identity):
+def remove_stale(folder: Path, identity: Any) -> None:
     """Remove what was derived from earlier versions of the same files, unless a process is building it."""
     for record in folder.glob(f"*{RECORD}"):
         with contextlib.suppress(OSError, ValueError, Timeout):
@@ -95,6 +93,6 @@ def remove_stale(folder, identity):
             lock.unlink()
 
 
-def without_numbers(identity):
-    """An identity without sizes and times: it stays the same when the content of the files changes."""
+def without_numbers(identity: Any) -> Any:
+    """Return an identity with None for sizes and times: it is the same for all versions of the files."""
     return json.loads(json.dumps(identity), parse_int=lambda number: None)

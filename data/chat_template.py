@@ -1,11 +1,11 @@
 """Chat templates of other projects: a conversation as the token ids that a chat model was trained on.
 
-A folder of Hugging Face has a template in Jinja, which writes a conversation as one text, with the names of special
-tokens around messages: in `chat_template.jinja` or in `tokenizer_config.json`. Here, text that somebody typed never
-becomes a special token: the template gets a placeholder for each message, what it writes is searched for special
-tokens, and only then are the messages put in. So the ids equal those of `transformers` unless a message contains the
-name of a special token, or the template does more with a message than to write it, to strip white space around it, and
-to ask whether it is empty.
+A Hugging Face folder has a template in Jinja, in `chat_template.jinja` or `tokenizer_config.json`, which writes a
+conversation as one text with the names of special tokens around messages. Here, text that somebody typed never becomes
+a special token: the template gets a placeholder for each message, its output is searched for special tokens, and only
+then are the messages put in. The ids equal those of `transformers` unless a message contains the name of a special
+token, or the template does more with a message than to write it, to strip white space around it, and to ask whether it
+is empty.
 """
 
 import json
@@ -13,9 +13,11 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from data.library_tokenizer import MAX_FILE_BYTES, SURROGATE
+from data.base_tokenizer import SURROGATE, Tokenizer
+from data.library_tokenizer import MAX_FILE_BYTES
 from data.template_process import MAX_SECONDS
 from utils.errors import UserError
 from utils.files import PROJECT, read_if_there
@@ -30,14 +32,14 @@ class ChatTemplate(NamedTuple):
     """A chat template in Jinja, and the special tokens that it can refer to: variable, such as bos_token -> name."""
 
     source: str
-    special_tokens: dict
+    special_tokens: dict[str, str]
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_chat_template(folder):
-    """The ChatTemplate of a folder of Hugging Face, None if it has none. Raises UserError."""
+def read_chat_template(folder: Path) -> ChatTemplate | None:
+    """Return the ChatTemplate of a folder of Hugging Face, None if it has none. Raises UserError."""
     config_path, template_path = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     config = read_if_there(config_path)
     source = config.get("chat_template")
@@ -53,8 +55,8 @@ def read_chat_template(folder):
                                  if config.get(name) is not None})
 
 
-def default_template(named, where):
-    """The template "default" of a list of {"name": ..., "template": ...}. Raises UserError, which names `where`."""
+def default_template(named: list, where: Path) -> str:
+    """Return the template "default" of a list of {"name": ..., "template": ...}. Raises UserError."""
     try:
         templates = {entry["name"]: entry["template"] for entry in named}
     except (TypeError, LookupError):
@@ -64,9 +66,8 @@ def default_template(named, where):
     return templates["default"]
 
 
-def config_token(config, name, where):
-    """A special token of a tokenizer_config.json, which is text or {"content": text}. Raises UserError, which names
-    `where`."""
+def config_token(config: dict, name: str, where: Path) -> str:
+    """Return a special token of a tokenizer_config.json, which is text or {"content": text}. Raises UserError."""
     token = config[name]
     if isinstance(token, dict):
         token = token.get("content")
@@ -75,8 +76,8 @@ def config_token(config, name, where):
     return token
 
 
-def read_text(path):
-    """The text of a UTF-8 file. Raises UserError."""
+def read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file. Raises UserError."""
     if path.stat().st_size > MAX_FILE_BYTES:
         raise UserError(f"{path} has more than {MAX_FILE_BYTES:,} bytes: download it again")
     try:
@@ -88,8 +89,8 @@ def read_text(path):
 # ---- Writing a conversation ------------------------------------------------------------------------------------------
 
 
-def chat_ids(template, messages, tokenizer):
-    """The token ids of a conversation by a ChatTemplate, up to where the reply of the assistant starts.
+def chat_ids(template: ChatTemplate, messages: list[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
+    """Return the token ids of a conversation by a ChatTemplate, up to where the reply of the assistant starts.
 
     `messages` is a list of {"role": ..., "content": text}. Roles are trusted, contents are not: they are encoded as
     ordinary text. Raises UserError if the template fails, refuses the messages, changes their text or writes nothing,
@@ -108,7 +109,7 @@ def chat_ids(template, messages, tokenizer):
     rendered = render(template.source, variables)
     check_placeholders(rendered, contents)
 
-    def put_in_contents(text):
+    def put_in_contents(text: str) -> str:
         return PLACEHOLDER.sub(lambda match: contents[match[0]], text)
 
     ids = tokenizer.encode_with_special_tokens(rendered, put_in_contents)
@@ -117,8 +118,8 @@ def chat_ids(template, messages, tokenizer):
     return ids
 
 
-def check_placeholders(rendered, contents):
-    """Raise UserError if a template wrote other placeholders than those of `contents`, or one of them too often."""
+def check_placeholders(rendered: str, contents: dict[str, str]) -> None:
+    """Raise UserError if a template wrote a placeholder that is not in `contents`, or one of them too often."""
     parts = PLACEHOLDER.split(rendered)
     written, placeholders = parts[::2], Counter(parts[1::2])
     if not contents.keys() >= placeholders.keys() or any(mark in part for part in written for mark in MARKS):
@@ -127,11 +128,10 @@ def check_placeholders(rendered, contents):
         raise UserError(f"the chat template writes a message more than {MAX_REPEATS} times: use another model")
 
 
-def render(source, variables):
-    """What a template writes. Raises UserError if it fails or exceeds the limits of data/template_process.py.
+def render(source: str, variables: dict[str, Any]) -> str:
+    """Return what a template writes. Raises UserError if it fails or exceeds the limits of data/template_process.py.
 
-    It takes at most MAX_SECONDS and writes at most MAX_CHARACTERS. Its memory has a limit on Linux, elsewhere only that
-    of its time.
+    It takes at most MAX_SECONDS and writes at most MAX_CHARACTERS. Its memory is limited on Linux only.
     """
     request = json.dumps({"template": source, "variables": variables})
     command = [sys.executable, "-m", "data.template_process"]

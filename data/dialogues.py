@@ -1,8 +1,8 @@
 """Dialogues: from files to examples for training, and the history of a chat.
 
 A dialogue is a list of texts that alternate: user, assistant, user, ... It starts with the user and ends with the
-assistant. As tokens, each message is enclosed in the markers `message_start` and `message_end`, without a name of its
-role. What is supervised is every message of the assistant with its `message_end`, and nothing else.
+assistant. As tokens, each message is enclosed in the markers `message_start` and `message_end`, without the name of its
+role. Every message of the assistant with its `message_end` is supervised, and nothing else.
 
 Files are one of:
 
@@ -17,79 +17,78 @@ Records that do not alternate are used as follows, and counted as changed:
 - assistant messages before the first user message are dropped;
 - user and system messages after the last assistant message are dropped.
 
-A record is skipped if it has a single message, or none of the assistant after one of the user; if a message is empty,
-is not text, lacks a key or has another role.
+A record is skipped if it has a single message, or no assistant message after a user message; if a message is empty, is
+not text, lacks a key or has another role.
 """
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, cycle
+from pathlib import Path
+from typing import Any
 
 from tqdm import trange
 
-from data.corpora import list_files
-from data.examples import Examples, next_token_example
+from data.base_tokenizer import Tokenizer
+from data.corpora import Paths, list_files
+from data.examples import Examples, Parts, next_token_example
 from data.poems import read_poems, requests
-from data.readers import encoding_of
-from data.tables import BLANK, JSON_FILES, clean_text, json_kind, json_records, lines
+from data.readers import ReadOptions, encoding_of
+from data.report import DataReport
+from data.tables import BLANK, TABLES, clean_text, json_kind, lines, read_records
 from data.tokenizer import without_unknown
 from utils.errors import UserError
 from utils.printable import one_line
 
-TABLES = (".csv", ".tsv", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".json")  # of the files that are read in a folder
 FORMATS = {"messages": ("role", "content"), "conversations": ("from", "value")}  # key of the list: keys of a message
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 BATCH = 1000  # dialogues that are encoded at once
+
+Dialogue = list[str]
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_dialogues(path, options, report):
-    """The dialogues of a file, of all .txt, .jsonl and .json files in a folder, or of a list of them; with ReadOptions.
+def read_dialogues(path: Paths, options: ReadOptions, report: DataReport) -> list[Dialogue]:
+    """Return the dialogues of a file, of all .txt, .jsonl and .json files in a folder, or of a list of them.
 
-    Skipped and changed records are counted in a DataReport. Raises UserError if a file is malformed, or no dialogue is
-    left.
+    Skipped and changed records are counted. Raises UserError if a file is malformed, or no dialogue is left.
     """
-    dialogues = []
-    for file in list_files(path, (".txt", ".jsonl", ".json")):
-        for place, record in records_in(file, options.encoding):
-            place = report.place_in(file, place)
-            try:
-                dialogue, changes = to_dialogue(parse_messages(record))
-            except UserError as reason:
-                report.skip(str(reason), place)
-            else:
-                dialogues.append(dialogue)
-                for change in changes:
-                    report.change(change, place)
-    if not dialogues:
-        raise UserError(f"{report.path} contains no dialogue: {report.first_skipped() or 'it is empty'}")
-    return dialogues
+
+    def parse(record: dict, place: str) -> Dialogue:
+        dialogue, changes = to_dialogue(parse_messages(record))
+        for change in changes:
+            report.change(change, place)
+        return dialogue
+
+    return report.parse_files(list_files(path, SUFFIXES), partial(dialogue_records, options=options), parse)
 
 
-def poem_dialogues(path, options, report):
-    """The poems of .json files as dialogues of two messages: a request and the poem. The path is as for read_dialogues.
+def poem_dialogues(path: Paths, options: ReadOptions, report: DataReport) -> list[Dialogue]:
+    """Return the poems of .json files as dialogues of two messages, a request and the poem; `path` as above.
 
-    Skipped poems are counted in a DataReport. Raises UserError if no poem is left.
+    Skipped poems are counted. Raises UserError if no poem is left.
     """
-    poems = read_poems(list_files(path, (".json",)), options.encoding, report)
+    poems = read_poems(list_files(path, (".json",)), options, report)
     return [[request, poem] for request, poem in requests(poems, seed=0)]
 
 
-def records_in(path, encoding):
-    """Yield (place, record) of a file. Raises UserError."""
+def dialogue_records(path: Path, options: ReadOptions) -> Iterator[tuple]:
+    """Yield (place, record, ...) of the dialogues in a file: a table or a .json list, or else a text file."""
     suffix = path.suffix.lower()
-    if suffix in TABLES:
+    if suffix in (".csv", ".tsv"):
         raise UserError(f"{path} is a table: dialogues are read from .txt, .jsonl and .json files")
-    if suffix in JSON_FILES:
-        yield from json_records(path, encoding)
-    else:
-        yield from text_records(path, encoding)
+    if suffix in TABLES:
+        return read_records(path, options)
+    return text_records(path, options)
 
 
-def text_records(path, encoding):
+def text_records(path: Path, options: ReadOptions) -> Iterator[tuple[str, dict]]:
     """Yield (place, record) of the dialogues in a text file. White space around messages is stripped."""
     texts, start = [], 1
-    with open(path, encoding=encoding_of(path, encoding)) as file:
+    with open(path, encoding=encoding_of(path, options.encoding)) as file:
         for number, line in enumerate(chain(lines(file, path), [""]), 1):
             text = line.strip(BLANK).strip()
             if text:
@@ -102,14 +101,12 @@ def text_records(path, encoding):
             texts, start = [], number + 1
 
 
-def parse_messages(record):
-    """A list of (role, text) from a record. Raises UserError, which says what is wrong with it.
+def parse_messages(record: dict) -> list[tuple[str, str]]:
+    """Return the (role, text) of each message of a record. Raises UserError, which says what is wrong with it.
 
     >>> parse_messages({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]})
     [('user', 'Hi'), ('assistant', 'Hello')]
     """
-    if not isinstance(record, dict):
-        raise UserError(f"it is {json_kind(record)}, not an object")
     for key, keys in FORMATS.items():
         if key in record:
             if not isinstance(record[key], list):
@@ -118,8 +115,8 @@ def parse_messages(record):
     raise UserError("no messages or conversations")
 
 
-def parse_message(message, role_key, text_key):
-    """(role, text) of a message in JSON. Raises UserError."""
+def parse_message(message: Any, role_key: str, text_key: str) -> tuple[str, str]:
+    """Return (role, text) of a message in JSON. Raises UserError, which says what is wrong with it."""
     if not isinstance(message, dict):
         raise UserError(f"a message is {json_kind(message)}, not an object")
     for key in (role_key, text_key):
@@ -135,8 +132,8 @@ def parse_message(message, role_key, text_key):
     return ROLES[role], text
 
 
-def to_dialogue(messages):
-    """(dialogue, changes) of a list of (role, text), as the module's docstring says. Raises UserError if none is left.
+def to_dialogue(messages: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """Return (dialogue, changes) of (role, text) pairs, as described above. Raises UserError if nothing is left.
 
     >>> to_dialogue([("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("assistant", "Friend!")])[0]
     ['Be kind.\\n\\nHi', 'Hello\\nFriend!']
@@ -145,35 +142,37 @@ def to_dialogue(messages):
         raise UserError("no message")
     if len(messages) == 1:
         raise UserError("a single message")
-    dialogue, system, last, changes = [], [], None, []
+    dialogue, system, last_role, changes = [], [], None, []
     for role, text in messages:
         if role == "system":
             system.append(text)
             continue
-        if role == "assistant" and last is None:
+        if role == "assistant" and last_role is None:
             changes.append("dropped assistant messages before the first user message")
             continue
         if role == "user" and system:
             changes.append("put the system message before the user message")
             text, system = "\n\n".join([*system, text]), []
-        if role == last:
+        if role == last_role:
             changes.append("joined consecutive messages of one role")
             dialogue[-1] += f"\n{text}"
         else:
             dialogue.append(text)
-        last = role
-    if last == "user" or system:
+        last_role = role
+    if last_role == "user" or system:
         changes.append("dropped messages after the last assistant message")
-    if last == "user":
+    if last_role == "user":
         dialogue.pop()
     if not dialogue:
         raise UserError("no assistant message follows a user message")
     return dialogue, list(dict.fromkeys(changes))
 
 
-def split_dialogues(dialogues):
-    """(training, validation): every tenth distinct dialogue is for validation, with all that equal it but for white
-    space around their messages."""
+def split_dialogues(dialogues: list[Dialogue]) -> tuple[list[Dialogue], list[Dialogue]]:
+    """Return (training, validation): every tenth distinct dialogue is for validation.
+
+    Dialogues that differ only in white space around their messages are equal, and on one side.
+    """
     train, val, numbers = [], [], {}
     for dialogue in dialogues:
         number = numbers.setdefault(tuple(text.strip() for text in dialogue), len(numbers))
@@ -185,25 +184,8 @@ def split_dialogues(dialogues):
 # ---- Tokens ----------------------------------------------------------------------------------------------------------
 
 
-def message_parts(encoded, tokenizer):
-    """The parts of a dialogue, (ids, whether they are supervised), from the ids of each of its messages."""
-    parts = []
-    for i, ids in enumerate(encoded):
-        from_assistant = i % 2 == 1
-        parts += [([tokenizer.message_start], False), ([*ids, tokenizer.message_end], from_assistant)]
-    return parts
-
-
-def dialogue_parts(dialogue, tokenizer):
-    """The parts of a dialogue, (ids, whether they are supervised), for `next_token_example`.
-
-    Each text is encoded on its own. Raises UserError if the tokenizer lacks a character.
-    """
-    return message_parts(tokenizer.encode_batch(dialogue), tokenizer)
-
-
-def prompt_ids(messages, tokenizer):
-    """The token ids of a history that ends with a user message, up to where the reply of the assistant starts.
+def prompt_ids(messages: list[str], tokenizer: Tokenizer) -> list[int]:
+    """Return the token ids of a history that ends with a user message, up to where the reply starts.
 
     They are those that come before that reply in training. Raises UserError if the tokenizer lacks a character.
     """
@@ -211,15 +193,29 @@ def prompt_ids(messages, tokenizer):
     return [i for ids, _ in parts for i in ids]
 
 
-def dialogue_examples(dialogues, tokenizer, block_size, report):
-    """The `Examples` of dialogues, for a model with a context of `block_size` tokens.
+def dialogue_parts(dialogue: Dialogue, tokenizer: Tokenizer) -> Parts:
+    """Return the parts of a dialogue, each text encoded on its own. Raises UserError for an unknown character."""
+    return message_parts(tokenizer.encode_batch(dialogue), tokenizer)
+
+
+def message_parts(encoded: list[list[int]], tokenizer: Tokenizer) -> Parts:
+    """Return the parts of a dialogue from the token ids of each of its messages."""
+    parts = []
+    for i, ids in enumerate(encoded):
+        is_from_assistant = i % 2 == 1
+        parts += [([tokenizer.message_start], False), ([*ids, tokenizer.message_end], is_from_assistant)]
+    return parts
+
+
+def dialogue_examples(dialogues: list[Dialogue], tokenizer: Tokenizer, block_size: int, report: DataReport) -> Examples:
+    """Return the Examples of dialogues, for a model with a context of `block_size` tokens.
 
     A longer dialogue becomes several examples of as many whole turns (a user message and its reply) as fit. A reply
     that does not fit even so is cut off, without an end marker. A turn whose user message fills the context has nothing
     to train on and is left out. Characters that the tokenizer lacks are removed.
 
-    Dialogues that are kept, skipped and changed are counted in a DataReport, which quotes the start of the first one.
-    Raises UserError if there are dialogues but no example.
+    Dialogues that are kept, skipped and changed are counted; their place is the start of their first message. Raises
+    UserError if there are dialogues but no example.
     """
     examples = Examples(
         next_token_example(message_parts(turns, tokenizer), block_size)
@@ -233,8 +229,9 @@ def dialogue_examples(dialogues, tokenizer, block_size, report):
     return examples
 
 
-def encode_dialogues(dialogues, tokenizer, report):
-    """Yield each dialogue with a list of the ids of each of its messages."""
+def encode_dialogues(dialogues: list[Dialogue], tokenizer: Tokenizer,
+                     report: DataReport) -> Iterator[tuple[Dialogue, list[list[int]]]]:
+    """Yield each dialogue with the token ids of each of its messages."""
     for start in trange(0, len(dialogues), BATCH, desc="tokenizing", unit_scale=BATCH, delay=2):
         batch, texts = dialogues[start : start + BATCH], []
         for dialogue in batch:
@@ -247,8 +244,9 @@ def encode_dialogues(dialogues, tokenizer, report):
             yield dialogue, [next(encoded) for _ in dialogue]
 
 
-def split_to_fit(dialogue, encoded, block_size, report):
-    """A list of examples, each a list of the ids of messages, that a dialogue is split into to fit the context."""
+def split_to_fit(dialogue: Dialogue, encoded: list[list[int]], block_size: int,
+                 report: DataReport) -> list[list[list[int]]]:
+    """Return the examples that a dialogue is split into to fit the context, each as the token ids of its messages."""
     split, left_out, length = [], [], block_size
     for user, reply in zip(encoded[::2], encoded[1::2], strict=True):
         turn = len(user) + len(reply) + 4  # with the markers
@@ -277,24 +275,24 @@ def split_to_fit(dialogue, encoded, block_size, report):
     return split
 
 
-def quote(dialogue):
-    """The start of a dialogue, by which it can be found."""
+def quote(dialogue: Dialogue) -> str:
+    """Return the start of a dialogue, by which it can be found."""
     return one_line(repr(dialogue[0]), 40)
 
 
 # ---- Chat ------------------------------------------------------------------------------------------------------------
 
 
-def fit_history(messages, make_prompt, room):
-    """(prompt, number of messages dropped): the token ids that `make_prompt` returns for the last messages of a chat,
-    for as many of them as take at most `room` tokens.
+def fit_history(messages: list[str], make_prompt: Callable[[list[str]], list[int]],
+                room: int) -> tuple[list[int], int]:
+    """Return (prompt, number of messages dropped): what `make_prompt` returns for the last messages that fit.
 
-    The oldest messages are dropped in pairs, so that the history starts with the user. Raises UserError if the last
-    message alone does not fit.
+    The prompt takes at most `room` tokens. The oldest messages are dropped in pairs, so that the history starts with
+    the user. Raises UserError if the last message alone does not fit.
     """
-    for dropped in range(0, len(messages), 2):
-        prompt = make_prompt(messages[dropped:])
+    for n_dropped in range(0, len(messages), 2):
+        prompt = make_prompt(messages[n_dropped:])
         if len(prompt) <= room:
-            return prompt, dropped
+            return prompt, n_dropped
     raise UserError(f"the message takes {len(prompt):,} tokens, but the context has room for {room:,}: shorten it, or "
                     "allow fewer tokens for the reply")

@@ -18,14 +18,14 @@ ATTEMPTS = 5  # per mirror, as long as each makes progress
 NETWORK_ERRORS = (OSError, http.client.HTTPException, ValueError)
 
 
-def hub_endpoints():
-    """The addresses of the Hugging Face hub: HF_ENDPOINT if it is set, else the hub and a mirror."""
+def hub_endpoints() -> list[str]:
+    """Return the addresses of the Hugging Face hub: HF_ENDPOINT if it is set, else the hub and a mirror."""
     chosen = os.environ.get("HF_ENDPOINT")
     return [chosen.rstrip("/")] if chosen else ["https://huggingface.co", "https://hf-mirror.com"]
 
 
-def answering_endpoint(path):
-    """The first of `hub_endpoints` that answers a request for `path`, even with an error; None if none does."""
+def answering_endpoint(path: str) -> str | None:
+    """Return the first of `hub_endpoints` that answers a request for `path`, even with an error; None if none does."""
     for endpoint in hub_endpoints():
         try:
             urllib.request.urlopen(f"{endpoint}/{path}", timeout=TIMEOUT).close()
@@ -37,13 +37,12 @@ def answering_endpoint(path):
     return None
 
 
-def download(urls, path, sha256):
-    """Download a file from the first of `urls` that works, unless it exists. Returns its path.
+def download(urls: list[str], path: Path, sha256: str) -> Path:
+    """Download a file from the first of `urls` that works, unless it exists. Return its path.
 
     An interrupted download is kept in PATH.partial and resumed, from the same mirror or another one. The file gets its
     name once its checksum is right. Raises UserError if no mirror works or the file cannot be written.
     """
-    path = Path(path)
     if path.exists():
         return path
     partial, problems = path.with_name(f"{path.name}.partial"), []
@@ -63,12 +62,14 @@ def download(urls, path, sha256):
                     f"resume, or put the file there yourself: {path}")
 
 
-def download_from(url, partial, sha256):
-    """Complete the file `partial` from one mirror. Returns what failed, or None. Raises OSError if it cannot write."""
+def download_from(url: str, partial: Path, sha256: str) -> str | None:
+    """Complete the file `partial` from one mirror. Return what failed, or None. Raises OSError if it cannot write."""
     problem = None
     for _ in range(ATTEMPTS):
         start = size_of(partial)
         problem = receive(url, partial, start)
+        if problem is not None and size_of(partial) <= start:
+            return problem
         if problem is None:
             if sha256_of(partial) == sha256:
                 return None
@@ -76,13 +77,11 @@ def download_from(url, partial, sha256):
             problem = "wrong checksum"
             if start == 0:  # otherwise the first bytes, from another mirror, may have been wrong
                 return problem
-        elif size_of(partial) <= start:
-            return problem
     return problem
 
 
-def receive(url, partial, start):
-    """Append what follows the first `start` bytes to `partial`. Returns what failed, or None."""
+def receive(url: str, partial: Path, start: int) -> str | None:
+    """Append what follows the first `start` bytes to `partial`. Return what failed, or None."""
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
@@ -114,11 +113,11 @@ def receive(url, partial, start):
     return None
 
 
-def size_of(path):
+def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def sha256_of(path):
+def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -126,6 +125,6 @@ def sha256_of(path):
     return digest.hexdigest()
 
 
-def describe(error):
-    """The message of a network error, or its type if it has none."""
+def describe(error: Exception) -> str:
+    """Return the message of a network error, or its type if it has none."""
     return str(getattr(error, "reason", "") or error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""What a file's bytes are: binary formats by signature, text encodings by the characters that they give.
+"""The format of a file from its bytes: binary formats by signature, text encodings by the characters they give.
 
 Encodings are compared by evidence: the share of characters that are frequent in the languages written in them. The
 right encoding scores several times higher than a wrong one even on a single sentence, so the threshold can be strict.
@@ -43,19 +43,21 @@ ANY = f"\\t\\n\\r -~{NEUTRAL}{SIMPLIFIED}{TRADITIONAL}{KANA}{HANGUL}а-яё{TYPO
 
 
 class Candidate(NamedTuple):
+    """An encoding, and what text in it contains."""
+
     codec: str
     evidence: tuple[str, ...]
-    """Regular expressions, of which the best counts."""
+    """Regular expressions, of which the one with the most matches counts."""
     threshold: float
     counted: str = f"[^\0-\x7f{NEUTRAL}]"
     """The characters of which the evidence must be a share."""
 
-    def score(self, text):
-        """Share of the evidence among the characters, relative to the threshold; 0 without characters to count."""
-        total = len(re.findall(self.counted, text))
-        if not total:
+    def score(self, text: str) -> float:
+        """Return the share of the evidence among the counted characters, relative to the threshold, 0 without any."""
+        n_counted = len(re.findall(self.counted, text))
+        if not n_counted:
             return 0
-        return max(len(re.findall(pattern, text)) for pattern in self.evidence) / total / self.threshold
+        return max(len(re.findall(pattern, text)) for pattern in self.evidence) / n_counted / self.threshold
 
 
 CANDIDATES = (
@@ -71,11 +73,11 @@ CANDIDATES = (
 )
 
 
-def binary_format(head):
-    """The name of the binary format whose signature the first bytes of a file show, or None."""
+def binary_format(head: bytes) -> str | None:
+    """Return the binary format whose signature the first bytes of a file show, or None."""
     return next((name for signature, name in SIGNATURES.items() if re.match(signature, head, re.DOTALL)), None)
 
 
-def marked_encoding(head):
-    """The encoding of the byte order mark at the start of a file, or None."""
+def bom_encoding(head: bytes) -> str | None:
+    """Return the encoding of the byte order mark at the start of a file, or None."""
     return next((encoding for mark, encoding in BOMS.items() if head.startswith(mark)), None)

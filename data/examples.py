@@ -1,11 +1,13 @@
 """Training examples: separate sequences with targets, such as a dialogue, and batches padded to the longest of them."""
 
 from array import array
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from utils.errors import UserError
 
@@ -17,13 +19,15 @@ POOL = 32  # training steps whose examples are sorted by length together
 class Example(NamedTuple):
     """One sequence: T token ids, and the target at each of these positions, IGNORED where there is none."""
 
-    tokens: list
-    targets: list
+    tokens: list[int] | np.ndarray
+    targets: list[int] | np.ndarray
 
 
-def next_token_example(parts, block_size):
-    """The Example of a sequence that consists of `parts` (token ids, whether they are supervised), for a language model
-    that predicts the next token; what exceeds the context length is cut off.
+Parts = list[tuple[list[int], bool]]  # of a sequence: token ids, and whether they are supervised
+
+
+def next_token_example(parts: Parts, block_size: int) -> Example:
+    """Return the Example of a sequence for a language model, cut off at the context length.
 
     Each part was tokenized on its own, so that no token spans the boundary of two.
 
@@ -38,7 +42,7 @@ def next_token_example(parts, block_size):
 class Examples:
     """N examples, from an iterable of `Example`, kept in compact arrays."""
 
-    def __init__(self, examples):
+    def __init__(self, examples: Iterable[Example]):
         tokens, targets, lengths = array("i"), array("i"), array("q")
         for example in examples:
             tokens.extend(example.tokens)
@@ -49,35 +53,35 @@ class Examples:
         self.ends = self.lengths.cumsum()
         self.longest = max(lengths, default=0)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, i):
-        """Example i, as two arrays (T)."""
+    def __getitem__(self, i: int) -> Example:
+        """Return example i, as two arrays (T)."""
         end = self.ends[i]
         part = slice(end - self.lengths[i], end)
         return Example(self.tokens[part], self.targets[part])
 
     @property
-    def n_supervised(self):
-        """Number of targets."""
+    def n_supervised(self) -> int:
+        """The number of targets."""
         return int((self.targets != IGNORED).sum())
 
-    def batch(self, indices):
-        """The examples at `indices`, as `padded`."""
-        return padded([self[i] for i in indices], self.longest)
+    def batch(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """Return the examples at `indices` as x and y of `pad`."""
+        return pad([self[i] for i in indices], self.longest)
 
-    def batches(self, batch_size):
-        """A list of batches that contain each example once, sorted by length, for evaluation."""
+    def batches(self, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+        """Return batches that contain each example once, sorted by length, for evaluation."""
         order = self.lengths.argsort(kind="stable")
         return [self.batch(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
 
 
-def padded(examples, longest):
-    """Return x and y, int64, (B, T) each, of a list of `Example`, padded on the right.
+def pad(examples: list[Example], longest: int) -> tuple[Tensor, Tensor]:
+    """Return x and y, int64, (B, T) each, padded on the right, where the targets are IGNORED.
 
     T is a multiple of MULTIPLE, unless that exceeds `longest`, the length of the longest example of all. Attention is
-    causal, so no prediction depends on the padding; its targets are IGNORED.
+    causal, so no prediction depends on the padding.
     """
     needed = max(len(example.tokens) for example in examples)
     rounded = -(-needed // MULTIPLE) * MULTIPLE
@@ -98,8 +102,9 @@ class ExampleBatches:
 
     same_shape = False
 
-    def __init__(self, examples, batch_size, accumulation, seed, augment=None):
-        """`augment` is a function (example, random) -> Example, called for each example of each batch."""
+    def __init__(self, examples: Examples, batch_size: int, accumulation: int, seed: int,
+                 augment: Callable[[Example, np.random.Generator], Example] | None = None):
+        """Draw from `examples`; `augment` is called for each example of each batch."""
         if not len(examples):
             raise UserError("there is no example to train on: use other data, or a larger --model.block_size")
         self.examples, self.batch_size, self.seed, self.augment = examples, batch_size, seed, augment
@@ -107,8 +112,8 @@ class ExampleBatches:
         self.steps_per_epoch = -(-len(examples) // self.step_size)
         self.steps_of_epoch = lru_cache(maxsize=1)(self.steps_of_epoch)
 
-    def steps_of_epoch(self, epoch):
-        """The examples of each step of an epoch: a list of arrays of indices."""
+    def steps_of_epoch(self, epoch: int) -> list[np.ndarray]:
+        """Return the indices of the examples of each step of an epoch."""
         random = np.random.default_rng((self.seed, epoch))
         order, pool_size, steps = random.permutation(len(self.examples)), POOL * self.step_size, []
         for start in range(0, len(order), pool_size):
@@ -117,7 +122,7 @@ class ExampleBatches:
             steps += [pool[i : i + self.step_size] for i in range(0, len(pool), self.step_size)]
         return [steps[i] for i in random.permutation(len(steps))]
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> list[tuple[Tensor, Tensor]]:
         """Return the micro-batches (x, y), int64, (B, T) each, of a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
         indices = self.steps_of_epoch(epoch)[place]
@@ -125,5 +130,5 @@ class ExampleBatches:
         if self.augment:
             random = np.random.default_rng((self.seed, 1, step))
             examples = [self.augment(example, random) for example in examples]
-        return [padded(examples[i : i + self.batch_size], self.examples.longest)
+        return [pad(examples[i : i + self.batch_size], self.examples.longest)
                 for i in range(0, len(examples), self.batch_size)]

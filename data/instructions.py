@@ -3,11 +3,16 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from data.examples import Examples, next_token_example
-from data.tables import JSON_FILES, clean_text, json_kind, json_records
+from data.base_tokenizer import Tokenizer
+from data.examples import Examples, Parts, next_token_example
+from data.readers import ReadOptions
+from data.report import DataReport
+from data.tables import clean_text, json_kind, read_records
 from data.tokenizer import without_unknown
 from utils.errors import UserError
 from utils.files import replacing
@@ -19,101 +24,60 @@ VALIDATION = 10  # one record of this many is for validation
 
 
 class Instruction(NamedTuple):
+    """A record: what to do, on which input, and the answer."""
+
     instruction: str
     input: str
     """Empty if there is none."""
     output: str
     place: str
-    """Where it is, such as `line 12` or `more.json, item 12`."""
+    """Where the record is, such as `line 12` or `more.json, item 12`."""
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
-def read_instructions(path, options, report):
-    """A list of the Instructions in a .json or .jsonl file; `options` are ReadOptions.
+def read_instructions(path: Path, options: ReadOptions, report: DataReport) -> list[Instruction]:
+    """Return the Instructions in a table or a .json list.
 
-    A record without a valid instruction or output is skipped and counted in the DataReport. Raises UserError if no
-    record is left.
+    A record without a valid instruction or output is skipped and counted. Raises UserError if no record is left.
     """
-    if path.suffix.lower() not in JSON_FILES:
-        raise UserError(f"{path} is not a file of instructions: pass a .json or .jsonl file")
-    records = []
-    for place, item in json_records(path, options.encoding):
-        place = report.place_in(path, place)
-        try:
-            records.append(as_instruction(item, place))
-        except UserError as reason:
-            report.skip(str(reason), place)
-    if not records:
-        raise UserError(f"{path} contains no instruction: {report.first_skipped() or 'it is empty'}")
-    return records
+    return report.parse_files([path], partial(read_records, options=options), as_instruction)
 
 
-def as_instruction(item, place):
-    """The Instruction of an item from a file. Raises UserError with the reason if it is none."""
-    if not isinstance(item, dict):
-        raise UserError(f"it is {json_kind(item)}, not an object")
-    values = {name: "" if item.get(name) is None else item[name] for name in ("instruction", "input", "output")}
-    for name, value in values.items():
-        if not isinstance(value, str):
+def as_instruction(record: dict, place: str) -> Instruction:
+    """Return the Instruction of a record in a file. Raises UserError, which says what is wrong with it."""
+    values = {}
+    for name in ("instruction", "input", "output"):
+        value = record.get(name)
+        if not isinstance(value, str | None):
             raise UserError(f"its {name} is {json_kind(value)}, not text")
-        if not value.strip():
+        if value is None or not value.strip():
             if name != "input":
                 raise UserError(f"its {name} is missing or empty")
-            values[name] = ""
-    return Instruction(**{name: clean_text(value) for name, value in values.items()}, place=place)
+            value = ""
+        values[name] = clean_text(value)
+    return Instruction(**values, place=place)
 
 
-def write_answers(path, records, answers):
+def write_answers(path: Path, records: list[Instruction], answers: list[str]) -> None:
     """Write a JSON list of the records, each with the answer that a model gave. Raises UserError."""
     rows = [{"instruction": record.instruction, "input": record.input, "output": record.output, "answer": answer}
             for record, answer in zip(records, answers, strict=True)]
-    with replacing(Path(path)) as file:
+    with replacing(path) as file:
         file.write(json.dumps(rows, ensure_ascii=False, indent=2).encode())
 
 
 # ---- Prompts ---------------------------------------------------------------------------------------------------------
 
 
-def prompt_text(instruction, input=None):
-    r"""The prompt of the Alpaca format; a blank `input` is the same as none.
-
-    >>> prompt_text("Add.", "1 and 2").partition("request.")[2]
-    '\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n'
-    """
-    if input is None or not input.strip():
-        return f"{HEADER}\n\n### Instruction:\n{instruction}\n\n### Response:\n"
-    return f"{HEADER_WITH_INPUT}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-
-
-def prompt_ids(instruction, input, tokenizer):
-    """The token ids of a prompt. The answer is encoded on its own, so these are the same in training and in use."""
-    return encode_known(prompt_text(instruction, input), tokenizer)
-
-
-def encode_known(text, tokenizer):
-    """The token ids of a text without the characters that the tokenizer lacks."""
-    return tokenizer.encode(without_unknown(text, tokenizer)[0])
-
-
-def instruction_parts(record, tokenizer):
-    """The parts of a record for `next_token_example`: the prompt, and the supervised output with an end-of-text token.
-
-    Raises UserError if the tokenizer has no such token.
-    """
-    if tokenizer.end_of_text is None:
-        raise UserError("the tokenizer has no end-of-text token, which ends an answer: use one that has, such as gpt2")
-    answer = [*encode_known(record.output, tokenizer), tokenizer.end_of_text]
-    return [(prompt_ids(record.instruction, record.input, tokenizer), False), (answer, True)]
-
-
-def instruction_examples(records, tokenizer, block_size, report):
-    """The Examples of the Instructions that fit the context.
+def instruction_examples(records: list[Instruction], tokenizer: Tokenizer, block_size: int,
+                         report: DataReport) -> Examples:
+    """Return the Examples of the Instructions that fit the context.
 
     An answer that exceeds the context is cut off there and has no end-of-text token; a record whose prompt fills the
-    context is skipped. Both are counted in the DataReport, and so are characters that the vocabulary lacks, which are
-    removed. Raises UserError if the tokenizer has no end-of-text token.
+    context is skipped. Both are counted, and so are characters that the vocabulary lacks, which are removed. Raises
+    UserError if the tokenizer has no end-of-text token.
     """
     examples = []
     for record in records:
@@ -135,10 +99,51 @@ def instruction_examples(records, tokenizer, block_size, report):
     return Examples(examples)
 
 
+def instruction_parts(record: Instruction, tokenizer: Tokenizer) -> Parts:
+    """Return the parts of a record: the prompt, and the supervised output with an end-of-text token.
+
+    Raises UserError if the tokenizer has no such token.
+    """
+    if tokenizer.end_of_text is None:
+        raise UserError("the tokenizer has no end-of-text token, which ends an answer: use one that has, such as gpt2")
+    answer = [*encode_known(record.output, tokenizer), tokenizer.end_of_text]
+    return [(prompt_ids(record.instruction, record.input, tokenizer), False), (answer, True)]
+
+
+def prompt_ids(instruction: str, input: str | None, tokenizer: Tokenizer) -> list[int]:
+    """Return the token ids of a prompt, without the characters that the tokenizer lacks.
+
+    The answer is encoded on its own, so these are the same in training and in use.
+    """
+    return encode_known(prompt_text(instruction, input), tokenizer)
+
+
+def encode_known(text: str, tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode(without_unknown(text, tokenizer)[0])
+
+
+def prompt_text(instruction: str, input: str | None = None) -> str:
+    r"""Return the prompt of the Alpaca format; a blank `input` is the same as none.
+
+    >>> prompt_text("Add.", "1 and 2").partition("request.")[2]
+    '\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n'
+    """
+    if input is None or not input.strip():
+        return f"{HEADER}\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+    return f"{HEADER_WITH_INPUT}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+
+
+def instruction_texts(records: list[Instruction]) -> Iterator[str]:
+    """Yield the prompt and the output of each record: all text of a model that is trained on them."""
+    for record in records:
+        yield prompt_text(record.instruction, record.input)
+        yield record.output
+
+
 # ---- Split -----------------------------------------------------------------------------------------------------------
 
 
-def split_instructions(records):
+def split_instructions(records: list[Instruction]) -> tuple[list[Instruction], list[Instruction]]:
     """Split records into two lists: for training, and about a tenth for validation.
 
     Records with equal instruction and input are on one side. The split depends on these alone, not on the order of
@@ -158,13 +163,6 @@ def split_instructions(records):
     return train, val
 
 
-def group_of(record):
-    """What records must have in common to be on one side of the split."""
+def group_of(record: Instruction) -> tuple[str, str]:
+    """Return what records must have in common to be on one side of the split."""
     return record.instruction.strip(), record.input.strip()
-
-
-def instruction_texts(records):
-    """Yield the prompt and the output of each record: all text of a model that is trained on them."""
-    for record in records:
-        yield prompt_text(record.instruction, record.input)
-        yield record.output

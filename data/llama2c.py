@@ -2,8 +2,10 @@
 
 import math
 import struct
+from collections.abc import Iterator
+from pathlib import Path
 
-from data.sentencepiece_bpe import BYTE_TOKENS, SPACE, SPECIAL, from_vocab_and_merges
+from data.sentencepiece_bpe import BYTE_TOKENS, SPACE, SPECIAL, SentencePieceTokenizer, from_vocab_and_merges
 from utils.errors import UserError
 
 MAX_FILE_BYTES = 5_000_000  # Llama 2's has 434 kB
@@ -12,8 +14,8 @@ HEADER = struct.Struct("<i")  # the length of the longest token in bytes
 ENTRY = struct.Struct("<fi")  # score, length in bytes; the token itself follows
 
 
-def read_tokenizer_bin(content, where):
-    """The tokenizer of a file's bytes. Raises UserError, which names `where`.
+def read_tokenizer_bin(content: bytes, where: str | Path) -> SentencePieceTokenizer:
+    """Return the tokenizer of a file's bytes. Raises UserError, which names `where`.
 
     llama2.c joins, again and again, the pair of neighboring tokens whose union is the token with the highest score.
     The pairs, from the highest score to the lowest, are the merges of the tokenizer.
@@ -35,7 +37,7 @@ def read_tokenizer_bin(content, where):
     return from_vocab_and_merges(ids, find_merges(tokens[n_fixed:], scores[n_fixed:]), where)
 
 
-def entries(content):
+def entries(content: bytes) -> Iterator[tuple[bytes, float]]:
     """Yield (token, score) of a tokenizer.bin. Raises ValueError or struct.error if its sizes are wrong."""
     [longest] = HEADER.unpack_from(content)
     if len(content) > MAX_FILE_BYTES or longest > MAX_TOKEN_BYTES:
@@ -51,8 +53,8 @@ def entries(content):
         position += length
 
 
-def find_merges(tokens, scores):
-    """All pairs of tokens whose union is a token, as a list of two strings each: those with the highest score first.
+def find_merges(tokens: list[str], scores: list[float]) -> list[tuple[str, str]]:
+    """Return all pairs of tokens whose union is a token, those with the highest score first.
 
     >>> find_merges(["ab", "abc", "a", "b", "c"], [-1, -2, -3, -4, -5])
     [('a', 'b'), ('ab', 'c')]

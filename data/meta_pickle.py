@@ -10,8 +10,8 @@ OPCODES = {  # those that build dictionaries, strings and integers, in protocols
 }  # fmt: skip
 
 
-def characters_in_meta(content):
-    """The vocabulary in the bytes of a meta.pkl: a string of the characters of id 0, 1 and so on. Raises ValueError."""
+def characters_in_meta(content: bytes) -> str:
+    """Return the vocabulary in a meta.pkl: a string of the characters of id 0, 1 and so on. Raises ValueError."""
     try:
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.name not in OPCODES:

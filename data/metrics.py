@@ -1,6 +1,7 @@
 """Measures of the replies of a chat model: how varied they are, and how often they repeat something."""
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from statistics import mean
 
@@ -10,8 +11,8 @@ REPEATED, TIMES = 4, 3  # a reply repeats itself if an n-gram of this many chara
 SHORTEST_QUESTION = 4  # characters; replying 你好 to 你好 is no fault
 
 
-def ngrams(text, n):
-    """All n-grams of characters in a text.
+def ngrams(text: str, n: int) -> list[str]:
+    """Return all n-grams of characters in a text.
 
     >>> ngrams("abcd", 3)
     ['abc', 'bcd']
@@ -19,8 +20,8 @@ def ngrams(text, n):
     return [text[i : i + n] for i in range(len(text) - n + 1)]
 
 
-def distinct(texts, n):
-    """Different n-grams of characters as a fraction of all n-grams in the texts (Li et al., 2016), 0 if there are none.
+def distinct(texts: Iterable[str], n: int) -> float:
+    """Return the number of different n-grams of characters divided by that of all n-grams (Li et al., 2016), or 0.
 
     >>> distinct(["abab", "ab"], 2)
     0.5
@@ -29,9 +30,10 @@ def distinct(texts, n):
     return len(set(found)) / max(1, len(found))
 
 
-def repeats_question(question, reply):
-    """Whether a reply contains the whole question, if that has at least 4 characters. White space, punctuation and case
-    do not count.
+def repeats_question(question: str, reply: str) -> bool:
+    """Return whether a reply contains the whole question, if that has at least 4 characters.
+
+    White space, punctuation and case do not count.
 
     >>> repeats_question("Who are you?", "who are YOU, indeed")
     True
@@ -40,8 +42,8 @@ def repeats_question(question, reply):
     return len(key) >= SHORTEST_QUESTION and key in group_key(reply)
 
 
-def repeats_itself(text):
-    """Whether any 4 consecutive characters occur at least three times.
+def repeats_itself(text: str) -> bool:
+    """Return whether any 4 consecutive characters occur at least three times.
 
     >>> repeats_itself("so good, so good, so good"), repeats_itself("so good, so good")
     (True, False)
@@ -49,8 +51,8 @@ def repeats_itself(text):
     return max(Counter(ngrams(text, REPEATED)).values(), default=0) >= TIMES
 
 
-def measure_replies(questions, replies):
-    """The value of each measure, by name, of replies to questions."""
+def measure_replies(questions: Sequence[str], replies: Sequence[str]) -> dict[str, float]:
+    """Return the value of each measure, by name, of replies to questions."""
     return {
         "distinct-1 (characters)": distinct(replies, 1),
         "distinct-2 (characters)": distinct(replies, 2),

@@ -6,8 +6,8 @@ from tqdm import tqdm
 MAX_TOKENS = 20_000_000  # peak memory is about 100 bytes per token counted
 
 
-def ngram_loss(train, val, vocab_size, order=5):
-    """Mean loss of an interpolated n-gram model on `val`, in nats per token.
+def ngram_loss(train: np.ndarray, val: np.ndarray, vocab_size: int, order: int = 5) -> float:
+    """Return the mean loss of an interpolated n-gram model on `val`, in nats per token.
 
     `train` (N) and `val` (M) are arrays of token ids below `vocab_size`. A model of order n predicts a token w from
     its context h, the n - 1 tokens before it; h' is h without its first token:

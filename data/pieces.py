@@ -2,11 +2,14 @@
 
 import itertools
 import re
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 PIECE = 1 << 14  # characters, approximately
 VALIDATION_BYTES = 10_000_000
 BOUNDARY = re.compile(r"(?<=\S)[ \t\n]")
+
+Block = tuple[str, int]  # a text, and how many bytes of the corpus have been read after it
 
 
 class Piece(NamedTuple):
@@ -14,16 +17,44 @@ class Piece(NamedTuple):
     split: str
     """train or val."""
     ends: bool
-    """Whether the document ends with it, and another may follow."""
+    """Whether the document ends here, and another may follow."""
     position: int
     """Bytes of the corpus that have been read so far."""
 
 
-def split_into_pieces(blocks):
-    """Yield (text, position, whether it is the last) from a stream of (text, position).
+def text_pieces(blocks: Iterable[Block], length: int, ends: bool) -> Iterator[Piece]:
+    """Yield the pieces of one text of `length` characters: the first 90% for training, the rest for validation."""
+    n_train = int(0.9 * length)
 
-    A piece has about PIECE characters. Each but the last ends before white space, where byte-level BPE pre-tokenizers
-    split too, so the pieces have the same tokens as the whole. Text without white space nearby is split anyway.
+    def split_blocks() -> Iterator[tuple[str, Block]]:
+        n_done = 0
+        for text, position in blocks:
+            train = text[: max(0, n_train - n_done)]
+            n_done += len(text)
+            for split, part in (("train", train), ("val", text[len(train) :])):
+                if part:
+                    yield split, (part, position)
+
+    for split, group in itertools.groupby(split_blocks(), lambda pair: pair[0]):
+        for text, position, is_last in split_into_pieces(block for _, block in group):
+            yield Piece(text, split, ends and is_last, position)
+
+
+def row_pieces(rows: Iterable[Block], size: int) -> Iterator[Piece]:
+    """Yield the pieces of documents (text, position), read from `size` bytes. Empty ones are skipped."""
+    every = max(10, -(-size // VALIDATION_BYTES))
+    documents = (row for row in rows if row[0])
+    for i, document in enumerate(documents):
+        split = "val" if i % every == 1 else "train"  # both exist from two documents on
+        for text, position, is_last in split_into_pieces([document]):
+            yield Piece(text, split, is_last, position)
+
+
+def split_into_pieces(blocks: Iterable[Block]) -> Iterator[tuple[str, int, bool]]:
+    """Yield (text, position, whether it is the last) of the pieces of a text, of about PIECE characters each.
+
+    Each but the last ends before white space, where byte-level BPE pre-tokenizers split, too, so that the pieces have
+    the same tokens as the whole. Text without white space nearby is split anyway.
 
     >>> blocks = [("x" * PIECE + " and on", 7)]
     >>> [(len(text), position, last) for text, position, last in split_into_pieces(blocks)]
@@ -42,35 +73,3 @@ def split_into_pieces(blocks):
             start = end
         text = text[start:]
     yield text, position, True
-
-
-def text_pieces(blocks, length, ends):
-    """Yield the pieces of one text of `length` characters: the first 90% for training, the rest for validation."""
-    n_train = int(0.9 * length)
-
-    def labelled():
-        done = 0
-        for text, position in blocks:
-            train = text[: max(0, n_train - done)]
-            done += len(text)
-            for split, part in (("train", train), ("val", text[len(train) :])):
-                if part:
-                    yield split, (part, position)
-
-    for split, group in itertools.groupby(labelled(), lambda pair: pair[0]):
-        for text, position, last in split_into_pieces(part for _, part in group):
-            yield Piece(text, split, ends and last, position)
-
-
-def row_pieces(rows, size):
-    """Yield the pieces of documents (text, position), read from `size` bytes. Empty ones are skipped."""
-    documents = (row for row in rows if row[0])
-    for split, document in zip(splits(size), documents, strict=False):
-        for text, position, last in split_into_pieces([document]):
-            yield Piece(text, split, last, position)
-
-
-def splits(size):
-    """Yield the split of one document after another in a corpus of `size` bytes."""
-    every = max(10, -(-size // VALIDATION_BYTES))
-    return ("val" if i % every == 1 else "train" for i in itertools.count())  # both exist from two documents on

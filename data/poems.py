@@ -1,4 +1,4 @@
-"""Poems: from folders of files to all_poems.json, and from there to training examples.
+"""Poems: from folders of files to all_poems.json, and from there to requests with poems.
 
     python -m data.poems clean FOLDER --out all_poems.json
 
@@ -10,14 +10,20 @@ a blank line and the poem, as in https://github.com/sheepzh/poetry. all_poems.js
 import json
 import random
 import re
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from data.readers import read_text
-from data.tables import json_kind, read_json
+from data.readers import ReadOptions, read_text
+from data.tables import read_records
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
+
+if TYPE_CHECKING:
+    from data.report import DataReport
 
 REQUESTS = 6 * ["title"] + 3 * ["title and author"] + ["general"]  # of ten
 GENERAL_REQUESTS = ("写一首诗", "请写一首诗", "作一首诗", "来一首诗")
@@ -26,40 +32,8 @@ GENERAL_REQUESTS = ("写一首诗", "请写一首诗", "作一首诗", "来一�
 # ---- Cleaning --------------------------------------------------------------------------------------------------------
 
 
-def parse_poem(text):
-    """(title, lines) of a poem's file. Runs of blank lines become one, and white space around lines is stripped.
-
-    Raises UserError if there is no title or no text.
-
-    >>> parse_poem("title:春晓\\ndate:唐\\n\\n春眠不觉晓，\\n处处闻啼鸟。\\n\\n\\n夜来风雨声，\\n花落知多少。\\n")
-    ('春晓', ['春眠不觉晓，', '处处闻啼鸟。', '', '夜来风雨声，', '花落知多少。'])
-    """
-    lines = [line.strip() for line in text.strip().splitlines()]
-    if not lines:
-        raise UserError("the file is empty")
-    header = re.fullmatch(r"title[:：]\s*(.+)", lines[0])
-    if not header:
-        raise UserError("the first line is not `title:` and a title")
-    has_date = len(lines) > 1 and re.match("date[:：]", lines[1])
-    poem = re.sub(r"\n{3,}", "\n\n", "\n".join(lines[2 if has_date else 1 :])).strip()
-    if not poem:
-        raise UserError("there is no text below the title")
-    return header[1], poem.split("\n")
-
-
-def read_poem(path):
-    """The poem of a file, as in all_poems.json. Raises UserError."""
-    title, lines = parse_poem(read_text(path))
-    author = path.parent.name.partition("_")[0]
-    try:
-        author.encode()
-    except UnicodeEncodeError:
-        raise UserError("the name of its folder is not UTF-8") from None
-    return {"title": title, "para": lines, "author": author}
-
-
-def clean(folder):
-    """(poems, skipped) of a folder; skipped files are (path, reason). Raises UserError if there are no files."""
+def clean(folder: str | Path) -> tuple[list[dict], list[tuple[Path, str]]]:
+    """Return (poems, skipped) of a folder; skipped files are (path, reason). Raises UserError if there are no files."""
     paths = sorted(path for path in Path(folder).glob("*/*.pt") if not path.is_dir())
     if not paths:
         raise UserError(f"{folder} has no folders that contain .pt files: pass the folder with those of the authors")
@@ -72,45 +46,68 @@ def clean(folder):
     return poems, skipped
 
 
+def read_poem(path: Path) -> dict:
+    """Return the poem of a file, as in all_poems.json. Raises UserError."""
+    title, lines = parse_poem(read_text(path))
+    author = path.parent.name.partition("_")[0]
+    try:
+        author.encode()
+    except UnicodeEncodeError:
+        raise UserError("the name of its folder is not UTF-8") from None
+    return {"title": title, "para": lines, "author": author}
+
+
+def parse_poem(text: str) -> tuple[str, list[str]]:
+    """Return (title, lines) of a poem's file. Runs of blank lines become one, and lines are stripped.
+
+    Raises UserError if there is no title or no text.
+
+    >>> parse_poem("title:春晓\\ndate:唐\\n\\n春眠不觉晓，\\n处处闻啼鸟。\\n\\n\\n夜来风雨声，\\n花落知多少。\\n")
+    ('春晓', ['春眠不觉晓，', '处处闻啼鸟。', '', '夜来风雨声，', '花落知多少。'])
+    """
+    lines = [line.strip() for line in text.strip().splitlines()]
+    if not lines:
+        raise UserError("the file is empty")
+    header = re.fullmatch(r"title[:：]\s*(.+)", lines[0])
+    if not header:
+        raise UserError("the first line is not `title:` and a title")
+    n_header = 1
+    if len(lines) > 1 and re.match("date[:：]", lines[1]):
+        n_header = 2
+    poem = re.sub(r"\n{3,}", "\n\n", "\n".join(lines[n_header:])).strip()
+    if not poem:
+        raise UserError("there is no text below the title")
+    return header[1], poem.split("\n")
+
+
 # ---- Training --------------------------------------------------------------------------------------------------------
 
 
-def read_poems(files, encoding, report):
-    """The poems in .json files, each with `title`, `author` and `para`. Invalid ones are counted in a DataReport.
+def read_poems(files: list[Path], options: ReadOptions, report: "DataReport") -> list[dict]:
+    """Return the poems in .json files, as `as_poem`. Invalid ones are skipped and counted.
 
     Raises UserError if no poem is left.
     """
-    poems = []
-    for file in files:
-        for number, item in enumerate(read_json(file, encoding), 1):
-            place = report.place_in(file, f"poem {number}")
-            try:
-                poems.append(as_poem(item))
-            except UserError as reason:
-                report.skip(str(reason), place)
-    if not poems:
-        raise UserError(f"{report.path} contains no poem: {report.first_skipped() or 'the list is empty'}")
-    return poems
+    return report.parse_files(files, partial(read_records, options=options), as_poem)
 
 
-def as_poem(item):
-    """A poem of a .json file with its lines as `para`. Raises UserError, which says what is wrong with it."""
-    if not isinstance(item, dict):
-        raise UserError(f"it is {json_kind(item)}, not an object")
-    poem = {"title": item.get("title"), "author": item.get("author"), "para": item.get("para", item.get("paragraphs"))}
+def as_poem(record: dict, place: str) -> dict:
+    """Return the `title`, `author` and `para` (lines) of a record. Raises UserError, which says what is wrong."""
+    poem = {"title": record.get("title"), "author": record.get("author"),
+            "para": record.get("para", record.get("paragraphs"))}
     missing = [key for key, value in poem.items() if value is None]
     if missing:
         raise UserError(f"no {', '.join(missing)}")
-    match poem:
-        case {"title": str(title), "author": str(), "para": [*lines]} if all(isinstance(line, str) for line in lines):
-            if title.strip() and any(line.strip() for line in lines):
-                return poem
-            raise UserError("no title or no text")
-    raise UserError("values that are not text")
+    title, author, lines = poem.values()
+    if not isinstance(lines, list) or not all(isinstance(text, str) for text in (title, author, *lines)):
+        raise UserError("values that are not text")
+    if not title.strip() or not any(line.strip() for line in lines):
+        raise UserError("no title or no text")
+    return poem
 
 
-def requests(poems, seed):
-    """Yield (request, poem) for each of the poems, in an order that depends on the seed.
+def requests(poems: list[dict], seed: int) -> Iterator[tuple[str, str]]:
+    """Yield (request, text) for each of the poems, in an order that depends on the seed.
 
     Of ten requests six are the title, three the author and the title, as 李白《静夜思》, and one is a general request.
     A poem without an author is always requested by its title alone.
@@ -129,7 +126,7 @@ def requests(poems, seed):
 
 
 @command
-def main():
+def main() -> None:
     parser = Parser(__doc__)
     commands = parser.add_subparsers(required=True)
     clean_command = commands.add_parser("clean", help="folders of files to one all_poems.json")

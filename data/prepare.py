@@ -1,4 +1,4 @@
-"""From a text to token ids: train.bin and val.bin, written once and opened by every later run."""
+"""The tokens of a text: train.bin and val.bin, written once and opened by every later run."""
 
 import dataclasses
 import json
@@ -6,18 +6,21 @@ import os
 import shutil
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
 from data.cache import derive
-from data.corpora import OWN, open_corpus
-from data.readers import DEFAULTS
-from data.token_files import DTYPES, SPLITS, is_prepared, open_prepared, token_dtype, token_files_in
-from data.tokenizer import MAX_BYTES, load_tokenizer, train_tokenizer
+from data.corpora import Corpus, Paths, open_corpus
+from data.pieces import Piece
+from data.readers import DEFAULTS, ReadOptions
+from data.token_files import DTYPES, SPLITS, Prepared, is_prepared, open_prepared, token_dtype, token_files_in
+from data.tokenizer import MAX_BYTES, Tokenizer, load_tokenizer, train_tokenizer
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -25,9 +28,10 @@ BATCH = 1 << 20  # characters, about, that are encoded at once
 SAVE_SECONDS = 5
 
 
-def open_tokens(path, options=DEFAULTS, tokenizer="char", vocab_size=20_000, max_bytes=MAX_BYTES, dtype=None,
-                val_path=None):
-    """The `Prepared` tokens of a text, or of a folder that contains train.bin and val.bin.
+def open_tokens(path: Paths, options: ReadOptions = DEFAULTS, tokenizer: Tokenizer | str | Path = "char",
+                vocab_size: int = 20_000, max_bytes: int = MAX_BYTES, dtype: str | None = None,
+                val_path: Paths | None = None) -> Prepared:
+    """Return the Prepared tokens of a text, or of a folder that contains train.bin and val.bin.
 
     `path` and `options` are as for `open_corpus`. With `val_path`, all of `path` is for training and all of `val_path`,
     another text, for validation. `dtype` is the format of a folder's train.bin and val.bin, as for `open_prepared`.
@@ -36,46 +40,45 @@ def open_tokens(path, options=DEFAULTS, tokenizer="char", vocab_size=20_000, max
     most `max_bytes` of the text) or what `load_tokenizer` takes. A folder that contains its tokenizer needs none.
     Raises UserError.
     """
-    if isinstance(tokenizer, str | Path) and tokenizer not in ("char", "bpe"):
+    is_built = tokenizer in ("char", "bpe")
+    if isinstance(tokenizer, str | Path) and not is_built:
         tokenizer = load_tokenizer(tokenizer)
     if isinstance(path, str | Path) and token_files_in(path):
         if val_path is not None:
             raise UserError(f"{path} contains tokens, and val.bin among them: leave out val_path")
-        return open_prepared(path, None if tokenizer in ("char", "bpe") else tokenizer, dtype)
+        return open_prepared(path, None if is_built else tokenizer, dtype)
     if dtype is not None:
         raise UserError(f"dtype is for a folder with train.bin and val.bin, and {path} is a text: leave it out")
     corpus = open_corpus(path, options)
     if val_path is not None:
         corpus = SplitCorpus(corpus, open_corpus(val_path, options))
-    if tokenizer in ("char", "bpe"):
+    if is_built:
         tokenizer = build_tokenizer(corpus, tokenizer, vocab_size, max_bytes, path)
     return prepare(corpus, tokenizer)
 
 
-class SplitCorpus:
+class SplitCorpus(Corpus):
     """A corpus whose training and validation splits are all of two others."""
 
-    def __init__(self, train, val):
+    def __init__(self, train: Corpus, val: Corpus):
         self.train, self.val = train, val
         self.folder, self.name, self.size = train.folder, train.name, train.size + val.size
 
-    def identity(self):
+    def identity(self) -> dict[str, Any]:
         return {"train": self.train.identity(), "val": self.val.identity()}
 
-    def title(self):
-        return OWN
-
-    def pieces(self):
+    def pieces(self) -> Iterator[Piece]:
         for piece in self.train.pieces():
             yield piece._replace(split="train")
         for piece in self.val.pieces():
             yield piece._replace(split="val", position=self.train.size + piece.position)
 
 
-def build_tokenizer(corpus, kind, vocab_size, max_bytes, where="the text"):
-    """The `char` or `bpe` tokenizer of a corpus, kept for later runs. Raises UserError, which names `where`."""
+def build_tokenizer(corpus: Corpus, kind: str, vocab_size: int, max_bytes: int,
+                    where: Paths = "the text") -> Tokenizer:
+    """Return the `char` or `bpe` tokenizer of a corpus, kept for later runs. Raises UserError, which names `where`."""
 
-    def build(path):
+    def build(path: Path) -> None:
         texts = (piece.text for piece in pieces_with_progress(corpus, "reading the text"))
         train_tokenizer(texts, kind, vocab_size, max_bytes, where).save(path)
 
@@ -85,13 +88,13 @@ def build_tokenizer(corpus, kind, vocab_size, max_bytes, where="the text"):
     return load_tokenizer(derive(corpus, description, ".tokenizer.json", build))
 
 
-def prepare(corpus, tokenizer):
-    """The `Prepared` tokens of a corpus, kept for later runs.
+def prepare(corpus: Corpus, tokenizer: Tokenizer) -> Prepared:
+    """Return the Prepared tokens of a corpus, kept for later runs.
 
     An interrupted preparation resumes. Memory does not grow with the text. Raises UserError.
     """
 
-    def build(folder):
+    def build(folder: Path) -> None:
         partial = folder.with_name(f"{folder.name}.partial")
         try:
             partial.mkdir(exist_ok=True)
@@ -124,8 +127,8 @@ class Progress:
     val: int = 0
 
 
-def write_tokens(corpus, tokenizer, folder):
-    """Write train.bin and val.bin, resuming from the progress saved in the folder. Returns the `Progress`."""
+def write_tokens(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Progress:
+    """Write train.bin and val.bin, resuming from the progress saved in the folder. Return the progress at the end."""
     itemsize = np.dtype(DTYPES[token_dtype(tokenizer.vocab_size)]).itemsize
     progress = read_progress(folder, itemsize)
     if progress.pieces:
@@ -149,8 +152,8 @@ def write_tokens(corpus, tokenizer, folder):
     return progress
 
 
-def read_progress(folder, itemsize):
-    """The `Progress` saved in a folder; none if it is unreadable, or if the files are shorter than it claims."""
+def read_progress(folder: Path, itemsize: int) -> Progress:
+    """Return the progress saved in a folder; none if it is unreadable, or if the files are shorter than it claims."""
     try:
         saved = json.loads((folder / "done.json").read_text(encoding="utf-8"))
         progress = Progress(**{field.name: saved[field.name] for field in dataclasses.fields(Progress)})
@@ -158,13 +161,14 @@ def read_progress(folder, itemsize):
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return Progress()
     counts = vars(progress)
-    valid = all(type(count) is int and count >= 0 for count in counts.values())
-    if valid and all(counts[split] <= written[split] for split in SPLITS):
+    is_valid = all(type(count) is int and count >= 0 for count in counts.values())
+    if is_valid and all(counts[split] <= written[split] for split in SPLITS):
         return progress
     return Progress()
 
 
-def save_progress(progress, folder, *files):
+def save_progress(progress: Progress, folder: Path, *files: BinaryIO) -> None:
+    """Save the progress, once the files are on the disk."""
     for file in files:
         file.flush()
         os.fsync(file.fileno())
@@ -172,19 +176,19 @@ def save_progress(progress, folder, *files):
         file.write(json.dumps(vars(progress)).encode())
 
 
-def pieces_with_progress(corpus, description, skipped=0):
-    """Yield the pieces of a corpus except the first `skipped`, showing a progress bar."""
+# ---- Encoding --------------------------------------------------------------------------------------------------------
+
+
+def pieces_with_progress(corpus: Corpus, description: str, n_done: int = 0) -> Iterator[Piece]:
+    """Yield the pieces of a corpus except the first `n_done`, showing a progress bar."""
     with tqdm(total=corpus.size, desc=description, unit="B", unit_scale=True, delay=2) as bar:
-        for piece in islice(corpus.pieces(), skipped, None):
+        for piece in islice(corpus.pieces(), n_done, None):
             bar.update(piece.position - bar.n)
             yield piece
 
 
-# ---- Encoding --------------------------------------------------------------------------------------------------------
-
-
-def batches(pieces):
-    """Lists of pieces with BATCH characters or a little more."""
+def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Yield lists of pieces with BATCH characters or a little more."""
     batch, length = [], 0
     for piece in pieces:
         batch.append(piece)
@@ -196,7 +200,8 @@ def batches(pieces):
         yield batch
 
 
-def encode_batches(batches, tokenizer):
+def encode_batches(batches: Iterable[list[Piece]],
+                   tokenizer: Tokenizer) -> Iterator[tuple[list[Piece], dict[str, np.ndarray]]]:
     """Yield (batch, result of `encode_batch`), in order.
 
     The tokenizer encodes on all cores, but converting its result to an array takes one. So that the others do not wait,
@@ -213,15 +218,15 @@ def encode_batches(batches, tokenizer):
             yield batch, ids.result()
 
 
-def encode_batch(tokenizer, batch):
-    """The token ids of a list of pieces: an array, (N), for each split.
+def encode_batch(tokenizer: Tokenizer, batch: list[Piece]) -> dict[str, np.ndarray]:
+    """Return the token ids of a list of pieces, (N), for each split.
 
     A document is followed by the token for its end, if the tokenizer has one.
     """
     ids = {split: [] for split in SPLITS}
     for piece, tokens in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
-        ids[piece.split].append(tokens)
+        ids[piece.split] += tokens
         if piece.ends and tokenizer.end_of_text is not None:
-            ids[piece.split].append([tokenizer.end_of_text])
+            ids[piece.split].append(tokenizer.end_of_text)
     dtype = DTYPES[token_dtype(tokenizer.vocab_size)]
-    return {split: np.fromiter(chain.from_iterable(lists), dtype) for split, lists in ids.items()}
+    return {split: np.array(tokens, dtype) for split, tokens in ids.items()}

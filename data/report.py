@@ -2,11 +2,17 @@
 
 import itertools
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data.examples import IGNORED
+from data.base_tokenizer import Tokenizer
+from data.corpora import Paths
+from data.examples import IGNORED, Example, Examples
+from data.tables import json_kind
+from utils.errors import UserError
 from utils.printable import escape_controls, one_line
 
 
@@ -16,43 +22,61 @@ class DataReport:
     A place is where a record is, such as `line 12` or `chat.txt, line 12`.
     """
 
-    def __init__(self, path, noun="records"):
+    def __init__(self, path: Paths, noun: str = "records"):
         self.path, self.noun = path, noun
         self.kept, self.skipped, self.changed = 0, {}, {}
 
-    def keep(self):
+    def parse_files(self, files: list[Path], read: Callable[[Path], Iterable[tuple]],
+                    parse: Callable[[dict, str], Any]) -> list[Any]:
+        """Return what `parse` makes of each (record, place), where `read` yields (place, record, ...) of a file.
+
+        A record for which `parse` raises UserError, or that is not an object, is skipped. Raises UserError if none is
+        left.
+        """
+        parsed = []
+        for file in files:
+            is_only_file = not isinstance(self.path, list) and Path(self.path) == file
+            for place, record, *_ in read(file):
+                if not is_only_file:
+                    place = f"{file}, {place}"
+                try:
+                    if not isinstance(record, dict):
+                        raise UserError(f"it is {json_kind(record)}, not an object")
+                    parsed.append(parse(record, place))
+                except UserError as reason:
+                    self.skip(str(reason), place)
+        if not parsed:
+            raise UserError(f"{self.path} contains no {self.noun}: {self.first_skipped() or 'it is empty'}")
+        return parsed
+
+    def keep(self) -> None:
         self.kept += 1
 
-    def skip(self, reason, place):
+    def skip(self, reason: str, place: str) -> None:
         count, first = self.skipped.get(reason, (0, place))
         self.skipped[reason] = count + 1, first
 
-    def change(self, what, place):
-        """Note that a record is used, but not as it is in the file: `what` is a phrase such as "cut to the context"."""
+    def change(self, what: str, place: str) -> None:
+        """Count a record that is used, but not as it is in the file: `what` is such as "cut to the context"."""
         count, first = self.changed.get(what, (0, place))
         self.changed[what] = count + 1, first
 
-    def place_in(self, file, place):
-        """A place in a file, with the name of the file unless the report is on it alone."""
-        alone = not isinstance(self.path, list) and Path(self.path) == Path(file)
-        return place if alone else f"{file}, {place}"
+    def first_skipped(self) -> str:
+        """Return why the first record was skipped, for an error message; "" if none was."""
+        for reason, (_, first) in self.skipped.items():
+            return f"{first}: {reason}"
+        return ""
 
-    def print(self):
+    def print(self) -> None:
         n_skipped = sum(count for count, _ in self.skipped.values())
         print(one_line(f"data: {self.path}: {self.kept:,} {self.noun} kept, {n_skipped:,} skipped"))
         for title, found in (("skipped", self.skipped), ("changed", self.changed)):
             for reason, (count, first) in found.items():
                 print(one_line(f"    {title} {count:,}: {reason} (first: {first})"))
 
-    def first_skipped(self):
-        """Why the first record was skipped, for an error message; "" if none was."""
-        for reason, (_, first) in self.skipped.items():
-            return f"{first}: {reason}"
-        return ""
 
-
-def print_examples(name, examples):
-    """Print the size of a split of `Examples`: number, tokens, how many of them are supervised, and lengths."""
+def print_examples(name: str, examples: Examples) -> None:
+    """Print the size of a split: the number of examples and of tokens, the supervised share, and the lengths."""
     if not len(examples):
         print(f"    {name}: no example")
         return
@@ -62,9 +86,11 @@ def print_examples(name, examples):
           f"supervised ({share:.0%}); length {low} (10%), {median} (median), {high} (90%), {longest} (longest)")
 
 
-def highlight(example, tokenizer):
-    """The text of an `Example` of a language model, with the tokens that are predicted in green; where output is not a
-    terminal, between ⟦ and ⟧."""
+def highlight(example: Example, tokenizer: Tokenizer) -> str:
+    """Return the text of an Example of a language model, with the tokens that are predicted in green.
+
+    Where the output is not a terminal, they are between ⟦ and ⟧.
+    """
     start, end = ("\033[32m", "\033[0m") if sys.stdout.isatty() else ("⟦", "⟧")
     ids = [*example.tokens, example.targets[-1]]
     supervised = [False, *(target != IGNORED for target in example.targets)]  # the first token is no target

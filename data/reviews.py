@@ -1,4 +1,4 @@
-"""Labelled texts for classification, such as reviews: tables with a label and a text column.
+"""Labeled texts for classification, such as reviews: tables with a label and a text column.
 
     python -m data.reviews split reviews.csv --seed 0 --out reviews
 
@@ -9,16 +9,19 @@ import csv
 import hashlib
 import io
 import math
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.base_tokenizer import Tokenizer
 from data.duplicates import groups_of
 from data.examples import IGNORED, Example, Examples
 from data.readers import ReadOptions
 from data.report import DataReport
-from data.tables import clean_text, json_kind, list_columns, open_table, text_column
+from data.tables import clean_text, column_names, columns_place, json_kind, list_columns, read_records, text_column
 from data.tokenizer import without_unknown
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
@@ -30,53 +33,46 @@ VALIDATION, TEST = 0.05, 0.1  # shares of the reviews
 
 
 class Review(NamedTuple):
+    """A text with its label."""
+
     label: str
     text: str
     place: str
-    """Where it is, such as `line 12` or `more.csv, line 12`."""
+    """Where the row is, such as `line 12` or `more.csv, line 12`."""
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
-def read_reviews(path, options, label_column, report):
-    """A list of the Reviews in a table; `options` are ReadOptions.
+def read_reviews(path: Path, options: ReadOptions, label_column: str | None, report: DataReport) -> list[Review]:
+    """Return the Reviews in a table.
 
     The label column is the one given or `label`; the text column is the one given, `text`, `review` or the only other
-    one. Labels are kept as text. A review without a text is kept with an empty one, and counted in the DataReport; a
-    row without a label is skipped. Raises UserError if a column or all reviews are missing.
+    one. Labels are kept as text. A review without a text is kept with an empty one, and counted; a row without a label
+    is skipped. Raises UserError if a column or all reviews are missing.
     """
-    table = open_table(path, options)
-    label_column = find_label_column(table, label_column)
-    others = [[name for name in names if name != label_column] for names in table.names]
-    column = text_column(others, options.column, table.where, TEXT_COLUMNS)
-    reviews = []
-    for place, (text, label), _ in table.rows([column, label_column]):
-        place = report.place_in(path, place)
-        try:
-            review = as_review(label, text, place)
-        except UserError as reason:
-            report.skip(str(reason), place)
-            continue
+    names, where = column_names(path, options), columns_place(path)
+    if not names:
+        raise UserError(f"{path} contains no reviews: it is empty")
+    label_column = label_column or "label"
+    if not any(label_column in row for row in names):
+        raise UserError(f"{where} has no column {label_column}: pass the one with the labels as --data.label_column, "
+                        f"of {list_columns(names)}")
+    others = [[name for name in row if name != label_column] for row in names]
+    column = text_column(others, options.column, where, TEXT_COLUMNS)
+
+    def parse(record: dict, place: str) -> Review:
+        review = as_review(record.get(label_column), record.get(column), place)
         report.keep()
         if not review.text:
             report.change("empty text, classified by the start token alone", place)
-        reviews.append(review)
-    if not reviews:
-        raise UserError(f"{path} contains no review: {report.first_skipped() or 'it is empty'}")
-    return reviews
+        return review
+
+    return report.parse_files([path], partial(read_records, options=options, columns=[column, label_column]), parse)
 
 
-def find_label_column(table, wanted):
-    name = wanted or "label"
-    if not any(name in names for names in table.names):
-        raise UserError(f"{table.where} has no column {name}: pass the one with the labels as --data.label_column, of "
-                        f"{list_columns(table.names)}")
-    return name
-
-
-def as_review(label, text, place):
-    """The Review of a row. Raises UserError with the reason if it is none."""
+def as_review(label: Any, text: Any, place: str) -> Review:
+    """Return the Review of a row. Raises UserError, which says what is wrong with it."""
     if label is None or not str(label).strip():
         raise UserError("its label is missing")
     if not isinstance(label, str | int | float):
@@ -89,20 +85,21 @@ def as_review(label, text, place):
     return Review(clean_text(str(label)).strip(), text, place)
 
 
-def write_csv(path, columns, rows):
+def write_csv(path: Path, columns: list[str], rows: Iterable[Sequence[str]]) -> None:
     """Write a CSV file in UTF-8. Raises UserError."""
     content = io.StringIO()
     csv.writer(content, lineterminator="\n").writerows([columns, *rows])
-    with replacing(Path(path)) as file:
+    with replacing(path) as file:
         file.write(content.getvalue().encode())
 
 
 # ---- Labels ----------------------------------------------------------------------------------------------------------
 
 
-def labels_of(reviews):
-    """The distinct labels: in numeric order if all are numbers, else sorted as text. Raises UserError for fewer than
-    two.
+def labels_of(reviews: list[Review]) -> list[str]:
+    """Return the distinct labels: in numeric order if all are numbers, else sorted as text.
+
+    Raises UserError for fewer than two.
 
     >>> labels_of([Review("10", "", ""), Review("9", "", ""), Review("10", "", "")])
     ['9', '10']
@@ -110,23 +107,17 @@ def labels_of(reviews):
     labels = sorted({review.label for review in reviews})
     if len(labels) < 2:
         raise UserError(f"all reviews have the label {labels[0]}: classification requires at least two labels")
-    numbers = [number(label) for label in labels]
-    if None not in numbers:
-        labels.sort(key=number)
+    try:
+        numbers = {label: float(label) for label in labels}
+    except ValueError:
+        return labels
+    if all(map(math.isfinite, numbers.values())):
+        labels.sort(key=numbers.get)
     return labels
 
 
-def number(label):
-    """The number that a label is, or None."""
-    try:
-        value = float(label)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def label_ids(reviews, labels):
-    """The index in `labels` of each review's label, int64, (N). Raises UserError for a label that is not there."""
+def label_ids(reviews: list[Review], labels: list[str]) -> np.ndarray:
+    """Return the index in `labels` of each review's label, int64, (N). Raises UserError for another label."""
     id_of = {label: i for i, label in enumerate(labels)}
     for review in reviews:
         if review.label not in id_of:
@@ -138,7 +129,7 @@ def label_ids(reviews, labels):
 # ---- Split -----------------------------------------------------------------------------------------------------------
 
 
-def split_reviews(reviews, seed):
+def split_reviews(reviews: list[Review], seed: int) -> list[list[Review]]:
     """Split reviews into three lists: for training (85%), validation (5%) and test (10%).
 
     Near-duplicates are in one list, and each label has its share in each list, as far as near-duplicates permit. The
@@ -151,7 +142,7 @@ def split_reviews(reviews, seed):
         groups.setdefault(key, []).append(review)
         counts.setdefault(key, np.zeros(len(labels), np.int64))[i] += 1  # (classes)
 
-    def order(key):  # large groups first: single reviews fill what they leave
+    def order(key: str) -> tuple[int, bytes]:  # large groups first: single reviews fill what they leave
         return -len(groups[key]), hashlib.sha256(f"{seed} {key}".encode()).digest()
 
     sizes = split_sizes(np.bincount(ids))
@@ -162,16 +153,16 @@ def split_reviews(reviews, seed):
         split = share_left[:, counts[key] > 0].min(1).argmax()
         room[split] -= counts[key]
         splits[split] += sorted(groups[key])
-    for name, lacks in zip(SPLITS, room == sizes, strict=True):
-        if lacks.any():
-            label = one_line(labels[lacks.argmax()], 80)
+    for name, is_absent in zip(SPLITS, room == sizes, strict=True):
+        if is_absent.any():
+            label = one_line(labels[is_absent.argmax()], 80)
             raise UserError(f"the label {label} has too few reviews for a training, a validation and a test set, "
                             f"near-duplicates counted once ({name} would have none): add some, or remove the label")
     return splits
 
 
-def split_sizes(counts):
-    """The number of reviews of each label in each split, (3, classes), at least 1, from the number in all."""
+def split_sizes(counts: np.ndarray) -> np.ndarray:
+    """Return how many of `counts` (classes) reviews of each label each split gets, (3, classes), at least 1."""
     val, test = (np.maximum(1, (share * counts).round().astype(np.int64)) for share in (VALIDATION, TEST))
     return np.stack([np.maximum(1, counts - val - test), val, test])
 
@@ -179,13 +170,14 @@ def split_sizes(counts):
 # ---- Examples --------------------------------------------------------------------------------------------------------
 
 
-def review_examples(reviews, labels, tokenizer, block_size, fixed_length=False, report=None):
-    """The Examples of reviews, and the index of the review that each belongs to, int64, (number of examples).
+def review_examples(reviews: list[Review], labels: list[str], tokenizer: Tokenizer, block_size: int,
+                    fixed_length: bool = False, report: DataReport | None = None) -> tuple[Examples, np.ndarray]:
+    """Return the Examples of reviews, and the index of the review that each belongs to, int64, (number of examples).
 
     The tokens are the start token and the text; the only target is the label's index in `labels`, at the last token.
     With `fixed_length`, each example is padded to `block_size` with start tokens, of which the last has the target. A
     text that exceeds the context is split into chunks of equal length, an example each. Characters that the vocabulary
-    lacks are removed, and counted if there is a DataReport. Raises UserError for an unknown label.
+    lacks are removed, and counted if there is a report. Raises UserError for an unknown label.
     """
     if block_size < 2:
         raise UserError(f"block_size cannot be {block_size}: it must be >= 2, for the start token and a text")
@@ -203,7 +195,7 @@ def review_examples(reviews, labels, tokenizer, block_size, fixed_length=False, 
     return Examples(examples), np.array(review_of, np.int64)
 
 
-def chunks(ids, longest):
+def chunks(ids: list[int], longest: int) -> list[list[int]]:
     """Split a list into the fewest parts of at most `longest` items, all but the last of equal length.
 
     >>> chunks([1, 2, 3, 4, 5], longest=4)
@@ -211,16 +203,17 @@ def chunks(ids, longest):
     >>> chunks([], longest=4)
     [[]]
     """
-    n_chunks = max(1, math.ceil(len(ids) / longest))
-    size = max(1, math.ceil(len(ids) / n_chunks))
-    return [ids[i : i + size] for i in range(0, max(1, len(ids)), size)]
+    if not ids:
+        return [[]]
+    size = math.ceil(len(ids) / math.ceil(len(ids) / longest))
+    return [ids[i : i + size] for i in range(0, len(ids), size)]
 
 
 # ---- Scores ----------------------------------------------------------------------------------------------------------
 
 
-def combine(probabilities, review_of):
-    """The mean of the probabilities of each review's chunks, (reviews, classes), from (chunks, classes) and (chunks).
+def combine(probabilities: np.ndarray, review_of: np.ndarray) -> np.ndarray:
+    """Return the mean of the probabilities of each review's chunks, (reviews, classes), from (chunks, classes).
 
     >>> combine(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 0])).round(2).tolist()
     [[0.65, 0.35]]
@@ -234,7 +227,7 @@ def combine(probabilities, review_of):
 class Scores(NamedTuple):
     """Results per review. An undefined precision, recall or F1 (0 / 0) is 0."""
 
-    labels: list
+    labels: list[str]
     accuracy: float
     majority_accuracy: float
     """Accuracy of always predicting the most frequent label."""
@@ -247,8 +240,8 @@ class Scores(NamedTuple):
     """Number of reviews by true (row) and predicted label (column), (classes, classes)."""
 
 
-def scores(labels, true_ids, probabilities):
-    """The Scores of predictions (reviews, classes), where the true labels are `labels[true_ids]`."""
+def scores(labels: list[str], true_ids: np.ndarray, probabilities: np.ndarray) -> Scores:
+    """Return the Scores of predictions (reviews, classes), where the true labels are `labels[true_ids]`."""
     confusion = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(confusion, (true_ids, probabilities.argmax(1)), 1)
     correct, true, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
@@ -257,8 +250,8 @@ def scores(labels, true_ids, probabilities):
                   correct / np.maximum(true, 1), f1, f1.mean(), confusion)
 
 
-def format_scores(result):
-    """Scores as a table of lines."""
+def format_scores(result: Scores) -> str:
+    """Return Scores as a table of lines."""
     names = [one_line(label, 40) for label in result.labels]
     width = max(len(name) for name in [*names, "label"])
     lines = [f"{'label':{width}}  reviews  precision  recall     F1"]
@@ -270,7 +263,7 @@ def format_scores(result):
     return "\n".join(lines)
 
 
-def write_errors(path, reviews, labels, probabilities):
+def write_errors(path: Path, reviews: list[Review], labels: list[str], probabilities: np.ndarray) -> None:
     """Write the misclassified reviews as CSV, with the predicted label and its probability. Raises UserError."""
     rows = []
     for review, true, row in zip(reviews, label_ids(reviews, labels), probabilities, strict=True):
@@ -284,7 +277,7 @@ def write_errors(path, reviews, labels, probabilities):
 
 
 @command
-def main():
+def main() -> None:
     parser = Parser(__doc__)
     commands = parser.add_subparsers(required=True)
     split = commands.add_parser("split", help="split a table into train.csv, val.csv and test.csv")

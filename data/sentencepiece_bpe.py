@@ -1,10 +1,13 @@
 """SentencePiece-style byte-pair encoding (BPE), as in Llama 2, from a tokenizer.json of the `tokenizers` library."""
 
 import json
+from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models, normalizers
 
-from data.library_tokenizer import BYTES_IN_UTF_8, LibraryTokenizer, encode_batch, start_adder
+from data.library_tokenizer import LibraryTokenizer, encode_batch, start_adder
 
 SPACE = "▁"  # U+2581, which stands for a space in the tokens
 BYTE_TOKENS = {f"<0x{byte:02X}>": byte for byte in range(256)}
@@ -28,10 +31,11 @@ class SentencePieceTokenizer(LibraryTokenizer):
 
     kind = "sentencepiece"
     description = "a plain SentencePiece-style BPE"
+    unsupported_options = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+    byte_tokens = BYTE_TOKENS
     reserved = frozenset(BYTE_TOKENS)
 
-    def __init__(self, content, where="the tokenizer"):
-        """As in LibraryTokenizer."""
+    def __init__(self, content: str | bytes, where: str | Path = "the tokenizer"):
         super().__init__(content, where)
         if self.end_of_text is None:
             self.end_of_text = self.special_tokens.get(END)
@@ -42,23 +46,14 @@ class SentencePieceTokenizer(LibraryTokenizer):
         self.library_inside = self.library  # for text that follows a special token
         if scheme == "first":
             description["pre_tokenizer"]["prepend_scheme"] = "never"
-            self.library_inside = Tokenizer.from_str(json.dumps(description))
+            self.library_inside = Library.from_str(json.dumps(description))
             self.library_inside.encode_special_tokens = True
 
     @staticmethod
-    def find_unsupported(description):
-        """What makes a tokenizer.json other than a SentencePiece-style BPE without unknown characters; None if nothing
-        does."""
-        model, normalizer, pre_tokenizer = (description.get(key) for key in ("model", "normalizer", "pre_tokenizer"))
-        if model["type"] != "BPE":
-            return f"the model {model['type']}"
-        for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
-            if model.get(option):
-                return f"the option {option}"
-        missing = BYTES_IN_UTF_8 - {BYTE_TOKENS.get(token) for token in model["vocab"]}
-        if missing:
-            return f"no token for the byte 0x{min(missing):02x}"
-        if SPACE not in model["vocab"]:
+    def find_unsupported(description: dict) -> str | None:
+        """Return what keeps a tokenizer.json from being a SentencePiece-style BPE of all characters, or None."""
+        normalizer, pre_tokenizer = description.get("normalizer"), description.get("pre_tokenizer")
+        if SPACE not in description["model"]["vocab"]:
             return f'no token "{SPACE}"'
         allowed = ([PREPEND, REPLACE], [REPLACE]) if pre_tokenizer is None else ([],)
         if parts(normalizer) not in allowed:
@@ -68,8 +63,8 @@ class SentencePieceTokenizer(LibraryTokenizer):
         return None
 
     @staticmethod
-    def bytes_of(token):
-        """The bytes of a token, given as a tokenizer.json writes it.
+    def bytes_of(token: str) -> bytes:
+        """Return the bytes of a token, given as a tokenizer.json writes it.
 
         >>> [SentencePieceTokenizer.bytes_of(token) for token in ("▁a", "<0x0A>")]
         [b' a', b'\\n']
@@ -79,35 +74,37 @@ class SentencePieceTokenizer(LibraryTokenizer):
         return token.replace(SPACE, " ").encode()
 
     @property
-    def start_id(self):
+    def start_id(self) -> int:
         """The context of the first token of a text: `text_start`, else "<s>", else as in LibraryTokenizer."""
         if self.text_start is None and START in self.special_tokens:
             return self.special_tokens[START]
         return super().start_id
 
-    def encode_continuation(self, text):
-        """A list of token ids of a text that follows a special token: with the space before it, or without, as the
-        file says. Raises UserError for a lone surrogate."""
+    def encode_continuation(self, text: str) -> list[int]:
+        """Return the token ids of a text that follows a special token, with a space before it if the file adds one."""
         return encode_batch(self.library_inside, [text])[0]
 
 
-def is_sentencepiece(description):
-    """Whether the content of a tokenizer.json, which may be malformed, is a BPE of characters rather than of bytes."""
+def is_sentencepiece(description: Any) -> bool:
+    """Return whether the content of a tokenizer.json, which may be malformed, is a BPE of characters, not of bytes."""
     model = description.get("model") if isinstance(description, dict) else None
     return isinstance(model, dict) and model.get("type", "BPE") == "BPE" and bool(model.get("byte_fallback"))
 
 
-def parts(normalizer):
-    """The normalizers in the normalizer of a tokenizer.json, which can be None, one, or a sequence."""
+def parts(normalizer: dict | None) -> list[dict]:
+    """Return the normalizers in the normalizer of a tokenizer.json, which can be None, one, or a sequence."""
     if normalizer is None:
         return []
     return normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
 
 
-def from_vocab_and_merges(vocab, merges, where):
-    """The tokenizer of a vocabulary, token -> id, that starts with SPECIAL, and its merges as pairs, in order. Raises
-    UserError, which names `where`."""
-    library = Tokenizer(models.BPE(vocab, merges, unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True))
+def from_vocab_and_merges(vocab: dict[str, int], merges: list[tuple[str, str]],
+                          where: str | Path) -> SentencePieceTokenizer:
+    """Return the tokenizer of a vocabulary, token -> id, that starts with SPECIAL, and its merges, in order.
+
+    Raises UserError, which names `where`.
+    """
+    library = Library(models.BPE(vocab, merges, unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True))
     library.add_special_tokens([*SPECIAL])
     library.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
     library.post_processor = start_adder(vocab[START], START)

@@ -1,21 +1,27 @@
-"""Tables (.jsonl, .csv, .tsv, .parquet and .json), and documents from them and from .txt files with a separator.
+"""Records from tables (.jsonl, .csv, .tsv, .parquet) and .json lists, and documents from them and from .txt files.
 
-The functions for documents take (path, encoding, options) and yield (text, number of bytes read so far) of one document
-after another. Rows without a text are skipped and counted. All raise UserError.
+A reader of records takes (path, ReadOptions, columns) and yields (place, record, number of bytes read so far). A place
+is such as `line 3`; a record is a dictionary or, in a .json list, any item. Only the values in `columns` are needed,
+which saves time for .parquet files; None means all. All functions raise UserError.
 """
 
 import csv
 import json
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice, product
+from pathlib import Path
 from types import NoneType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, TextIO
 
-from data.readers import LIMIT, encoding_of, print_once, text_blocks
+from data.readers import LIMIT, ReadOptions, encoding_of, print_once, text_blocks
 from utils.errors import UserError
 from utils.printable import one_line
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 FIRST = 100  # rows from which columns and delimiter are inferred
 DELIMITERS = ",;\t|"
@@ -26,55 +32,113 @@ JSON_KINDS = {NoneType: "null", bool: "true or false", int: "a number", float: "
               dict: "an object"}
 EXPANSION = 1000  # times that a Parquet file may grow when it is decompressed
 
-
-# ---- Columns and rows ------------------------------------------------------------------------------------------------
-
-
-class Table(NamedTuple):
-    """A table that is read row by row."""
-
-    where: str
-    """What names the columns, for error messages."""
-    names: list
-    """The column names of each of the first rows; there are none if the table is empty."""
-    rows: Callable
-    """A function from a list of columns to an iterator of (place, their values, number of bytes read so far)."""
-    has_other_columns: bool = False
-    """Whether a column may first appear in a later row."""
+Records = Iterator[tuple[str, Any, int]]
 
 
-def open_table(path, options):
-    """The Table in a file with one of the suffixes in TABLES. Raises UserError."""
+# ---- Documents -------------------------------------------------------------------------------------------------------
+
+
+def table_documents(path: Path, options: ReadOptions) -> Iterator[tuple[str, int]]:
+    """Yield (text, number of bytes read so far) of the rows of a table or the items of a .json list."""
+    names = column_names(path, options)
+    if not names:
+        return
+    column = options.column
+    if column is None or path.suffix.lower() not in JSON_FILES:  # a JSON file may have it in a later row
+        column = text_column(names, column, columns_place(path))
+    values = ((place, record.get(column) if isinstance(record, dict) else record, position)
+              for place, record, position in read_records(path, options, [column]))
+    yield from texts(values, path, column, chain.from_iterable(names))
+
+
+def separated_documents(path: Path, options: ReadOptions) -> Iterator[tuple[str, int]]:
+    """Yield (text, number of bytes read so far) of the documents of a text file with separators."""
+    rest = ""
+    for block, position in text_blocks(path, encoding_of(path, options.encoding)):
+        *complete, rest = (rest + block).split(options.document_separator)
+        if len(rest) > LIMIT:
+            raise UserError(f"{path}: a document before byte {position:,} is longer than {LIMIT:,} characters: "
+                            f"separate it by {options.document_separator}, or read the file without a separator")
+        for document in complete:
+            yield document.strip("\n"), position
+    yield rest.strip("\n"), position
+
+
+def texts(values: Iterable[tuple[str, Any, int]], path: Path | str, column: str,
+          names: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Yield (text, position) of values (place, value, position) of a column; None is counted as a row without a text.
+
+    Raises UserError if a value is not a string, or if all are None; then it lists the `names` of the columns.
+    """
+    n_rows = n_missing = 0
+    for place, value, position in values:
+        n_rows += 1
+        if isinstance(value, str):
+            yield clean_text(value), position
+        elif value is None:
+            n_missing += 1
+        elif column == "item":
+            raise UserError(f"{path}, {place} is {json_kind(value)}, not text: correct it")
+        else:
+            raise UserError(f"{path}, {place}: {column} is {json_kind(value)}, not text: pass the column with the text "
+                            "as --data.column")
+    if n_rows and n_missing == n_rows:
+        raise UserError(f"{path}: no row has a text in the column {column}: pass another --data.column, of "
+                        f"{', '.join(dict.fromkeys(names))}")
+    if n_missing:
+        print_once(f"{path}: skipped {n_missing:,} of {n_rows:,} rows, which have no {column}")
+
+
+def clean_text(text: str) -> str:
+    """Return a text with LF for CRLF, and with U+FFFD for half of a surrogate pair, which JSON may contain."""
+    if not text.isascii():
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.replace("\r\n", "\n")
+
+
+# ---- Records and columns ---------------------------------------------------------------------------------------------
+
+
+def read_records(path: Path, options: ReadOptions, columns: list[str] | None = None) -> Records:
+    """Yield (place, record, number of bytes read so far) of a file with one of the suffixes in TABLES."""
     suffix = path.suffix.lower()
     if suffix not in TABLES:
         raise UserError(f"{path} is not a table: pass a file whose name ends in {', '.join(TABLES)}")
-    encoding = None
-    if suffix != ".parquet":
-        encoding = encoding_of(path, options.encoding)
-    return TABLES[suffix](path, encoding, options)
+    return TABLES[suffix](path, options, columns)
 
 
-def table_documents(path, encoding, options):
-    table = TABLES[path.suffix.lower()](path, encoding, options)
-    if table.names:
-        column = options.column
-        if column is None or not table.has_other_columns:
-            column = text_column(table.names, column, table.where)
-        rows = ((place, value, position) for place, (value,), position in table.rows([column]))
-        yield from texts(rows, path, column, chain.from_iterable(table.names))
+def column_names(path: Path, options: ReadOptions) -> list[list[str]]:
+    """Return the column names of each of the first rows; there are none if the table is empty."""
+    if path.suffix.lower() == ".parquet" and path.stat().st_size:
+        with open_parquet(path) as file:
+            return [file.schema_arrow.names]
+    first = [record for _, record, _ in islice(read_records(path, options), FIRST)]
+    if options.column is None and any(is_poem(record) for record in first):
+        raise UserError(f"{path} contains poems, not texts: train on them with --task poem")
+    names = [list(record) for record in first if isinstance(record, dict)]
+    if first and not names:
+        return [["item"]]
+    return names
 
 
-def list_columns(rows):
-    """The column names of the first rows, for an error message."""
+def columns_place(path: Path) -> str:
+    """Return what names the columns of a table, for error messages."""
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return f"the first row of {path}"
+    return str(path)
+
+
+def list_columns(rows: list[list[str]]) -> str:
+    """Return the column names of the first rows in one line, for an error message."""
     return one_line(", ".join(dict.fromkeys(chain.from_iterable(rows))) or "none", 200)
 
 
-def text_column(rows, wanted, where, usual=("text",)):
-    """The column with the text: the one wanted, the first of the `usual` ones, or the only one that all rows have.
+def text_column(rows: list[list[str]], wanted: str | None, where: str, usual: tuple[str, ...] = ("text",)) -> str:
+    """Return the column with the text: the one wanted, the first of the `usual` ones, or the only one of all rows.
 
-    `rows` are the column names of each of the first rows. Raises UserError naming all columns.
+    `rows` are the column names of each of the first rows. Raises UserError, which lists all columns.
     """
-    names = list(dict.fromkeys(chain.from_iterable(rows)))
+    names = set(chain.from_iterable(rows))
     if wanted in names:
         return wanted
     listed = list_columns(rows)
@@ -83,46 +147,19 @@ def text_column(rows, wanted, where, usual=("text",)):
     for name in usual:
         if name in names:
             return name
-    shared = [name for name in names if all(name in row for row in rows if row)]
+    shared = names.intersection(*(row for row in rows if row))
     if len(shared) != 1:
         raise UserError(f"{where} has the columns {listed}: pass the one with the text as --data.column")
-    return shared[0]
+    return shared.pop()
 
 
-def texts(rows, path, column, names):
-    """Yield (text, position) of rows (place, value, position). CRLF becomes LF.
-
-    Values that are None are counted as rows without a text. Raises UserError if all are, which lists the `names` of
-    columns, or if one is not a string.
-    """
-    total = missing = 0
-    for place, value, position in rows:
-        total += 1
-        if value is None:
-            missing += 1
-            continue
-        if not isinstance(value, str):
-            if column == "item":
-                raise UserError(f"{path}, {place} is {json_kind(value)}, not text: correct it")
-            raise UserError(f"{path}, {place}: {column} is {json_kind(value)}, not text: pass the column with the text "
-                            "as --data.column")
-        yield clean_text(value), position
-    if total and missing == total:
-        raise UserError(f"{path}: no row has a text in the column {column}: pass another --data.column, of "
-                        f"{', '.join(dict.fromkeys(names))}")
-    if missing:
-        print_once(f"{path}: skipped {missing:,} of {total:,} rows, which have no {column}")
+def is_poem(item: Any) -> bool:
+    """Return whether an item of a .json list has the lines of a poem, and no text."""
+    return isinstance(item, dict) and "text" not in item and isinstance(item.get("para", item.get("paragraphs")), list)
 
 
-def clean_text(text):
-    """A text with LF for CRLF, and U+FFFD for half of a surrogate pair, which JSON may contain."""
-    if not text.isascii():
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text.replace("\r\n", "\n")
-
-
-def lines(file, path):
-    """The lines of an open text file. Raises UserError for one that is longer than LIMIT."""
+def lines(file: TextIO, path: Path) -> Iterator[str]:
+    """Yield the lines of an open text file. Raises UserError for one that is longer than LIMIT."""
     number = 0
     while line := file.readline(LIMIT + 1):
         number += 1
@@ -134,15 +171,16 @@ def lines(file, path):
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def parse_json(text, where):
+def parse_json(text: str, where: Path | str) -> Any:
+    """Return the value that a text in JSON describes. Raises UserError, which names `where`."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON ({error}): correct it") from None
 
 
-def json_kind(value):
-    """What kind of value this is, in the words of JSON, for error messages.
+def json_kind(value: Any) -> str:
+    """Return what kind of value this is, in the words of JSON, for error messages.
 
     >>> json_kind(None), json_kind([1])
     ('null', 'a list')
@@ -150,80 +188,62 @@ def json_kind(value):
     return JSON_KINDS.get(type(value), type(value).__name__)  # a Parquet file may have others, such as bytes
 
 
-def jsonl_objects(path, encoding):
-    """Yield (place, object, position) of each line."""
-    with open(path, encoding=encoding) as file:
+def jsonl_records(path: Path, options: ReadOptions, columns: list[str] | None) -> Records:
+    with open(path, encoding=encoding_of(path, options.encoding)) as file:
         for number, line in enumerate(lines(file, path), 1):
             if not line.strip(BLANK):
                 continue
-            place = f"line {number}"
-            row = parse_json(line, f"{path}, {place}")
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, {place} is {json_kind(row)}, not an object: write it as "
+            record = parse_json(line, f"{path}, line {number}")
+            if not isinstance(record, dict):
+                raise UserError(f"{path}, line {number} is {json_kind(record)}, not an object: write it as "
                                 '{"name": value, ...}')
-            yield place, row, file.buffer.tell()
+            yield f"line {number}", record, file.buffer.tell()
 
 
-def jsonl_table(path, encoding, options):
-    def rows(columns):
-        for place, row, position in jsonl_objects(path, encoding):
-            yield place, [row.get(column) for column in columns], position
-
-    names = [list(row) for _, row, _ in islice(jsonl_objects(path, encoding), FIRST)]
-    return Table(path, names, rows, has_other_columns=True)
-
-
-def read_json(path, encoding):
-    """The list in a .json file."""
-    if path.stat().st_size > JSON_BYTES:
+def json_records(path: Path, options: ReadOptions, columns: list[str] | None) -> Records:
+    size = path.stat().st_size
+    if size > JSON_BYTES:
         raise UserError(f"{path} is larger than {JSON_BYTES:,} bytes, the limit for .json: save it as .jsonl")
-    items = parse_json("".join(text for text, _ in text_blocks(path, encoding_of(path, encoding))), path)
+    encoding = encoding_of(path, options.encoding)
+    items = parse_json("".join(text for text, _ in text_blocks(path, encoding)), path)
     if not isinstance(items, list):
         raise UserError(f"{path} is {json_kind(items)}, not a list: a .json file is a list of texts or of records")
-    return items
-
-
-def json_records(path, encoding):
-    """Yield (place, record) of the items of a .json list, whatever they are, or of the objects of a .jsonl file."""
-    if path.suffix.lower() == ".json":
-        for number, record in enumerate(read_json(path, encoding), 1):
-            yield f"item {number}", record
-    else:
-        for place, record, _ in jsonl_objects(path, encoding_of(path, encoding)):
-            yield place, record
-
-
-def json_table(path, encoding, options):
-    """Items are objects, or a text each, which is the value of the first column."""
-    items, size = read_json(path, encoding), path.stat().st_size
-    if options.column is None and any(map(is_poem, items[:FIRST])):
-        raise UserError(f"{path} contains poems, not texts: train on them with --task poem")
-
-    def rows(columns):
-        for number, item in enumerate(items, 1):
-            row = item if isinstance(item, dict) else {columns[0]: item}
-            yield f"item {number}", [row.get(column) for column in columns], size * number // len(items)
-
-    names = [list(item) for item in items[:FIRST] if isinstance(item, dict)]
-    return Table(path, names or [["item"]], rows, has_other_columns=not names)
-
-
-def is_poem(item):
-    """Whether an item has the lines of a poem, and no text."""
-    return isinstance(item, dict) and "text" not in item and isinstance(item.get("para", item.get("paragraphs")), list)
+    for number, item in enumerate(items, 1):
+        yield f"item {number}", item, size * number // len(items)
 
 
 # ---- CSV -------------------------------------------------------------------------------------------------------------
 
 
-def csv_rows(path, encoding, **dialect):
+def csv_records(path: Path, options: ReadOptions, columns: list[str] | None) -> Records:
+    encoding = encoding_of(path, options.encoding)
+    rows = csv_rows(path, encoding, **csv_dialect(path, encoding, options))
+    first = list(islice(rows, FIRST))
+    if not first:
+        return
+    names = ["text"]
+    if has_header([fields for _, fields, _ in first], options.column, path):
+        names = [name.rstrip() for name in first.pop(0)[1]]
+    for name, count in Counter(names).items():
+        if name and count > 1:
+            raise UserError(f"{path} has {count} columns named {name}: rename all but one")
+    for number, fields, position in chain(first, rows):
+        if len(fields) != len(names):
+            raise UserError(f"{path}, line {number}: {len(fields)} fields, but {len(names)} in the first row: put a "
+                            "text that contains the delimiter between double quotes, or pass --data.delimiter")
+        yield f"line {number}", dict(zip(names, fields, strict=True)), position
+
+
+def csv_rows(path: Path, encoding: str, **dialect: Any) -> Iterator[tuple[int, list[str], int]]:
     """Yield (number of its first line, fields, position) of each row that is not blank. Line ends become LF."""
     csv.field_size_limit(LIMIT)
     start = 1
     with open(path, encoding=encoding) as file:
         content = lines(file, path)
         first = next(content, "")
-        rows = csv.reader(chain(["\n" if declared_delimiter(first) else first], content), strict=True, **dialect)
+        if declared_delimiter(first):
+            first = "\n"
+        rows = csv.reader(chain([first], content), strict=True, **dialect)
         try:
             for fields in rows:
                 if any(field.strip(BLANK) for field in fields):
@@ -234,22 +254,25 @@ def csv_rows(path, encoding, **dialect):
                             "quotes") from None
 
 
-def declared_delimiter(line):
-    """The delimiter in a first line `sep=;`, as Excel reads and writes it, or None."""
+def declared_delimiter(line: str) -> str | None:
+    """Return the delimiter in a first line `sep=;`, as Excel reads and writes it, or None."""
     match = re.fullmatch(r'"?sep=(.)"?\s*', line, re.IGNORECASE)
-    return match and match[1]
+    return match[1] if match else None
 
 
-def csv_dialect(path, encoding, options):
-    """The dialect in which the first rows make the best table: first, the header names the wanted column; second, all
-    rows have as many fields as the header; third, there are many fields."""
+def csv_dialect(path: Path, encoding: str, options: ReadOptions) -> dict[str, Any]:
+    """Return the dialect in which the first rows make the best table.
+
+    First, its header names the wanted column; second, all rows have as many fields as the header; third, there are many
+    fields. Raises UserError if the delimiter that is given is not a character.
+    """
     with open(path, encoding=encoding) as file:
         declared = declared_delimiter(file.readline(10))
     given = "\t" if options.delimiter in ("\\t", "tab") else options.delimiter
     if given is not None and (len(given) != 1 or given in '"\r\n'):
         raise UserError(f"--data.delimiter must be one character, or tab: got {given!r}")
 
-    def quality(dialect):
+    def quality(dialect: dict[str, Any]) -> tuple[bool, bool, int]:
         rows, valid = [], True
         try:
             for _, fields, _ in islice(csv_rows(path, encoding, **dialect), FIRST):
@@ -266,30 +289,8 @@ def csv_dialect(path, encoding, options):
     return max(dialects, key=quality)  # of equals, the first: a comma, spaces kept
 
 
-def csv_table(path, encoding, options):
-    dialect = csv_dialect(path, encoding, options)
-    first = [fields for _, fields, _ in islice(csv_rows(path, encoding, **dialect), FIRST)]
-    if not first:
-        return Table(path, [], iter)
-    header = has_header(first, options.column, path)
-    names = [name.rstrip() for name in first[0]] if header else ["text"]
-
-    def rows(columns):
-        for column in columns:
-            if names.count(column) > 1:
-                raise UserError(f"{path} has {names.count(column)} columns named {column}: rename all but one")
-        places = [names.index(column) for column in columns]
-        for start, fields, position in islice(csv_rows(path, encoding, **dialect), int(header), None):
-            if len(fields) != len(names):
-                raise UserError(f"{path}, line {start}: {len(fields)} fields, but {len(names)} in the first row: put a "
-                                "text that contains the delimiter between double quotes, or pass --data.delimiter")
-            yield f"line {start}", [fields[place] for place in places], position
-
-    return Table(f"the first row of {path}", [names], rows)
-
-
-def has_header(rows, wanted, path):
-    """Whether the first row names the columns. A table of several columns must have a header.
+def has_header(rows: list[list[str]], wanted: str | None, path: Path) -> bool:
+    """Return whether the first row names the columns. A table of several columns must have a header.
 
     A single column has one if it is `text`, the `wanted` name, or one word above rows of several words. Raises
     UserError if all rows are single words, any of which may be a text.
@@ -297,12 +298,12 @@ def has_header(rows, wanted, path):
     names = rows[0]
     if len(names) > 1 or wanted is not None or names[0].strip() == "text":
         return True
-    words = [re.fullmatch(r"\w+", row[0].strip()) is not None for row in rows]
+    is_word = [re.fullmatch(r"\w+", row[0].strip()) is not None for row in rows]
     first = one_line(names[0], 80)
-    if not words[0]:
+    if not is_word[0]:
         print_once(f"{path}: no column name, so the first row is a text: {first}")
         return False
-    if any(words[1:]):
+    if any(is_word[1:]):
         raise UserError(f"{path}: the first row may be a text or the name of the column: if it is the name, pass it as "
                         f"--data.column; if not, add a first line `text`: {first}")
     print_once(f"{path}: the first row is the name of the column: {first}")
@@ -312,8 +313,19 @@ def has_header(rows, wanted, path):
 # ---- Parquet ---------------------------------------------------------------------------------------------------------
 
 
+def parquet_records(path: Path, options: ReadOptions, columns: list[str] | None) -> Records:
+    number, size = 0, path.stat().st_size
+    if not size:
+        return
+    with open_parquet(path) as file:
+        for batch in file.iter_batches(batch_size=64, columns=columns):  # few: each may be long
+            for record in batch.to_pylist():
+                number += 1
+                yield f"row {number}", record, size * number // file.metadata.num_rows
+
+
 @contextmanager
-def open_parquet(path):
+def open_parquet(path: Path) -> Iterator["ParquetFile"]:
     """Open a ParquetFile. Raises UserError, also for errors of the library inside the context."""
     try:
         import pyarrow
@@ -334,33 +346,5 @@ def open_parquet(path):
                         "download it again") from None
 
 
-def parquet_table(path, encoding, options):
-    def rows(columns):
-        number, size = 0, path.stat().st_size
-        with open_parquet(path) as file:
-            for batch in file.iter_batches(batch_size=64, columns=columns):  # few: each may be long
-                for values in zip(*(batch.column(column) for column in columns), strict=True):
-                    number += 1
-                    position = size * number // file.metadata.num_rows
-                    yield f"row {number}", [value.as_py() for value in values], position
-
-    with open_parquet(path) as file:
-        return Table(path, [file.schema_arrow.names], rows)
-
-
-TABLES = {".jsonl": jsonl_table, ".csv": csv_table, ".tsv": csv_table, ".parquet": parquet_table, ".json": json_table}
-
-
-# ---- Text with separators --------------------------------------------------------------------------------------------
-
-
-def separated_documents(path, encoding, options):
-    held = ""
-    for block, position in text_blocks(path, encoding):
-        *complete, held = (held + block).split(options.document_separator)
-        if len(held) > LIMIT:
-            raise UserError(f"{path}: a document before byte {position:,} is longer than {LIMIT:,} characters: "
-                            f"separate it by {options.document_separator}, or read the file without a separator")
-        for document in complete:
-            yield document.strip("\n"), position
-    yield held.strip("\n"), position
+TABLES = {".jsonl": jsonl_records, ".csv": csv_records, ".tsv": csv_records, ".parquet": parquet_records,
+          ".json": json_records}

@@ -7,9 +7,11 @@ but neither from endless loops nor from endless texts: those end with this proce
 import json
 import sys
 from datetime import datetime
+from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 try:
@@ -27,12 +29,12 @@ class Generation(Extension):
 
     tags = {"generation"}
 
-    def parse(self, parser):
+    def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
-def main():
+def main() -> None:
     limit_resources()
     request = json.load(sys.stdin.buffer)
     try:
@@ -45,7 +47,8 @@ def main():
     sys.stdout.buffer.write(json.dumps(answer).encode())
 
 
-def limit_resources():
+def limit_resources() -> None:
+    """Limit the time and the memory of this process, where the system can."""
     if resource is None:
         return
     for name, limit in (("RLIMIT_CPU", MAX_SECONDS), ("RLIMIT_AS", MAX_MEMORY)):
@@ -55,8 +58,8 @@ def limit_resources():
             pass
 
 
-def render(template, variables):
-    """The text of a chat template, with what `transformers` offers to it."""
+def render(template: str, variables: dict[str, Any]) -> str:
+    """Return what a chat template writes, with the functions that `transformers` offers to it."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=[Generation, "jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = to_json
@@ -64,16 +67,17 @@ def render(template, variables):
     return environment.from_string(template).render(variables)
 
 
-def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    """JSON without the HTML escapes of Jinja's own filter."""
+def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
+            separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+    """Return JSON without the HTML escapes of Jinja's own filter."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def raise_exception(message):
+def raise_exception(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def strftime_now(format):
+def strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
 
 

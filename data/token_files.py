@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.corpora import OWN
-from data.tokenizer import load_from_folder
+from data.tokenizer import Tokenizer, load_from_folder
 from utils.errors import UserError
 
 SPLITS = ("train", "val")
@@ -23,30 +23,31 @@ class Prepared:
     """A text as token ids."""
 
     folder: Path
-    tokenizer: object
+    tokenizer: Tokenizer
     train: np.ndarray
     """Memory-mapped, (N), of one of DTYPES; so is `val`."""
     val: np.ndarray
     title: str = OWN
 
 
-def token_dtype(vocab_size):
-    """The name of the dtype in which ids of a vocabulary of this size are stored."""
+def token_dtype(vocab_size: int) -> str:
+    """Return the name of the dtype in which ids of a vocabulary of this size are stored."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
-def token_files_in(folder):
-    """Those of train.bin and val.bin that exist in a folder."""
+def token_files_in(folder: str | Path) -> list[Path]:
+    """Return train.bin and val.bin of a folder, if they exist."""
     paths = [Path(folder) / f"{split}.bin" for split in SPLITS]
     return [path for path in paths if path.is_file()]
 
 
-def is_prepared(folder):
+def is_prepared(folder: Path) -> bool:
+    """Return whether a folder contains both train.bin and val.bin."""
     return len(token_files_in(folder)) == len(SPLITS)
 
 
-def open_prepared(folder, tokenizer=None, dtype=None):
-    """The `Prepared` in a folder with train.bin and val.bin.
+def open_prepared(folder: str | Path, tokenizer: Tokenizer | None = None, dtype: str | None = None) -> Prepared:
+    """Return the Prepared tokens in a folder with train.bin and val.bin.
 
     `tokenizer` is needed if the folder contains none; `dtype` is one of DTYPES, None for the one that fits the
     vocabulary. Raises UserError if a file is missing, or does not fit the tokenizer or the dtype.
@@ -68,8 +69,8 @@ def open_prepared(folder, tokenizer=None, dtype=None):
     return Prepared(folder, tokenizer, train, val)
 
 
-def read_tokens(path, vocab_size, dtype=None):
-    """The ids in a file, memory-mapped, (N). Raises UserError if they cannot be ids of a vocabulary of this size."""
+def read_tokens(path: Path, vocab_size: int, dtype: str | None = None) -> np.ndarray:
+    """Return the ids in a file, memory-mapped, (N). Raises UserError if the vocabulary is too small for them."""
     stored = dtype or token_dtype(vocab_size)
     itemsize, size = np.dtype(DTYPES[stored]).itemsize, path.stat().st_size
     if size % itemsize:
@@ -87,8 +88,8 @@ def read_tokens(path, vocab_size, dtype=None):
     return tokens
 
 
-def check_width(path, tokens, dtype):
-    """Raise UserError if the first tokens look like the halves or quarters of wider ones: all but the lowest are 0."""
+def check_width(path: Path, tokens: np.ndarray, dtype: str) -> None:
+    """Raise UserError if the first tokens (N) look like parts of wider ones: all but the lowest part are 0."""
     for wider in ("int64", "uint32"):
         n_parts = np.dtype(DTYPES[wider]).itemsize // tokens.itemsize
         n_wider = min(len(tokens), WIDTH_SAMPLE) // n_parts

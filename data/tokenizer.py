@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back.
+"""Tokenizers by name, and from files: text to token ids and back.
 
     python -m data.tokenizer train my_text.txt --vocab_size 20000 --out tokenizer.json
     python -m data.tokenizer show tokenizer.json "a sentence"
@@ -6,19 +6,20 @@
 """
 
 import json
-import re
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+from data.base_tokenizer import Tokenizer
 from data.bpe import MAX_BYTES, BPETokenizer
-from data.char_files import characters_in, to_library
+from data.char_tokenizer import CharTokenizer, from_library
 from data.download import download, hub_endpoints
-from data.library_tokenizer import MAX_FILE_BYTES, NEVER, SPECIAL_TOKENS, SURROGATE
+from data.library_tokenizer import MAX_FILE_BYTES
 from data.llama2c import read_tokenizer_bin
 from data.meta_pickle import characters_in_meta
 from data.sentencepiece_bpe import SentencePieceTokenizer, is_sentencepiece
 from utils.errors import Parser, UserError, command
-from utils.files import replacing
 
 GPT2_FOLDER = Path(__file__).parent / "gpt2"
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
@@ -33,117 +34,8 @@ UNREAD = {"tokenizer.model": "SentencePiece", "vocab.txt": "WordPiece"}  # files
 KINDS = {tokenizer.kind: tokenizer for tokenizer in (BPETokenizer, SentencePieceTokenizer)}  # besides "char"
 
 
-class CharTokenizer:
-    """One token per character and, if `special`, the tokens of SPECIAL_TOKENS behind them.
-
-    `padding`, `message_start`, `message_end`, `end_of_text`, `special_tokens`, `special_ids` and `text_start` are as in
-    LibraryTokenizer: `encode` never returns a special token.
-
-    >>> tokenizer = CharTokenizer("abc", special=True)
-    >>> tokenizer.encode("cab")
-    [2, 0, 1]
-    >>> tokenizer.decode([2, 0, 1, tokenizer.message_end])
-    'cab<|im_end|>'
-    """
-
-    text_start = None
-
-    def __init__(self, vocab, where="the tokenizer", special=False):
-        """`vocab` is the string of all characters, in the order of their ids. Raises UserError, which names `where`,
-        if it is empty, repeats a character or has a lone surrogate."""
-        self.vocab, self.special = vocab, special
-        self.tokens = [*vocab, *SPECIAL_TOKENS.values()] if special else [*vocab]
-        self.special_tokens = {token: i for i, token in enumerate(self.tokens[len(vocab) :], len(vocab))}
-        self.special_ids = frozenset(self.special_tokens.values())
-        for name, token in SPECIAL_TOKENS.items():
-            setattr(self, name, self.special_tokens.get(token))
-        self.ids = {character: i for i, character in enumerate(vocab)}
-        if not vocab:
-            raise UserError(f"{where} has an empty vocabulary: use another one")
-        if len(self.ids) < len(vocab):
-            raise UserError(f"{where} has a character twice in its vocabulary: use another one")
-        if SURROGATE.search("".join(vocab)):
-            raise UserError(f"{where} has a lone surrogate in its vocabulary: use another one")
-
-    @classmethod
-    def of_text(cls, text, where="the text"):
-        """The tokenizer of all characters of a text (a string or an iterable of characters), in code point order.
-        Raises UserError, which names `where`, if there are none."""
-        vocab = sorted(set(text))
-        if not vocab:
-            raise UserError(f"{where} is empty: use another text")
-        return cls("".join(vocab), where)
-
-    def with_special_tokens(self):
-        """A tokenizer with the same ids that also has all of SPECIAL_TOKENS."""
-        return self if self.special else CharTokenizer(self.vocab, special=True)
-
-    @property
-    def vocab_size(self):
-        return len(self.tokens)
-
-    @property
-    def start_id(self):
-        """The context of the first token of a text: a line feed, where the vocabulary has one."""
-        return self.ids.get("\n", 0)
-
-    def unknown(self, text):
-        """The characters of a text that the vocabulary lacks, each once, in order."""
-        return [character for character in dict.fromkeys(text) if character not in self.ids]
-
-    def encode(self, text):
-        """A list of token ids. Raises UserError if the vocabulary lacks a character of the text."""
-        try:
-            return [self.ids[character] for character in text]
-        except KeyError:
-            raise UserError(f"the text has characters that are not in the vocabulary: {quote_all(self.unknown(text))}. "
-                            "Use the text that the model was trained on, or a model with a BPE tokenizer") from None
-
-    def encode_batch(self, texts):
-        """A list of token ids for each text. Raises UserError as `encode` does."""
-        return [self.encode(text) for text in texts]
-
-    def encode_with_special_tokens(self, text, fill):
-        """As in LibraryTokenizer."""
-        names, ids = "|".join(map(re.escape, self.special_tokens)), []
-        for i, part in enumerate(re.split(f"({names or NEVER})", text)):
-            ids += [self.special_tokens[part]] if i % 2 else self.encode(fill(part))
-        return ids
-
-    def decode(self, ids):
-        """The text of token ids, special tokens by name."""
-        return "".join(self.tokens[i] for i in ids)
-
-    def stream(self, before=()):
-        """A function from each next token id to the text it completes, and from None to what is left: nothing.
-
-        The ids `before` make no difference: no token depends on others.
-        """
-        return lambda token=None: "" if token is None else self.tokens[token]
-
-    def show(self, i):
-        """A token for display."""
-        return repr(self.tokens[i])
-
-    def to_dict(self):
-        saved = {"kind": "char", "vocab": self.vocab}
-        if self.special:  # only then, so that tokenizers without special tokens are saved as before
-            saved["special"] = True
-        return saved
-
-    @property
-    def library(self):
-        """The same tokenizer as one of the `tokenizers` library."""
-        return to_library(self.vocab, self.special)
-
-    def save(self, path):
-        """Write the result of `to_dict` as JSON. Raises UserError."""
-        with replacing(path) as file:
-            file.write(json.dumps(self.to_dict()).encode())
-
-
-def without_unknown(text, tokenizer):
-    """(text without the characters that a tokenizer cannot encode, list of those, each once).
+def without_unknown(text: str, tokenizer: Tokenizer) -> tuple[str, list[str]]:
+    """Return a text without the characters that a tokenizer cannot encode, and these, each once.
 
     >>> without_unknown("a, b!", CharTokenizer("ab "))
     ('a b', [',', '!'])
@@ -152,19 +44,12 @@ def without_unknown(text, tokenizer):
     return text.translate(dict.fromkeys(map(ord, unknown))), unknown
 
 
-def quote_all(characters, limit=10):
-    """A list of characters for a message, of which only the first `limit` are shown.
+def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int = 20_000, max_bytes: int = MAX_BYTES,
+                    where: object = "the text") -> Tokenizer:
+    """Return the tokenizer of texts: `char`, their characters, or `bpe`, as BPETokenizer.train.
 
-    >>> quote_all(["x", "y", "z"], limit=2)
-    "'x', 'y' and 1 more"
+    Raises UserError, which names `where`.
     """
-    quoted = ", ".join(map(repr, characters[:limit]))
-    return quoted if len(characters) <= limit else f"{quoted} and {len(characters) - limit:,} more"
-
-
-def train_tokenizer(texts, kind, vocab_size=20_000, max_bytes=MAX_BYTES, where="the text"):
-    """The tokenizer of an iterable of texts: `char`, their characters, or `bpe`, as BPETokenizer.train. Raises
-    UserError, which names `where`."""
     if kind == "char":
         return CharTokenizer.of_text(chain.from_iterable(texts), where)
     return BPETokenizer.train(texts, vocab_size, max_bytes, where)
@@ -173,9 +58,8 @@ def train_tokenizer(texts, kind, vocab_size=20_000, max_bytes=MAX_BYTES, where="
 # ---- Loading ---------------------------------------------------------------------------------------------------------
 
 
-def load_tokenizer(source):
-    """The tokenizer of a name or a path: one of SOURCES, or a file that the `save` of a tokenizer wrote. Raises
-    UserError."""
+def load_tokenizer(source: str | Path) -> Tokenizer:
+    """Return the tokenizer of a name or a path: one of SOURCES, or a file that a tokenizer saved. Raises UserError."""
     path = fetch_gpt2() if str(source) == "gpt2" else Path(source)
     if path.suffix == ".pt":
         raise UserError(f"{path} is a checkpoint, which only train.py can take a tokenizer from: use {SOURCES}")
@@ -189,8 +73,16 @@ def load_tokenizer(source):
     return tokenizer
 
 
-def load_from_folder(folder):
-    """The tokenizer in a folder, None if there is none. Raises UserError for damaged files, and OSError."""
+def fetch_gpt2() -> Path:
+    """Return the folder with GPT-2's encoder.json and vocab.bpe, downloaded on first use. Raises UserError."""
+    for name, name_on_hub, sha256 in GPT2_FILES:
+        on_hub = [f"{endpoint}/{GPT2_ON_HUB}/{name_on_hub}" for endpoint in hub_endpoints()]
+        download([f"{GPT2_URL}/{name}", *on_hub], GPT2_FOLDER / name, sha256)
+    return GPT2_FOLDER
+
+
+def load_from_folder(folder: Path) -> Tokenizer | None:
+    """Return the tokenizer in a folder, None if there is none. Raises UserError for damaged files, and OSError."""
     for name in ("tokenizer.json", "meta.pkl", "tokenizer.bin"):
         if (folder / name).is_file():
             return load_file(folder / name)
@@ -201,8 +93,8 @@ def load_from_folder(folder):
     return None
 
 
-def load_file(path):
-    """The tokenizer in a .json, .pkl or .bin file. Raises UserError if it is damaged, and OSError."""
+def load_file(path: Path) -> Tokenizer:
+    """Return the tokenizer in a .json, .pkl or .bin file. Raises UserError if it is damaged, and OSError."""
     content = read_file(path)
     if path.suffix == ".bin":
         return read_tokenizer_bin(content, path)
@@ -214,16 +106,13 @@ def load_file(path):
         raise UserError(f"{path} is damaged or not a tokenizer ({error}): create it again") from None
     if isinstance(saved, dict) and "kind" in saved:
         return tokenizer_from_dict(saved, path)
-    characters = characters_in(saved)
-    if characters:
-        return CharTokenizer(characters[0], path, special=characters[1])
     if is_sentencepiece(saved):
         return SentencePieceTokenizer(content, path)
-    return BPETokenizer(content, path)
+    return from_library(saved, path) or BPETokenizer(content, path)
 
 
-def read_file(path):
-    """The bytes of a tokenizer's file. Raises UserError unless it is a regular file of a sensible size, and OSError."""
+def read_file(path: Path) -> bytes:
+    """Return the content of a tokenizer's file. Raises UserError unless it is a regular file of a sensible size."""
     if not path.is_file():
         raise UserError(f"there is no tokenizer {path}: use {SOURCES}")
     if path.stat().st_size > MAX_FILE_BYTES:
@@ -231,9 +120,8 @@ def read_file(path):
     return path.read_bytes()
 
 
-def tokenizer_from_dict(saved, where="the tokenizer"):
-    """The tokenizer that `to_dict` returned `saved` for, as checkpoints contain it. Raises UserError, which names
-    `where`."""
+def tokenizer_from_dict(saved: dict[str, Any], where: str | Path = "the tokenizer") -> Tokenizer:
+    """Return the tokenizer that `to_dict` returned `saved` for. Raises UserError, which names `where`."""
     kind, special = saved.get("kind"), saved.get("special", False)
     if kind not in ("char", *KINDS):
         raise UserError(f"{where} has a tokenizer of unknown kind {kind!r}: update the project")
@@ -247,19 +135,11 @@ def tokenizer_from_dict(saved, where="the tokenizer"):
     return KINDS[kind](saved[field], where)
 
 
-def fetch_gpt2():
-    """The folder with GPT-2's encoder.json and vocab.bpe, downloaded on first use. Raises UserError."""
-    for name, name_on_hub, sha256 in GPT2_FILES:
-        on_hub = [f"{endpoint}/{GPT2_ON_HUB}/{name_on_hub}" for endpoint in hub_endpoints()]
-        download([f"{GPT2_URL}/{name}", *on_hub], GPT2_FOLDER / name, sha256)
-    return GPT2_FOLDER
-
-
 # ---- Command line ----------------------------------------------------------------------------------------------------
 
 
 @command
-def main():
+def main() -> None:
     parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train a byte-level BPE on texts")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.lora import LoRALinear
-from utils.forecast.memory import LOGITS_CHUNK
+from utils.forecast.plan import LOGITS_CHUNK
 
 
 def cross_entropy(h: Tensor, heads: list[nn.Linear], y: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.gpt import GPT
 from models.lora import find_modules
-from utils.forecast.memory import readable, weight_bytes
+from utils.forecast.parameters import weight_bytes
+from utils.forecast.units import readable
 
 KERNEL_COLUMNS = 16  # the kernel reads rows in pieces of this length, beyond the end of rows of other lengths
 

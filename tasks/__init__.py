@@ -1,1 +1,1 @@
-"""What a model can learn: for each task, its batches, its evaluation, and how a trained model answers."""
+"""What a model can learn: the batches and the evaluation of each task, and how a trained model answers."""

@@ -1,11 +1,16 @@
-"""What the tasks share whose data are `Examples`: sequences of their own, rather than windows of one text."""
+"""The base class of tasks whose data are `Examples`: separate sequences, rather than one continuous text."""
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
-from data.examples import ExampleBatches
+from torch import Tensor
+
+from data.examples import Example, ExampleBatches
+from data.readers import ReadOptions
 from data.report import DataReport, highlight, print_examples
-from data.tokenizer import load_tokenizer, train_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tasks.task import Task
 from utils.errors import UserError
 
@@ -13,16 +18,19 @@ from utils.errors import UserError
 class ExampleTask(Task):
     """A task whose data are records, such as dialogues.
 
-    A subclass reads them (`read(path)`), splits them (`split(records)` returns a dictionary of lists, with at least
-    `train` and `val`), turns them into `Examples` (`make_examples(records, block_size)`), and has the texts that a
-    tokenizer is trained on (`tokenizer_texts()`).
+    A subclass reads the records (`read(path)`), splits them (`split(records)` returns a dictionary of lists, with at
+    least `train` and `val`), turns them into `Examples` (`make_examples(records, block_size)`), and yields the texts
+    that a tokenizer is trained on (`tokenizer_texts()`).
     """
 
     noun = "records"
 
-    def __init__(self, settings, options, tokenizer, entry=None):
-        """Read the data of Settings; `options` are its ReadOptions. `tokenizer` is an object, `char`, `bpe` or what
-        `load_tokenizer` takes. `entry` is the task of the checkpoint that the model comes from, if it is the same."""
+    def __init__(self, settings: Any, options: ReadOptions, tokenizer: Tokenizer | str, entry: dict | None = None):
+        """Read the data of a `training.settings.Settings`.
+
+        `tokenizer` is an object, `char`, `bpe` or what `load_tokenizer` takes. `entry` is the task of the checkpoint
+        that the model comes from, if it is the same task.
+        """
         self.data, self.options = settings.data, options
         self.report = DataReport(self.data.path, self.noun)
         self.records = self.read(self.data.path)
@@ -34,14 +42,14 @@ class ExampleTask(Task):
         self.tokenizer = tokenizer.with_special_tokens()
 
     @cached_property
-    def splits(self):
-        """Lists of records by split: `train`, `val` and, for some tasks, `test`. Raises UserError."""
+    def splits(self) -> dict[str, list]:
+        """Lists of records by split: `train`, `val` and, for some tasks, `test`."""
         if self.data.val_path is None:
             return self.split(self.records)
         return {"train": self.records, "val": self.read(self.data.val_path)}
 
-    def prepare(self, block_size):
-        """Create the examples for this context length, and print a report. Raises UserError if there is none."""
+    def prepare(self, block_size: int) -> None:
+        """Create the examples for a context length, and print a report. Raises UserError if a split has none."""
         self.block_size = block_size
         self.train, self.val = (self.make_examples(self.splits[name], block_size) for name in ("train", "val"))
         self.report.print()
@@ -55,23 +63,25 @@ class ExampleTask(Task):
             print(f"---- example {i + 1}: {self.train.lengths[i]} tokens ----")
             self.print_example(self.train[i])
 
-    def print_example(self, example):
+    def print_example(self, example: Example) -> None:
+        """Print an example, with the predicted tokens highlighted."""
         print(highlight(example, self.tokenizer))
 
-    def train_batches(self, training):
-        """A function from a step to its micro-batches, by TrainingSettings."""
+    def train_batches(self, training: Any) -> ExampleBatches:
+        """Return a function from a step number to its micro-batches, by a `training.settings.TrainingSettings`."""
         return ExampleBatches(self.train, training.batch_size, training.accumulation, training.seed, self.augment())
 
-    def augment(self):
-        """A function that varies an example of a training batch, as for `ExampleBatches`, or None."""
+    def augment(self) -> Callable | None:
+        """Return a function that augments a training example, as `ExampleBatches` takes it, or None."""
         dropout = self.make_dropout()
         if not dropout:
             return None
-        return lambda example, random: dropout.next_tokens(example, self.block_size, random)
+        return lambda example, random: dropout.split_example(example, self.block_size, random)
 
-    def val_batches(self, batch_size):
+    def val_batches(self, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the batches of the validation examples."""
         return self.val.batches(batch_size)
 
-    def digest(self):
-        """A fingerprint of the validation data, by which a resumed run recognizes its data."""
+    def digest(self) -> str:
+        """Return a fingerprint of the validation data, by which a resumed run recognizes its data."""
         return hashlib.sha256(self.val.tokens.tobytes() + self.val.targets.tobytes()).hexdigest()

@@ -1,27 +1,33 @@
 """Language modeling: the model continues text."""
 
 import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from data.prepare import open_tokens
+from data.readers import ReadOptions
+from data.tokenizer import Tokenizer
 from data.windows import ConsecutiveWindows, WindowBatches, check_length, make_windows, reverse_some
+from models.config import ReplyConfig
 from models.generate import generate_text
 from tasks.task import Answers, Task
 from utils.printable import one_line
 
 
 class Completion(Answers):
-    """A conversation with a language model: it continues each prompt, at most to the end of the text.
+    """A language model, which continues each prompt, at most to the end of the text.
 
-    The tokens that end a text are `entry["stop_tokens"]` of a model of another project, else that of the tokenizer.
+    The tokens that end a text are `entry["stop_tokens"]` for a model of another project, else that of the tokenizer.
     """
 
     hint = "Type a prompt: the model continues it. An empty line generates text without a prompt. Ctrl-C stops it."
     continues_text = True
 
-    def answer(self, prompt, config):
-        """Yield the pieces of a continuation, by ReplyConfig."""
+    def answer(self, prompt: str, config: ReplyConfig) -> Iterator[str]:
+        """Return an iterator over the pieces of a continuation."""
         start, ids = self.tokenizer.text_start, self.tokenizer.encode(prompt)
         if start is not None:
             ids = [start, *ids]
@@ -31,12 +37,12 @@ class Completion(Answers):
 
 
 class Language(Task):
-    """Training on windows of continuous text."""
+    """Training on sequences from a continuous text."""
 
     answers = Completion
 
-    def __init__(self, settings, options, tokenizer, entry=None):
-        """Open the text of Settings; `options` are its ReadOptions, `tokenizer` is as for `open_tokens`."""
+    def __init__(self, settings: Any, options: ReadOptions, tokenizer: Tokenizer | str, entry: dict | None = None):
+        """Open the text of a `training.settings.Settings`; `tokenizer` is as in `open_tokens`."""
         self.data = data = settings.data
         self.text = text = open_tokens(data.path, options, tokenizer, data.vocab_size, data.max_bytes, data.dtype,
                                        data.val_path)
@@ -44,37 +50,41 @@ class Language(Task):
         print(one_line(f"text: {data.path} ({text.title}), {len(text.train):,} tokens for training and "
                        f"{len(text.val):,} for validation, {self.tokenizer.vocab_size:,} in the vocabulary"))
 
-    def prepare(self, block_size):
-        """Prepare examples for this context length. Raises UserError if there is none."""
+    def prepare(self, block_size: int) -> None:
+        """Set the context length. Raises UserError if the validation text is shorter."""
         self.block_size = block_size
         check_length(self.text.val, block_size, f"the validation split of {self.data.path}")
 
-    def train_batches(self, training):
-        """A function from a step to its micro-batches, by TrainingSettings. Raises UserError."""
-        windows = make_windows(self.text.train, self.data, self.block_size, training.batch_size, training.accumulation,
-                               training.seed)
+    def train_batches(self, training: Any) -> WindowBatches:
+        """Return a function from a step number to its micro-batches, by a `training.settings.TrainingSettings`.
+
+        Raises UserError if the text is too short for a batch.
+        """
+        windows = make_windows(self.text.train, self.data.windows, self.data.stride, self.block_size,
+                               batch_size=training.batch_size, accumulation=training.accumulation, seed=training.seed)
         return WindowBatches(windows, training.accumulation, self.augment())
 
-    def augment(self):
-        """A function that varies a micro-batch, as for `WindowBatches`, or None."""
+    def augment(self) -> Callable | None:
+        """Return a function that augments a micro-batch, as `WindowBatches` takes it, or None."""
         dropout, both_directions = self.make_dropout(), self.data.both_directions
         if not dropout and not both_directions:
             return None
 
-        def augment(x, y, random):
+        def augment_batch(x: Tensor, y: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
             if dropout:
-                x, y = dropout.windows(x, y, random)
+                x, y = dropout.split_windows(x, y, random)
             return reverse_some(x, y, random) if both_directions else (x, y)
 
-        return augment
+        return augment_batch
 
-    def val_batches(self, batch_size):
+    def val_batches(self, batch_size: int) -> ConsecutiveWindows:
+        """Return the batches of the validation text."""
         return ConsecutiveWindows(self.text.val, self.block_size, batch_size)
 
-    def digest(self):
-        """A fingerprint of the validation data, by which a resumed run recognizes its text."""
+    def digest(self) -> str:
+        """Return a fingerprint of the validation text, by which a resumed run recognizes its text."""
         return hashlib.sha256(np.ascontiguousarray(self.text.val)).hexdigest()
 
-    def samples(self, model, config):
-        """Yield lines that show what the model has learned so far."""
+    def samples(self, model: nn.Module, config: ReplyConfig) -> Iterator[str]:
+        """Yield a text that the model generates without a prompt."""
         yield "".join(Completion(model, self.tokenizer, self.info, print).answer("", config))

@@ -1,43 +1,57 @@
-"""What all tasks share: the training side, and how a trained model answers."""
+"""The base classes of tasks: their training side, and how a trained model answers."""
 
 import dataclasses
+from collections.abc import Callable
+
+from torch import nn
 
 from data.bpe_dropout import BPEDropout
+from data.tokenizer import Tokenizer
+from models.config import ReplyConfig
 
 
 class Answers:
-    """A trained model that answers; a subclass has `hint`, a line for the user, and `answer(text, config)`."""
+    """A trained model that answers.
+
+    A subclass has `hint`, a line for the user, and `answer(text, config)`, which yields the pieces of an answer.
+    """
 
     continues_text = has_history = False
     streams = True  # pieces of text, rather than a whole answer
-    max_tokens = 500  # for a ReplyConfig without this field
+    max_tokens = 500  # if a ReplyConfig does not set it
 
-    def __init__(self, model, tokenizer, entry, tell):
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, entry: dict, tell: Callable[[str], None]):
         """`entry` is the task in the checkpoint; `tell` prints a line to the user."""
         self.model, self.tokenizer, self.entry, self.tell = model, tokenizer, entry, tell
 
     @classmethod
-    def with_max_tokens(cls, config):
-        """A ReplyConfig with the `max_tokens` of the task, unless it has its own."""
-        return config if config.max_tokens else dataclasses.replace(config, max_tokens=cls.max_tokens)
+    def with_max_tokens(cls, config: ReplyConfig) -> ReplyConfig:
+        """Return a ReplyConfig with the `max_tokens` of the task, unless it has its own."""
+        if config.max_tokens:
+            return config
+        return dataclasses.replace(config, max_tokens=cls.max_tokens)
 
 
 class Task:
-    """A task: its data, `self.data` (DataSettings) and `self.tokenizer`, as batches, and what is measured besides the
-    loss."""
+    """A task: its data as batches, and its metrics besides the loss.
 
-    info = {}  # fields of the checkpoint besides the kind
-    head = {}  # fields of ModelConfig
+    A subclass sets `data` (DataSettings) and `tokenizer`, and has the methods of `tasks.language.Language`.
+    """
 
-    def make_dropout(self):
-        """The BPEDropout of the settings, or None."""
-        return BPEDropout(self.tokenizer, self.data.bpe_dropout) if self.data.bpe_dropout else None
+    info = {}  # what a checkpoint records about the task, besides its kind
+    head = {}  # fields of ModelConfig that the task sets
 
-    def measure(self, model):
-        """Metrics besides the loss."""
+    def make_dropout(self) -> BPEDropout | None:
+        """Return the BPEDropout of the settings, or None."""
+        if not self.data.bpe_dropout:
+            return None
+        return BPEDropout(self.tokenizer, self.data.bpe_dropout)
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Return metrics besides the loss, by name."""
         return {}
 
     @staticmethod
-    def is_valid(entry):
-        """Whether the entry of a checkpoint, read from a file, is one of this task."""
+    def is_valid(entry: dict) -> bool:
+        """Return whether the task entry of a checkpoint, read from a file, is valid for this task."""
         return entry.keys() == {"kind"}

@@ -24,7 +24,7 @@ def fuzz(request):
 
 @pytest.fixture
 def run_main(monkeypatch, capsys):
-    """A function that calls `main` with command-line arguments and returns its standard output."""
+    """Return a function that calls `main` with command-line arguments and returns its standard output."""
 
     def run(main, *arguments):
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
@@ -36,7 +36,7 @@ def run_main(monkeypatch, capsys):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working directory with a text to train on."""
+    """Return a working directory with a text to train on."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "input.txt").write_text(TEXT, encoding="utf-8")

@@ -32,8 +32,10 @@ def start_ranks(n, command, folder):
 
 
 def on_ranks(n, calls, folder):
-    """Call functions of this file on n ranks in a working directory: each a list of its name and its arguments after
-    the World."""
+    """Call functions of this file on n ranks in a working directory.
+
+    Each call is a list: the name of the function, and its arguments after the World.
+    """
     processes = start_ranks(n, [HERE / "ranks.py", json.dumps(calls)], folder)
     outputs = [process.communicate(timeout=LIMIT) for process in processes]
     for process, (_, errors) in zip(processes, outputs, strict=True):
@@ -41,7 +43,7 @@ def on_ranks(n, calls, folder):
 
 
 def train_all(world, runs):
-    """Train the runs with these command lines, one after the other; what is compiled is compiled to Python."""
+    """Train runs, each given as a command line, one after the other; torch.compile compiles to Python."""
     import training.record
     from training.arguments import parse_settings
     from training.run import train_in
@@ -56,7 +58,7 @@ def train_all(world, runs):
 
 
 def stop_in_evaluation(world, arguments):
-    """Train a run, while the last rank gets SIGTERM during the evaluation at step 2."""
+    """Train a run in which the last rank gets SIGTERM during the evaluation at step 2."""
     from training.record import Record
 
     def evaluate(self, progress, train_loss):
@@ -71,12 +73,11 @@ def stop_in_evaluation(world, arguments):
 
 
 def count_exchanges(world, micro_batches):
-    """One step with so many micro-batches, of a model replicated on all ranks. Rank 0 saves how often gradients
-    travel."""
+    """Train a replicated model for one step of some micro-batches; rank 0 saves how often gradients are exchanged."""
     from small_models import small_model
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-    from training.distributed import replicate
+    from training.parallel import replicate
     from training.shares import Share
 
     def hook(group, bucket):
@@ -93,24 +94,25 @@ def count_exchanges(world, micro_batches):
 
 
 def plain_step(forward, world):
-    """A TrainStep with gradient descent, in float32, without effective gradient clipping."""
+    """Return a TrainStep with gradient descent, in float32, without effective gradient clipping."""
     from training.step import TrainStep
 
     sgd = torch.optim.SGD(forward.parameters(), lr=torch.tensor(0.1))
-    return TrainStep(forward, [sgd], 1e9, torch.float32, torch.amp.GradScaler("cpu", enabled=False), world=world)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TrainStep(forward, [sgd], grad_clip=1e9, dtype=torch.float32, scaler=scaler, world=world)
 
 
 def uneven_targets(world, strategy):
-    """One step of gradient descent with 3 targets on rank 0 and none, or 97, on rank 1. Rank 0 saves the weights."""
+    """Train two steps with 3 targets on rank 0 and 97, then none, on rank 1; rank 0 saves weights and losses."""
     from small_models import small_model
 
-    from training.distributed import replicate, shard, whole
+    from training.parallel import gather_whole, replicate, shard
     from training.shares import Shares
 
     model = small_model("BardGPT", block_size=100)
     forward = model
     if strategy == "fsdp":
-        shard(model)
+        shard(model, "cpu")
     elif world.size > 1:
         forward = replicate(model)
     step, losses = plain_step(forward, world), []
@@ -120,18 +122,18 @@ def uneven_targets(world, strategy):
         y[0, few:], y[1, many:] = -100, -100
         share = Shares(lambda _, x=x, y=y: list(zip(x.split(1), y.split(1), strict=True)), world=world)(0)
         losses.append(world.mean(step(0, share, 1.0)))
-    weights = whole(dict(model.state_dict()))
+    weights = gather_whole(dict(model.state_dict()))
     if world.is_first:
         torch.save({"weights": weights, "losses": losses}, f"{strategy}{world.size}.pt")
 
 
 def measure_memory(world, rows):
-    """Rank 0 saves the highest peak of all ranks in training, for rows of a ModelConfig and a Plan, in peaks.json."""
+    """Measure the highest peak of all ranks in training, for rows of a ModelConfig and a Plan; rank 0 saves them."""
     sys.path.insert(0, str(HERE.parent / "benchmarks"))
     import memory
 
     from models.zoo import ZOO
-    from utils.forecast.memory import Plan
+    from utils.forecast.plan import Plan
 
     memory.count_all_threads()
     peaks = []

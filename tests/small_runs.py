@@ -18,7 +18,7 @@ TINY = {"n_embd": 16, "block_size": 12, "n_blocks": 2, "num_heads": 4}
 
 
 def tiny_settings(*more):
-    """Settings of a run of seconds, as the command line gives them."""
+    """Return settings of a run of seconds, as the command line gives them."""
     tiny = [f"--model.{name}={value}" for name, value in TINY.items()]
     return parse_settings([*tiny, *HERE, "--run=tiny", "--training.max_iters=6", "--training.eval_interval=2",
                         "--training.device=cpu", "--training.batch_size=4", "--training.dtype=float32",

@@ -32,7 +32,7 @@ def write_data(folder):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A working directory with the data of each task. Runs in it plot nothing, which would take most of their time."""
+    """Return a working directory with the data of each task; runs do not plot, which would take most of their time."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("training.record.plot_losses", lambda *_: None)
     write_data(tmp_path)
@@ -40,7 +40,7 @@ def data(tmp_path, monkeypatch):
 
 
 def task_settings(task, name, *more):
-    """Settings of a run of four steps, in the working directory; with --init, the sizes are those of the checkpoint."""
+    """Return settings of a run of four steps in the working directory, of the size of --init if that is given."""
     sizes = TINY | {"block_size": CONTEXT[task]}
     if any(option.startswith("--init") for option in more):
         sizes = {}
@@ -52,7 +52,7 @@ def task_settings(task, name, *more):
 
 
 def error_of(capsys, monkeypatch, *arguments):
-    """The message of `python train.py` with these arguments, which must be one line, with exit code 2."""
+    """Return the message of `python train.py` with these arguments, which must be one line, with exit code 2."""
     capsys.readouterr()
     monkeypatch.setattr("sys.argv", ["train.py", *arguments])
     with pytest.raises(SystemExit) as exit_code:

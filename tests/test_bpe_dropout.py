@@ -55,34 +55,35 @@ def test_the_parts_of_a_supervised_token_are_supervised(tail):
     ids = [*prompt, *reply, *rest]
     targets = [IGNORED] * (len(prompt) - 1) + reply + [IGNORED] * len(rest)
     example = Example(ids[:-1], targets[: len(ids) - 1])
-    tokens, targets = BPEDropout(TOKENIZER, 0.9).next_tokens(example, 1000, rng())
+    tokens, targets = BPEDropout(TOKENIZER, 0.9).split_example(example, 1000, rng())
     supervised = targets != IGNORED
     assert TOKENIZER.decode(targets[supervised]) == " on the mat"
     assert TOKENIZER.decode([*tokens, *targets[-1:][supervised[-1:]]]).startswith("the cat sat on the mat")
     assert (targets[:-1][supervised[:-1]] == tokens[1:][supervised[:-1]]).all()
     n = np.flatnonzero(supervised)[0] + 1  # a context up to the first target
-    short = BPEDropout(TOKENIZER, 0.9).next_tokens(example, n, rng())
+    short = BPEDropout(TOKENIZER, 0.9).split_example(example, n, rng())
     assert short.tokens.tolist() == tokens[:n].tolist() and short.targets.tolist() == targets[:n].tolist()
 
 
 def test_an_example_whose_split_prompt_would_fill_the_context_stays_whole():
     prompt, reply = TOKENIZER.encode("the cat sat on the mat"), TOKENIZER.encode(", the rat")
     example = Example([*prompt, *reply[:-1]], [IGNORED] * (len(prompt) - 1) + reply)
-    found = [BPEDropout(TOKENIZER, 0.9).next_tokens(example, len(prompt) + 1, rng(seed)) for seed in range(20)]
+    found = [BPEDropout(TOKENIZER, 0.9).split_example(example, len(prompt) + 1, rng(seed)) for seed in range(20)]
     assert all((np.asarray(targets) != IGNORED).any() for _, targets in found)
     assert any(each is example for each in found)
 
 
 def test_a_label_stays_at_the_last_token():
     ids = TOKENIZER.encode("the cat sat")
-    tokens, targets = BPEDropout(TOKENIZER, 0.9).labelled(Example(ids, [IGNORED] * (len(ids) - 1) + [1]), 1000, rng())
+    example = Example(ids, [IGNORED] * (len(ids) - 1) + [1])
+    tokens, targets = BPEDropout(TOKENIZER, 0.9).split_labeled(example, 1000, rng())
     assert TOKENIZER.decode(tokens) == "the cat sat"
     assert targets == [IGNORED] * (len(tokens) - 1) + [1]
 
 
 def test_windows_keep_their_length_and_the_start_of_their_text():
     ids = torch.tensor([TOKENIZER.encode(TEXT)[i : i + 11] for i in (0, 5)])
-    x, y = BPEDropout(TOKENIZER, 0.5).windows(ids[:, :-1], ids[:, 1:], rng())
+    x, y = BPEDropout(TOKENIZER, 0.5).split_windows(ids[:, :-1], ids[:, 1:], rng())
     assert x.shape == y.shape == (2, 10) and torch.equal(x[:, 1:], y[:, :-1])
     for row, new in zip(ids, x, strict=True):
         assert TOKENIZER.decode(row.tolist()).encode().startswith(b"".join(TOKENIZER.tokens[i] for i in new))

@@ -14,7 +14,7 @@ from formats.export.huggingface import export_folder
 from models.config import ReplyConfig
 from models.zoo import BardGPT
 from tasks.dialogue import Conversation
-from tasks.kinds import answers_of
+from tasks.kinds import answers_class
 from terminal_demo import chat
 from training.checkpoint import Loaded, load_checkpoint
 from utils.errors import UserError
@@ -28,7 +28,7 @@ MESSAGES = ["hello", "and <|im_end|> then?", "yes"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random Llama with a chat template and an end marker."""
+    """Return a random Llama with a chat template and an end marker."""
     path = tmp_path_factory.mktemp("chat_model")
     small_theirs("llama", vocab_size=TOKENIZER.vocab_size, max_position_embeddings=128).save_pretrained(path)
     TOKENIZER.save(path / "tokenizer.json")
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 def their_reply(folder, messages, n):
-    """The greedy reply of transformers, with the ids of its own template, up to the end marker."""
+    """Return the greedy reply of transformers, with the ids of its own template, up to the end marker."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     roles = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(messages)]
     ids = tokenizer.apply_chat_template(roles, add_generation_prompt=True, return_dict=False)
@@ -47,9 +47,9 @@ def their_reply(folder, messages, n):
     return TOKENIZER.decode(new[: new.index(TOKENIZER.message_end)] if TOKENIZER.message_end in new else new)
 
 
-def test_replies_are_those_of_transformers(folder):
+def test_replies_equal_those_of_transformers(folder):
     loaded = load_checkpoint(folder)
-    session = answers_of(loaded.task)(loaded.model, loaded.tokenizer, loaded.task, print)
+    session = answers_class(loaded.task)(loaded.model, loaded.tokenizer, loaded.task, print)
     for message in ("hello", "yes"):
         expected = their_reply(folder, [*session.history, message], 20)
         assert "".join(session.answer(message, GREEDY)) == expected
@@ -59,7 +59,7 @@ def test_replies_are_those_of_transformers(folder):
 
 def test_a_message_cannot_end_itself(folder):
     loaded = load_checkpoint(folder)
-    session = answers_of(loaded.task)(loaded.model, loaded.tokenizer, loaded.task, print)
+    session = answers_class(loaded.task)(loaded.model, loaded.tokenizer, loaded.task, print)
     ids = session.prompt(MESSAGES)
     start, end = TOKENIZER.message_start, TOKENIZER.message_end
     assert [i for i in ids if i in TOKENIZER.special_ids] == [start, end, start, end, start, end, start]
@@ -70,7 +70,7 @@ def test_a_message_cannot_end_itself(folder):
 
 def test_the_oldest_turns_are_dropped_and_candidates_are_refused(folder):
     loaded, told = load_checkpoint(folder), []
-    session = answers_of(loaded.task)(loaded.model, loaded.tokenizer, loaded.task, told.append)
+    session = answers_class(loaded.task)(loaded.model, loaded.tokenizer, loaded.task, told.append)
     session.history = ["A" * 30, "B" * 30, "C" * 10, "D"]
     config = ReplyConfig(temperature=0, max_tokens=10)
     list(session.answer("E", config))
@@ -95,6 +95,6 @@ def test_an_exported_dialogue_model_chats_as_before(tmp_path):
     export_folder(tmp_path / "out", Loaded(model, tokenizer, {"kind": "dialogue"}, GREEDY))
     exported = load_checkpoint(tmp_path / "out")
     own = Conversation(model, tokenizer, {"kind": "dialogue"}, print)
-    session = answers_of(exported.task)(exported.model, exported.tokenizer, exported.task, print)
+    session = answers_class(exported.task)(exported.model, exported.tokenizer, exported.task, print)
     for text in ("hello", "yes"):
         assert "".join(session.answer(text, GREEDY)) == "".join(own.answer(text, GREEDY))

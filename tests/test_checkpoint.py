@@ -23,7 +23,7 @@ TOKENIZER = CharTokenizer("abcdefghijk")
 
 @pytest.fixture
 def path(tmp_path):
-    """A good checkpoint."""
+    """Return a good checkpoint."""
     save_checkpoint(tmp_path / "model.pt", small_model("BardGPT"), TOKENIZER)
     return tmp_path / "model.pt"
 
@@ -115,7 +115,7 @@ def test_a_checkpoint_with_damaged_contents_is_an_error(path, share):
 
 
 def assert_error_or_same_weights(path, weights):
-    """A file with changed bytes is an error, or loads with the original weights."""
+    """Assert that a file with changed bytes is an error, or loads with the original weights."""
     try:
         loaded = file_weights(load_model(path)[0])
     except UserError as error:

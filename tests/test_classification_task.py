@@ -17,7 +17,7 @@ import terminal_demo
 from data.examples import IGNORED, Example
 from data.reviews import Review
 from data.tokenizer import CharTokenizer
-from tasks.classification import classify, with_next_tokens
+from tasks.classification import add_next_token_targets, classify
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.run import train as run
 from utils.errors import UserError
@@ -27,7 +27,7 @@ LONG = "abc gh" * 83 + "ab"  # 500 characters
 
 @pytest.fixture(scope="module")
 def classifier():
-    """A model of random weights, and its tokenizer."""
+    """Return a model of random weights, and its tokenizer."""
     tokenizer = CharTokenizer.of_text("abcdefgh ").with_special_tokens()
     model = small_model("BardGPT", vocab_size=tokenizer.vocab_size, block_size=64, n_labels=3)
     return model, tokenizer
@@ -47,7 +47,7 @@ def reviews(*texts):
 
 @pytest.mark.parametrize("task", [entry(), entry(both_directions=True), entry(mask_padding=False)],
                          ids=["mask", "both directions", "fixed length"])  # fmt: skip
-def test_a_review_alone_gets_the_probabilities_that_it_gets_beside_longer_ones(classifier, task):
+def test_the_probabilities_of_a_review_do_not_depend_on_its_batch(classifier, task):
     texts = ["abc", "", "fed cab", LONG, "h"]
     together = torch.from_numpy(classify(*classifier, task, reviews(*texts)))
     alone = [torch.from_numpy(classify(*classifier, task, reviews(text))[0]) for text in texts]
@@ -55,7 +55,7 @@ def test_a_review_alone_gets_the_probabilities_that_it_gets_beside_longer_ones(c
     assert together.std(0).min() > 1e-3  # the texts make a difference
 
 
-def test_with_a_mask_the_class_is_read_at_the_last_token(classifier):
+def test_with_a_mask_the_label_is_predicted_at_the_last_token(classifier):
     model, tokenizer = classifier
     ids = torch.tensor([[tokenizer.start_id, *tokenizer.encode("fed cab")]])
     expected = model(ids)[0][0, -1].softmax(0).double()
@@ -75,11 +75,11 @@ def test_both_directions_give_the_mean_of_their_probabilities(classifier):
 @pytest.mark.parametrize("share, targets", [(0.0, [1, 1, 1, 1]), (1.0, [2 + 4, 2 + 5, 2 + 6, 1])])
 def test_the_second_head_predicts_the_next_token_and_the_first_one_the_label_elsewhere(share, targets):
     example = Example([9, 4, 5, 6], [IGNORED, IGNORED, IGNORED, 1])
-    found = with_next_tokens(example, share, 2, np.random.default_rng(0))
+    found = add_next_token_targets(example, share, 2, np.random.default_rng(0))
     assert found.tokens == example.tokens and found.targets.tolist() == targets
 
 
-def test_without_a_mask_every_text_has_the_length_of_the_context(classifier):
+def test_without_a_mask_every_text_is_padded_to_the_context_length(classifier):
     model, tokenizer = classifier
     shapes = []
     hook = model.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
@@ -92,7 +92,7 @@ def test_without_a_mask_every_text_has_the_length_of_the_context(classifier):
     torch.testing.assert_close(found, model(torch.tensor([ids]))[0][0, -1].softmax(0).double(), atol=1e-6, rtol=1e-5)
 
 
-def test_a_long_review_gets_the_mean_of_the_probabilities_of_its_parts(classifier):
+def test_a_long_review_gets_the_mean_probabilities_of_its_chunks(classifier):
     found = classify(*classifier, entry(), reviews(LONG))[0]
     parts = classify(*classifier, entry(), reviews(*(LONG[i : i + 63] for i in range(0, 500, 63))))
     torch.testing.assert_close(torch.from_numpy(found), torch.from_numpy(parts.mean(0)), atol=1e-6, rtol=1e-5)
@@ -102,7 +102,7 @@ def test_a_long_review_gets_the_mean_of_the_probabilities_of_its_parts(classifie
 
 
 @pytest.mark.parametrize("good, bad", [("1", "2"), ("2", "1"), ("positive", "negative"), ("好", "bad, very bad")])
-def test_the_demo_prints_the_label_and_the_probability_that_belongs_to_it(data, run_main, capsys, good, bad):
+def test_the_demo_prints_each_label_with_its_probability(data, run_main, capsys, good, bad):
     header, *rows = csv.reader(REVIEWS.splitlines())
     rows = [[good if label == "1" else bad, text] for label, text in rows]
     random.Random(0).shuffle(rows)
@@ -120,7 +120,7 @@ def test_the_demo_prints_the_label_and_the_probability_that_belongs_to_it(data, 
         assert probabilities[label] > 0.6
 
 
-def test_the_tokenizer_of_another_classifier_brings_no_labels_along(data, monkeypatch):
+def test_the_tokenizer_of_another_classifier_does_not_bring_its_labels(data, monkeypatch):
     run(task_settings("classification", "first", "--training.max_iters=1"))
     (data / "reviews.csv").write_text(REVIEWS.replace("\n1,", "\ngood,").replace("\n2,", "\nbad,"), encoding="utf-8")
     interrupt(task_settings("classification", "second", "--data.tokenizer=checkpoints/first/best.pt"), monkeypatch,
@@ -159,8 +159,9 @@ def test_a_checkpoint_with_invalid_labels_is_refused(data, classifier, capsys, m
 # ---- The baseline ----------------------------------------------------------------------------------------------------
 
 
-def test_the_benchmark_compares_n_grams_and_checkpoints_on_the_test_reviews(data, run_main):
+def test_the_benchmark_compares_n_grams_and_checkpoints_on_the_test_reviews(data, run_main, monkeypatch):
     pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     spec = importlib.util.spec_from_file_location("sentiment", ROOT / "benchmarks" / "sentiment.py")
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)

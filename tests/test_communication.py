@@ -1,5 +1,7 @@
-"""The bytes that ranks send, and the shards that they keep, by formula: against hand computation, and against training
-steps on the fake ranks of PyTorch, whose collectives do nothing."""
+"""The bytes that ranks send, and the shards that they keep, by formula, by hand and in training steps.
+
+The steps run on the fake ranks of PyTorch, whose collectives do nothing.
+"""
 
 from math import prod
 
@@ -10,14 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.config import ModelConfig
 from models.zoo import ZOO
-from training.distributed import World, is_sharded, local, replicate, shard
+from training.distributed import World
 from training.optim import make_optimizers
+from training.parallel import is_sharded, local_part, replicate, shard
 from training.settings import OptimSettings
 from training.shares import Share
 from training.step import TrainStep
 from utils.forecast.communication import sent_bytes, step_time
-from utils.forecast.memory import Plan, training_memory
-from utils.forecast.parameters import count_parameters, flops_per_token
+from utils.forecast.flops import flops_per_token
+from utils.forecast.parameters import count_parameters
+from utils.forecast.plan import Plan
+from utils.forecast.step import training_memory
 
 SMALL = ModelConfig(n_embd=64, block_size=32, n_blocks=3, num_heads=4, vocab_size=128, head_bias=True)
 GROUPED = ModelConfig(n_embd=64, block_size=32, n_blocks=2, num_heads=4, num_kv_heads=2, vocab_size=128, tied=True,
@@ -35,7 +40,7 @@ REST = (128 + 32 + 128) * 64 + 128 + 2 * 64
      {"weights": 3 * 2 * (6 * BLOCK + REST), "gradients": 3 * 2 * (3 * BLOCK + REST)}),
     (Plan(gpus=1), {"gradients": 0, "Muon": 0}),
 ])
-def test_the_bytes_that_a_rank_sends_by_hand(plan, expected):
+def test_the_bytes_that_a_rank_sends_are_those_computed_by_hand(plan, expected):
     assert sent_bytes(SMALL, plan) == expected
 
 
@@ -44,7 +49,7 @@ def test_a_step_takes_the_time_of_computation_and_communication_or_that_of_the_l
     time = step_time(c, plan, flops=1e14, link=50e9)
     assert time.computation == pytest.approx(16 * 1024 * flops_per_token(c) / 1e14)
     assert time.communication == pytest.approx(sum(sent_bytes(c, plan).values()) / 50e9)
-    assert time.apart == time.computation + time.communication and time.overlapped == max(time)
+    assert time.without_overlap == time.computation + time.communication and time.with_full_overlap == max(time)
 
 
 # ---- Fake ranks ------------------------------------------------------------------------------------------------------
@@ -52,7 +57,7 @@ def test_a_step_takes_the_time_of_computation_and_communication_or_that_of_the_l
 
 @pytest.fixture
 def fake_ranks():
-    """A function that makes this process the first of any number of ranks, and returns its World."""
+    """Return a function that makes this process the first of any number of ranks, and returns its World."""
     fake_pg = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
 
     def start(size):
@@ -86,11 +91,22 @@ class RingBytes(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
     def reduce_bucket(self, bucket):
-        """A communication hook for DDP, whose own all-reduce fake ranks do not have."""
+        """Count a bucket, as a communication hook for DDP: fake ranks lack its own all-reduce."""
         self.sent += 2 * (self.size - 1) / self.size * bucket.buffer().nbytes
         reduced = torch.futures.Future()
         reduced.set_result(bucket.buffer())
         return reduced
+
+
+def counted_replicas(counted):
+    """Return a class of DistributedDataParallel whose gradients are counted by a RingBytes."""
+
+    class CountedReplicas(torch.nn.parallel.DistributedDataParallel):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.register_comm_hook(counted, RingBytes.reduce_bucket)
+
+    return CountedReplicas
 
 
 @pytest.mark.parametrize("config, size", [(SMALL, 2), (GROUPED, 8)], ids=["small", "grouped"])
@@ -99,24 +115,24 @@ class RingBytes(TorchDispatchMode):
     {"strategy": "fsdp"}, {"strategy": "fsdp", "accumulation": 3, "dtype": "bfloat16"},
     {"strategy": "fsdp", "optimizer": "adamw", "activation_checkpointing": True},
 ], ids=lambda changes: "-".join(map(str, changes.values())) or "ddp")
-def test_the_bytes_that_a_rank_sends_are_those_of_a_training_step(fake_ranks, config, size, changes):
+def test_the_bytes_that_a_rank_sends_are_those_of_a_training_step(fake_ranks, config, size, changes, monkeypatch):
     plan, world = Plan(gpus=size, batch_size=2, **changes), fake_ranks(size)
     model = ZOO["TransformerModel"](**vars(config))
     model.activation_checkpointing = plan.activation_checkpointing
     counted = RingBytes(size)
+    monkeypatch.setattr("torch.nn.parallel.DistributedDataParallel", counted_replicas(counted))
     forward = model
     if plan.strategy == "fsdp":
-        shard(model)
+        shard(model, "cpu")
     else:
         forward = replicate(model)
-        forward.register_comm_hook(counted, RingBytes.reduce_bucket)
     dtype = getattr(torch, plan.dtype)
     optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype, world)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    step = TrainStep(forward, optimizers, 1.0, dtype, scaler, world=world)
+    step = TrainStep(forward, optimizers, grad_clip=1.0, dtype=dtype, scaler=scaler, world=world)
     batch = (torch.zeros(2, 32, dtype=torch.long),) * 2
     share = Share([batch] * plan.accumulation, 0, 64 * plan.accumulation * size, 64 * plan.accumulation * size)
-    step(0, share, 1.0)  # DDP finds the order of its buckets
+    step(0, share, 1.0)
     counted.sent = 0
     with counted:
         step(1, share, 1.0)
@@ -129,10 +145,10 @@ def test_each_of_64_ranks_keeps_a_64th_of_a_model_and_its_optimizer_state_as_the
     world = fake_ranks(64)
     with FakeTensorMode():
         model = ZOO["GPT2XL"]()
-    shard(model)
+    shard(model, "cpu")
     muon, adamw = make_optimizers(model, OptimSettings(), torch.float32, world)
     assert all(is_sharded(weight) for weight in model.parameters())
-    in_muon, in_adamw = (4 * sum(prod(local(weight).shape) for weight in optimizer.param_groups[0]["params"])
+    in_muon, in_adamw = (4 * sum(prod(local_part(weight).shape) for weight in optimizer.param_groups[0]["params"])
                          for optimizer in (muon, adamw))
     parts = training_memory(model.config, Plan(gpus=64, strategy="fsdp")).parts
     assert in_muon + in_adamw == pytest.approx(parts["weights"], rel=0.001)  # 50,257 rows do not divide by 64

@@ -264,8 +264,6 @@ def test_a_folder_or_file_that_cannot_be_read_is_reported_by_the_path_that_was_g
 @pytest.mark.parametrize("stem", ["n" * 230, "诗" * 75])
 def test_file_names_of_230_bytes_work(tmp_path, stem):
     (tmp_path / f"{stem}.txt").write_text("text " * 100)
-    corpus = open_corpus(tmp_path / f"{stem}.txt")
-    assert len(corpus.name.encode()) <= 200 and stem.startswith(corpus.name)
     assert open_tokens(tmp_path / f"{stem}.txt").train.size == 450
     assert open_tokens(tmp_path / f"{stem}.txt", tokenizer="bpe", vocab_size=300).train.size > 0
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data.dialogues
+from data.base_tokenizer import SPECIAL_TOKENS
 from data.dialogues import (
     dialogue_examples,
     dialogue_parts,
@@ -25,7 +26,6 @@ from data.dialogues import (
     to_dialogue,
 )
 from data.examples import IGNORED, next_token_example
-from data.library_tokenizer import SPECIAL_TOKENS
 from data.poems import GENERAL_REQUESTS
 from data.readers import ReadOptions
 from data.report import DataReport
@@ -68,7 +68,7 @@ def record(*texts):
 
 
 def symbols(ids):
-    return "".join(SYMBOLS.get(i) or LETTERS.tokens[i] for i in ids)
+    return "".join(SYMBOLS.get(i) or LETTERS.tokens[i].decode() for i in ids)
 
 
 def examples_of(dialogues, block_size):
@@ -237,8 +237,8 @@ json_values = st.recursive(
 
 
 @settings(deadline=None, database=None, max_examples=300)
-@given(json_values)
-def test_any_json_is_a_dialogue_or_has_a_reason(value):
+@given(st.dictionaries(st.sampled_from(["messages", "conversations", "role"]), json_values, max_size=3))
+def test_any_json_object_is_a_dialogue_or_has_a_reason(value):
     try:
         dialogue, _ = to_dialogue(parse_messages(value))
     except UserError as reason:
@@ -252,11 +252,11 @@ def test_any_json_is_a_dialogue_or_has_a_reason(value):
     ("a.jsonl", '{"messages": []}\n[1]\n', ["a.jsonl, line 2", "line 2 is a list, not an object"]),
     ("a.json", '[{"messages": []},\n', ["a.json", "not valid JSON", "line 2"]),
     ("a.json", '{"messages": []}', ["a.json is an object, not a list"]),
-    ("a.jsonl", '{"messages": []}\n{}', ["a.jsonl contains no dialogue: line 1: no message"]),
-    ("a.json", "[1]", ["a.json contains no dialogue: item 1: it is a number, not an object"]),
-    ("a.json", "[]", ["a.json contains no dialogue: it is empty"]),
-    ("a.txt", "\n \nalone\n", ["a.txt contains no dialogue: line 3: a single message"]),
-    ("a.txt", " \n", ["a.txt contains no dialogue: it is empty"]),
+    ("a.jsonl", '{"messages": []}\n{}', ["a.jsonl contains no dialogues: line 1: no message"]),
+    ("a.json", "[1]", ["a.json contains no dialogues: item 1: it is a number, not an object"]),
+    ("a.json", "[]", ["a.json contains no dialogues: it is empty"]),
+    ("a.txt", "\n \nalone\n", ["a.txt contains no dialogues: line 3: a single message"]),
+    ("a.txt", " \n", ["a.txt contains no dialogues: it is empty"]),
 ])  # fmt: skip
 def test_a_file_without_dialogues_is_one_line(tmp_path, name, content, quoted):
     (tmp_path / name).write_text(content)
@@ -272,7 +272,7 @@ def test_a_poem_is_a_request_and_its_lines(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([{"title": "t"}, *poems]))
     report = DataReport(tmp_path / "a.json", "poems")
     dialogues = poem_dialogues(str(tmp_path / "a.json"), ReadOptions(), report)
-    assert report.skipped == {"no author, para": (1, "poem 1")}
+    assert report.skipped == {"no author, para": (1, "item 1")}
     assert sorted(poem for _, poem in dialogues) == sorted(f"第{i}首\n\n月亮" for i in range(20))
     general = [request for request, _ in dialogues if request in GENERAL_REQUESTS]
     by_title = [(request, poem) for request, poem in dialogues if request not in GENERAL_REQUESTS]

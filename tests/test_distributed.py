@@ -30,7 +30,7 @@ GROUPED = ["--model.name=EasyGPT", "--model.num_kv_heads=2", "--model.n_hidden=2
 
 
 def of_task(task, *more):
-    """The command line of a run for a task."""
+    """Return the command line of a run for a task."""
     sizes = [size for size in SIZES if "block_size" not in size] + [f"--model.block_size={CONTEXT[task]}"]
     return [*BASE, *sizes, f"--task={task}", f"--data.path={FILES[task]}", *more]
 
@@ -67,7 +67,7 @@ def named(runs):
 
 
 def alone(arguments):
-    """A run in this process, of the command line of a run on several ranks."""
+    """Train a run in this process, given the command line of a run on several ranks."""
     run(parse_settings([argument for argument in arguments if argument not in (FSDP, "--training.compile=yes")]))
 
 
@@ -76,7 +76,7 @@ def checkpoint(folder, name, file="last.pt"):
 
 
 def assert_equal(found, expected):
-    """Numbers and tensors in nested dictionaries and lists are equal up to rounding."""
+    """Assert that numbers and tensors in nested dictionaries and lists are equal up to rounding."""
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -109,7 +109,7 @@ ENDLESS = [*TEXTS, "--training.max_iters=1000"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A working directory with runs on four ranks, then on two. The workers of pytest -n share it."""
+    """Return a working directory with runs on four ranks, then on two. The workers of pytest -n share it."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return train_on_ranks(tmp_path_factory.mktemp("ranks"))
     folder = tmp_path_factory.getbasetemp().parent / "ranks"
@@ -140,14 +140,14 @@ def train_on_ranks(folder):
 
 @pytest.fixture
 def here(trained, monkeypatch):
-    """The directory of `trained` as working directory."""
+    """Return the directory of `trained` as working directory."""
     monkeypatch.chdir(trained)
     monkeypatch.setattr("training.record.plot_losses", lambda *_: None)
     return trained
 
 
 @pytest.mark.parametrize("name", [*ON_TWO, *ON_FOUR])
-def test_several_ranks_train_as_one_process_does(here, name):
+def test_several_ranks_train_like_one_process(here, name):
     alone([*(ON_TWO | ON_FOUR)[name], f"--run={name} alone"])
     assert_same_run(here, name, f"{name} alone")
 
@@ -175,11 +175,11 @@ def test_sigterm_to_one_rank_during_an_evaluation_stops_all_at_the_next_step(her
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])
-def test_gradients_travel_once_per_step(here, micro_batches):
+def test_gradients_are_exchanged_once_per_step(here, micro_batches):
     assert torch.load(here / f"exchanges{micro_batches}.pt") == 1
 
 
-def test_a_mistake_is_one_line_whatever_the_number_of_ranks(here):
+def test_a_user_error_is_one_line_on_any_number_of_ranks(here):
     processes = start_ranks(2, [ROOT / "train.py", *TEXTS, "--data.path=nowhere.txt", "--run_name=mistake"], here)
     errors = [process.communicate(timeout=90)[1] for process in processes]
     assert errors == ["error: cannot read nowhere.txt: No such file or directory. Check the path and its permissions\n",
@@ -190,14 +190,14 @@ def test_a_mistake_is_one_line_whatever_the_number_of_ranks(here):
 # ---- torchrun --------------------------------------------------------------------------------------------------------
 
 def start_torchrun(folder, *arguments, options=("--nproc_per_node=2",)):
-    """A run of train.py on two ranks, as a user starts it."""
+    """Start train.py on two ranks, as a user does. Returns the process of the launcher."""
     command = [sys.executable, "-m", "torch.distributed.run", *options, ROOT / "train.py", *arguments]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def rank_processes(torchrun):
-    """The process numbers of the ranks, in order."""
+    """Return the process numbers of the ranks, in order."""
     children = psutil.Process(torchrun.pid).children()
     return [child.pid for child in sorted(children, key=lambda child: int(child.environ()["RANK"]))]
 
@@ -222,7 +222,7 @@ def test_after_a_rank_is_killed_torchrun_restarts_the_run_and_its_losses_are_tho
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
-def test_two_machines_train_as_one_process_does(here):
+def test_two_machines_train_like_one_process(here):
     """Two launchers, both on this machine."""
     options = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}")
     processes = [start_torchrun(here, *TEXTS, "--run_name=machines", options=(*options, f"--node_rank={i}"))

@@ -38,7 +38,7 @@ CPU = ("--device", "cpu")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A folder with data and a model for each task."""
+    """Return a folder with data and a model for each task."""
     folder = tmp_path_factory.mktemp("models")
     text = "\n\n".join("\n".join(dialogue) for dialogue in DIALOGUES)
     (folder / "dialogue.txt").write_text(text, encoding="utf-8")
@@ -113,7 +113,7 @@ def test_the_loss_with_int8_weights_is_printed_beside_the_one_without(models, ru
 
 
 def log_probability(model, prompt, reply):
-    """The sum over the tokens of a reply, each computed from a sequence that ends before it."""
+    """Return the sum over the tokens of a reply, each computed from a sequence that ends before it."""
     total = 0.0
     for i, token in enumerate(reply):
         logits = model(torch.tensor([[*prompt, *reply[:i]]]))[0][0, -1]
@@ -246,16 +246,16 @@ def test_a_file_of_one_label_can_be_scored(models, tmp_path, run_main):
     ("dialogue", "--data reviews.csv", "is a table"), ("dialogue", "--data instruction.json", "contains no dialogue"),
     ("dialogue", "--data none.txt", "none.txt"), ("dialogue", "--data language.pt", "language.pt"),
     ("dialogue", "--data one.txt", "one.txt has no example in the split val: use other data, or --split all"),
-    ("poem", "--data instruction.json", "contains no poem"), ("poem", "--data dialogue.txt", "JSON"),
-    ("instruction", "--data dialogue.txt", "not a file of instructions"),
-    ("instruction", "--data reviews.csv", "pass a .json or .jsonl file"),
-    ("instruction", "--data poem.json", "contains no instruction"),
+    ("poem", "--data instruction.json", "contains no poem"), ("poem", "--data dialogue.txt", "not a table"),
+    ("instruction", "--data dialogue.txt", "not a table"),
+    ("instruction", "--data reviews.csv", "line 2: its instruction is missing"),
+    ("instruction", "--data poem.json", "contains no records"),
     ("classification", "--data dialogue.txt", "not a table"),
     ("classification", "--data poem.json", "poem.json contains poems"),
     ("classification", "--data other.csv --split all", "line 2 has the label other"),
     ("language", "--data dialogue.txt", "not in the vocabulary"),
 ])  # fmt: skip
-def test_what_does_not_fit_the_task_is_one_line(models, capsys, monkeypatch, run_main, kind, arguments, message):
+def test_options_of_another_task_are_a_one_line_error(models, capsys, monkeypatch, run_main, kind, arguments, message):
     monkeypatch.chdir(models)
     (models / "one.txt").write_text("how are you\nfine\n", encoding="utf-8")
     (models / "other.csv").write_text("label,text\nother,第1次\n好评,第2次\n", encoding="utf-8")
@@ -272,7 +272,7 @@ def test_what_does_not_fit_the_task_is_one_line(models, capsys, monkeypatch, run
     ("instruction", "--answers", f"{'long' * 99}.json"), ("classification", "--out", "file"),
     ("classification", "--out", "file/folder"), ("classification", "--out", "results"),
 ])  # fmt: skip
-def test_a_path_that_cannot_be_written_is_noticed_before_the_data_are_read(models, tmp_path, capsys, run_main, kind,
+def test_an_unwritable_path_is_an_error_before_the_data_is_read(models, tmp_path, capsys, run_main, kind,
                                                                           option, target):
     (tmp_path / "file").write_text("kept", encoding="utf-8")
     (tmp_path / "folder").mkdir()

@@ -50,7 +50,7 @@ def logits(path, ids):
 
 
 @pytest.mark.parametrize("kind", ["language", "dialogue"])
-def test_a_classifier_starts_from_the_body_of_a_model_with_a_new_head(data, monkeypatch, kind):
+def test_a_classifier_starts_from_a_language_model_with_a_new_head(data, monkeypatch, kind):
     init = make_base(kind)
     interrupt(task_settings("classification", "reviews", init), monkeypatch, after=1)
     before, after = read("base", "best.pt")["weights"], read("reviews")["weights"]
@@ -158,7 +158,7 @@ def test_merged_weights_are_those_of_the_base_plus_the_scaled_product_of_the_ada
 
 
 @pytest.mark.parametrize("kind, half", [("dialogue", "false"), ("classification", "false"), ("instruction", "true")])
-def test_a_checkpoint_of_what_lora_trained_computes_the_same_with_its_base(data, kind, half):
+def test_an_adapter_checkpoint_with_its_base_equals_the_trained_model(data, kind, half):
     init, more = make_base(kind), ["--model.dropout=0.01", "--training.max_iters=20", "--optim.adamw_lr=0.005"]
     more.append(f"--data.val_path={FILES[kind]}")  # which improves, so that best.pt is not that of step 0
     for name, merge in (("merged", "true"), ("apart", "false")):
@@ -174,7 +174,7 @@ def test_a_checkpoint_of_what_lora_trained_computes_the_same_with_its_base(data,
     assert load_checkpoint("checkpoints/apart")[2:] == load_checkpoint("checkpoints/merged")[2:]
 
 
-def test_a_checkpoint_of_what_lora_trained_needs_its_base(data, capsys, monkeypatch):
+def test_an_adapter_checkpoint_needs_its_base(data, capsys, monkeypatch):
     init = make_base("dialogue")
     make_base("dialogue", "other", "--training.seed=1")
     make_base("dialogue", "wider", "--model.n_embd=32")
@@ -198,7 +198,7 @@ def test_a_checkpoint_of_what_lora_trained_needs_its_base(data, capsys, monkeypa
 
 
 @pytest.mark.parametrize("init", ["checkpoints/base", "checkpoints/base/best.pt", "{here}/checkpoints/base"])
-def test_what_lora_trained_finds_its_base_from_any_folder_and_after_a_move(data, monkeypatch, init):
+def test_an_adapter_checkpoint_finds_its_base_from_any_folder_and_after_a_move(data, monkeypatch, init):
     make_base("dialogue")
     run(task_settings("dialogue", "tuned", f"--init={init.format(here=data)}", *LORA, "--lora.merge=false"))
     ids = torch.randint(20, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -222,7 +222,7 @@ def test_what_lora_trained_finds_its_base_from_any_folder_and_after_a_move(data,
     assert torch.equal(logits("best.pt", ids), expected)
 
 
-def test_the_base_in_a_checkpoint_of_what_lora_trained_is_validated(data):
+def test_the_base_of_an_adapter_checkpoint_is_validated(data):
     init = make_base("dialogue")
     run(task_settings("dialogue", "tuned", init, *LORA, "--lora.merge=false"))
     ids = torch.randint(20, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -246,7 +246,7 @@ def test_the_base_in_a_checkpoint_of_what_lora_trained_is_validated(data):
     (["--init=checkpoints/base", "--training.trainable_blocks=3"], "trainable_blocks"),
     (["--init=checkpoints/none"], "there is no checkpoints/none"),
 ])  # fmt: skip
-def test_a_wrong_setting_of_lora_or_freezing_is_one_line(data, capsys, monkeypatch, more, words):
+def test_an_invalid_setting_of_lora_or_freezing_is_a_one_line_error(data, capsys, monkeypatch, more, words):
     if "--init=checkpoints/base" in more:
         make_base("dialogue")
     message = error_of(capsys, monkeypatch, "--run=new", "--task=dialogue", "--data.path=chat.txt",
@@ -271,7 +271,7 @@ def test_an_interrupted_run_resumes_exactly(data, monkeypatch, kind, more):
     ("classification", ["--data.bpe_dropout=0.3", "--data.tokenizer=bpe", "--data.vocab_size=300"]),
     ("dialogue", ["--data.bpe_dropout=0.3", "--data.tokenizer=bpe", "--data.vocab_size=300"]),
 ])  # fmt: skip
-def test_examples_that_vary_at_random_are_the_same_after_an_interruption(data, monkeypatch, kind, more):
+def test_random_augmentation_is_the_same_after_an_interruption(data, monkeypatch, kind, more):
     check_resume(data, monkeypatch, kind, more)
 
 
@@ -296,7 +296,7 @@ def test_a_run_resumes_with_its_yaml_file_and_without_its_init(data, monkeypatch
     assert torch.equal(logits("checkpoints/parts", ids), logits("checkpoints/whole", ids))
 
 
-def test_what_lora_trained_finds_its_base_after_a_move_and_a_resumption(data, monkeypatch):
+def test_an_adapter_checkpoint_finds_its_base_after_a_move_and_a_resume(data, monkeypatch):
     settings = ["--init=checkpoints/base", *LORA, "--lora.merge=false"]
     make_base("dialogue")
     run(task_settings("dialogue", "whole", *settings))
@@ -388,7 +388,7 @@ def test_frozen_weights_are_bit_identical_after_sigkill_and_resume(data):
     ([], ["--training.trainable_blocks=1"], "has trainable_blocks None, not 1"),
     ([], ["--data.path=other.txt"], "was trained on another text, chat.txt"),
 ])  # fmt: skip
-def test_a_resumed_run_keeps_its_task_and_what_it_trains(data, capsys, monkeypatch, more, change, words):
+def test_a_resumed_run_keeps_its_task_and_its_trainable_weights(data, capsys, monkeypatch, more, change, words):
     (data / "other.txt").write_text(DIALOGUES.replace("fine", "hello"), encoding="utf-8")
     init = make_base("dialogue")
     interrupt(task_settings("dialogue", "tuned", init, *more), monkeypatch, after=2)
@@ -438,7 +438,7 @@ def write_with_long_prompt(kind, path, long):
 
 
 @pytest.mark.parametrize("kind", ["dialogue", "instruction"])
-def test_a_record_whose_prompt_fills_the_context_is_named_and_changes_no_weight(data, capsys, kind):
+def test_a_record_whose_prompt_fills_the_context_is_reported_and_changes_no_weight(data, capsys, kind):
     for name, long in (("without", False), ("with", True)):
         path = data / f"{name}{'.txt' if kind == 'dialogue' else '.json'}"
         write_with_long_prompt(kind, path, long)
@@ -473,7 +473,7 @@ PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256))
 
 @pytest.mark.parametrize("task, name, content, words", [
     ("instruction", "a.json", {"instruction": "Hi.", "output": "Ho."}, "a.json"),
-    ("instruction", "a.json", [], "contains no instruction: it is empty"),
+    ("instruction", "a.json", [], "contains no records: it is empty"),
     ("instruction", "a.json", [{"instruction": "Hi."}], "item 1: its output is missing or empty"),
     ("instruction", "a.json", [{"instruction": " ", "output": "Ho."}], "item 1: its instruction is missing or empty"),
     ("instruction", "a.json", [{"instruction": ["Hi."], "output": "Ho."}], "its instruction is a list, not text"),
@@ -498,7 +498,7 @@ PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256))
     ("poem", "a.json", [{"title": "a"}], "a.json"), ("poem", "a.txt", b"moon\n", "a.txt"),
     ("sentiment", "a.csv", b"label,text\n1,good\n", "--task cannot be sentiment"),
 ])  # fmt: skip
-def test_bad_input_is_one_line_and_starts_no_run(data, capsys, monkeypatch, task, name, content, words):
+def test_bad_input_is_a_one_line_error_and_starts_no_run(data, capsys, monkeypatch, task, name, content, words):
     if isinstance(content, list | dict):
         lines = [content] if name.endswith(".json") else content
         content = "\n".join(map(json.dumps, lines)).encode()

@@ -18,8 +18,9 @@ def train(model, name="muon", steps=20, ema=None):
     """Train for some steps of two micro-batches with weight decay; return the TrainStep."""
     settings = OptimSettings(name=name, weight_decay=0.3)
     average = None if ema is None else WeightAverage(model, ema)
-    train_step = TrainStep(model.train(), make_optimizers(model, settings, torch.float32), 1.0, torch.float32, DISABLED,
-                           average)
+    optimizers = make_optimizers(model, settings, torch.float32)
+    train_step = TrainStep(model.train(), optimizers, grad_clip=1.0, dtype=torch.float32, scaler=DISABLED,
+                           average=average)
     for step in range(steps):
         x = torch.randint(11, (2, 4, 12))
         batches = list(zip(x, x % model.config.n_outputs, strict=True))

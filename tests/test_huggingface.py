@@ -452,10 +452,31 @@ def test_a_shorter_context_keeps_the_first_positions(text):
     assert torch.equal(tuned.position_embedding.weight, whole.position_embedding.weight[:32])
 
 
-def test_qkv_bias_cannot_differ_from_the_folder(text):
-    fine_tune("--init=gpt2", "--run=with", "--model.qkv_bias=true", "--model.block_size=32")
-    with pytest.raises(UserError, match="--init has qkv_bias"):
-        fine_tune("--init=gpt2", "--run=without", "--model.qkv_bias=false", "--model.block_size=32")
+def test_biases_of_query_key_and_value_can_be_left_out_or_start_at_zero(text, capsys):
+    def fill_biases(value):
+        def edit(weights):
+            for name, weight in weights.items():
+                if name.endswith("attn.c_attn.bias"):
+                    weight.fill_(value)
+
+        edit_weights(text / "gpt2", edit)
+
+    ids = open_tokens("text.txt", ReadOptions(), TOKENIZER).val
+    fill_biases(0.5)
+    losses = {}
+    for kind, bias in (("gpt2", "true"), ("gpt2", "false"), ("llama", "true")):
+        run = f"{kind}-{bias}"
+        fine_tune(f"--init={kind}", f"--run={run}", f"--model.qkv_bias={bias}", "--model.block_size=32",
+                  "--lora.rank=2", "--lora.merge=false")
+        losses[run] = json.loads((text / "runs" / run / "metrics.jsonl").read_text().splitlines()[0])["val_loss"]
+        assert load_model(f"runs/{run}")[0].config.has_qkv_bias == (bias == "true")
+    printed = capsys.readouterr().out
+    assert "value of --init are left out" in printed and "value start at zero" in printed
+    assert losses["gpt2-true"] == pytest.approx(transformers_loss("gpt2", ids, block_size=32), rel=1e-4)
+    assert losses["llama-true"] == pytest.approx(transformers_loss("llama", ids, block_size=32), rel=1e-4)
+    fill_biases(0)
+    assert losses["gpt2-false"] == pytest.approx(transformers_loss("gpt2", ids, block_size=32), rel=1e-4)
+    assert losses["gpt2-false"] != pytest.approx(losses["gpt2-true"], rel=1e-4)
     fine_tune("--model.name=GPT2", "--run=new", "--model.qkv_bias=false", "--model.block_size=16", "--model.n_embd=16",
               "--model.num_heads=2", "--model.n_blocks=1")
     names = dict(load_model("runs/new")[0].named_parameters())

@@ -28,15 +28,16 @@ COLORS = ["red", "green", "blue", "black", "white"]
 THINGS = ["sky", "sea", "leaf", "fox"]
 
 
-def test_a_partial_accumulation_window_is_a_step_of_its_own_with_the_whole_gradient():
+def test_fewer_micro_batches_at_the_end_of_an_epoch_are_a_step_with_the_correct_gradient():
     texts = ["One.", "Two, two.", "Three, three, three.", "4", "Five five five five."]
     records = [Instruction(f"Say {i}.", "", text, f"item {i}") for i, text in enumerate(texts)]
     tokenizer = train_tokenizer(instruction_texts(records), "char").with_special_tokens()
     examples = instruction_examples(records, tokenizer, 256, DataReport("a.json"))
     batches = ExampleBatches(examples, batch_size=1, accumulation=4, seed=0)
     models = [small_model("DevModel", vocab_size=tokenizer.vocab_size, block_size=256) for _ in range(2)]
-    train_step = TrainStep(models[0], [torch.optim.SGD(models[0].parameters(), lr=torch.tensor(0.1))], 1e9,
-                           torch.float32, torch.amp.GradScaler("cpu", enabled=False))
+    sgd = torch.optim.SGD(models[0].parameters(), lr=torch.tensor(0.1))
+    train_step = TrainStep(models[0], [sgd], grad_clip=1e9, dtype=torch.float32,
+                           scaler=torch.amp.GradScaler("cpu", enabled=False))
     trainer = Trainer(train_step, Shares(batches), lambda step: 1.0, lambda *_: False, max_iters=2, eval_interval=9)
     fit(trainer, Progress())
 
@@ -54,12 +55,12 @@ def test_a_partial_accumulation_window_is_a_step_of_its_own_with_the_whole_gradi
 
 
 def instruction_of(x, tokenizer):
-    """The number in the instruction of the only example in x (1, T)."""
+    """Return the number in the instruction of the only example in x (1, T)."""
     return int(tokenizer.decode(x[0].tolist()).partition("Say ")[2][0])
 
 
 def response_losses(model, record, tokenizer):
-    """The loss of each token of a response and of the end-of-text token behind it."""
+    """Return the loss of each token of a response and of the end-of-text token behind it."""
     prompt = tokenizer.encode(prompt_text(record.instruction))
     ids = torch.tensor([*prompt, *tokenizer.encode(record.output), tokenizer.end_of_text])
     logits = model(ids[None, :-1])[0][0]
@@ -92,7 +93,7 @@ def test_a_response_is_cut_at_a_token_and_not_at_text_that_looks_like_a_heading(
     assert "".join(response) == answer and tokens == [1]
 
 
-def test_a_typed_instruction_is_put_into_the_prompt_of_training(data, run_main, capsys):
+def test_a_typed_instruction_gets_the_training_prompt(data, run_main, capsys):
     run(task_settings("instruction", "short", "--sampling.temperature=0"))
     model, tokenizer, task, _ = load_checkpoint("checkpoints/short")
     ids = tokenizer.encode(prompt_text("Greet a."))

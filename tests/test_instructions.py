@@ -73,13 +73,20 @@ def test_records_are_read_and_invalid_ones_are_skipped_with_reason_and_place(tmp
     ("a.json", '{"instruction": "a", "output": "b"}', ["is an object, not a list"]),
     ("a.json", '[7, {"instruction": "a", "output": "b"}', ["not valid JSON"]),
     ("a.json", '[7, {"instruction": "a"}]', ["item 1: it is a number, not an object"]),
-    ("a.json", "[]", ["no instruction", "empty"]), ("a.jsonl", "", ["no instruction", "empty"]),
+    ("a.json", "[]", ["no records", "empty"]), ("a.jsonl", "", ["no records", "empty"]),
     ("a.jsonl", '{"instruction": "a"}\n', ["line 1: its output is missing"]),
-    ("a.jsonl", '\n[1]\n', ["line 2 is a list, not an object"]), ("a.csv", "instruction,output\na,b\n", [".jsonl"])])
+    ("a.jsonl", '\n[1]\n', ["line 2 is a list, not an object"]),
+    ("a.txt", "instruction,output\na,b\n", ["not a table"])])
 def test_bad_files_are_one_line(tmp_path, name, content, words):
     with pytest.raises(UserError) as error:
         read(tmp_path / name, content)
     assert all(word in str(error.value) for word in [name, *words]) and "\n" not in str(error.value)
+
+
+def test_the_columns_of_a_table_are_instructions_too(tmp_path):
+    records, report = read(tmp_path / "a.csv", "instruction,input,output\nSay it.,,Hi.\nAdd.,1 and 2,3\n,,no\n")
+    assert [record[:3] for record in records] == [("Say it.", "", "Hi."), ("Add.", "1 and 2", "3")]
+    assert report.skipped == {"its instruction is missing or empty": (1, "line 4")}
 
 
 def test_answers_are_written_beside_the_references_or_not_at_all(tmp_path):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,28 +23,17 @@ from models.layers import Block, Rotary
 from models.lora import add_lora
 from models.weights import file_weights
 from models.zoo import ZOO
-from utils import num_params_calculate
+from utils import num_params_calculate, quantities
 from utils.errors import UserError
 from utils.forecast.activations import Sizes, attention_ops, feed_forward_ops
-from utils.forecast.memory import (
-    CACHED_KERNELS,
-    CONTEXT,
-    GIB,
-    KERNEL_SIZE,
-    MIB,
-    OPTIMIZER_CODE,
-    Ledger,
-    Plan,
-    advice,
-    cache_bytes,
-    fitting_plan,
-    inference_memory,
-    largest_batch,
-    readable,
-    training_memory,
-    weight_bytes,
-)
-from utils.forecast.parameters import count_parameters, flops_per_token, lora_targets, parameter_table, weight_shapes
+from utils.forecast.fit import advice, fitting_plan, largest_batch
+from utils.forecast.flops import flops_per_token
+from utils.forecast.inference import cache_bytes, inference_memory
+from utils.forecast.ledger import Ledger
+from utils.forecast.parameters import count_parameters, lora_targets, parameter_table, weight_bytes, weight_shapes
+from utils.forecast.plan import CACHED_KERNELS, CONTEXT, KERNEL_SIZE, OPTIMIZER_CODE, Plan
+from utils.forecast.step import training_memory
+from utils.forecast.units import GIB, MIB, readable
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "utils" / "num_params_calculate.py"
@@ -267,11 +257,10 @@ def test_activation_checkpointing_saves_the_input_of_each_block():
     assert training_memory(deep, plan).parts["activations"] == 50 * 4 * tokens * 8 + around
 
 
-def test_ddp_keeps_gradients_in_buckets_and_accumulates_them_outside():
-    one, two = (training_memory(TINY, Plan(batch_size=3, gpus=2, accumulation=accumulation)).parts
-                for accumulation in (1, 2))
-    assert one["gradients"] == two["gradients"] == 4 * N
-    assert "communication" not in one and two["communication"] == 4 * N
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_ddp_keeps_and_accumulates_gradients_in_its_buckets(accumulation):
+    ddp = training_memory(TINY, Plan(batch_size=3, gpus=2, accumulation=accumulation)).parts
+    assert ddp["gradients"] == 4 * N and "communication" not in ddp
 
 
 def test_fsdp_shards_and_gathers_all_weights_but_those_of_other_blocks():
@@ -282,6 +271,14 @@ def test_fsdp_shards_and_gathers_all_weights_but_those_of_other_blocks():
         assert fsdp[part] == one[part] // 4
     # At the peak, in the backward pass of the last block: its weights, those of the next, and what lies outside.
     assert fsdp["communication"] - 4 * (2 * block + rest) in range(0, 4 * (block + rest) + 1)
+
+
+@pytest.mark.parametrize("device, builds_whole_model", [("cpu", True), ("cuda", False)])
+def test_fsdp_builds_the_whole_model_in_main_memory_only(device, builds_whole_model):
+    config = ZOO["GPT2XL"].config
+    plan = Plan(batch_size=1, activation_checkpointing=True, gpus=64, strategy="fsdp", device=device)
+    memory = training_memory(config, plan)
+    assert (memory.allocated >= 4 * count_parameters(config)) == ("building" in memory.phases) == builds_whole_model
 
 
 def test_cuda_adds_its_context_and_two_workspaces():
@@ -417,7 +414,8 @@ import importlib.util, sys
 import training.run
 from models.zoo import ZOO
 from training.precision import pick_device
-from utils.forecast.memory import Plan, training_memory
+from utils.forecast.plan import Plan
+from utils.forecast.step import training_memory
 
 spec = importlib.util.spec_from_file_location("benchmark", "benchmarks/memory.py")
 benchmark = importlib.util.module_from_spec(spec)
@@ -587,15 +585,15 @@ def test_the_command_covers_classifiers(monkeypatch, capsys):
     out, _, _ = calculate(monkeypatch, capsys, "--model", "PoemGPT", "--n_labels", 5)
     blocks_and_embeddings = count_parameters(ZOO["PoemGPT"].config)  # whose head is tied
     assert out.startswith(f"PoemGPT: {blocks_and_embeddings + 5 * 256:,} parameters")
-    assert "N = n_labels 5" in out and "N C = 5 x 256" in out and "KV cache" not in out
+    assert re.search(r"N = 5 +number of classes, n_labels\n", out) and "N C = 5 x 256" in out and "KV cache" not in out
 
 
 def test_the_command_covers_lora_and_freezing(monkeypatch, capsys):
     out, _, _ = calculate(monkeypatch, capsys, "--model", "GPT2", "--lora_rank", 8, "--lora_targets", "qkv", "down")
-    assert f"{12 * 8 * (4 * 768 + 5 * 768):,} weights are trained" in out and "LoRA of rank 8 on qkv down" in out
+    assert f"trained parameters: {12 * 8 * (4 * 768 + 5 * 768):,}\n" in out and "LoRA of rank 8 on qkv down" in out
     out, _, _ = calculate(monkeypatch, capsys, "--model", "SmallGPT90M", "--n_labels", 2, "--trainable_blocks", 1)
     block = 12 * 768**2 + 13 * 768  # with biases and two norms
-    assert f"{block + 2 * 768 + 2 * 768:,} weights are trained" in out and "trainable_blocks 1" in out
+    assert f"trained parameters: {block + 2 * 768 + 2 * 768:,}\n" in out and "trainable_blocks 1" in out
 
 
 def test_the_command_prints_time_and_cost(monkeypatch, capsys):
@@ -613,7 +611,7 @@ def test_the_command_prints_communication(monkeypatch, capsys):
     assert "computation 1, communication 0.5\n" in out  # 4 n bytes, of which the link sends 8 n per second
     assert "without overlap: 13,653 tokens per second, 67%" in out and "with full overlap: 20,480 tokens" in out
     out, _, _ = calculate(monkeypatch, capsys, *options, "--device", "cpu", "--memory", "8GiB")
-    assert "per rank with DDP on 2 ranks, on a CPU" in out and "In 8.00 GiB per rank" in out
+    assert "per rank with DDP on 2 ranks, on a CPU" in out and "With 8.00 GiB of memory per rank" in out
     assert "for seconds, give --flops and --link" in out
 
 
@@ -635,7 +633,7 @@ def test_the_hours_depend_on_what_is_trained_and_recomputed(monkeypatch, capsys)
     ("2e14", 2 * 10**14), (" 12 ", 12), ("1,234.5K", 1_234_500),
 ])  # fmt: skip
 def test_numbers_may_have_commas_and_suffixes(text, number):
-    assert num_params_calculate.parse_int(text) == num_params_calculate.parse_positive(text) == number
+    assert quantities.parse_int(text) == quantities.parse_positive(text) == number
 
 
 @pytest.mark.parametrize("arguments", [
@@ -716,7 +714,7 @@ def test_an_invalid_plan_is_an_error(changes):
 @pytest.mark.parametrize("text, size", [("8GiB", 8 * GIB), ("24GB", 24 * 10**9), ("1.5 gib", 3 * GIB // 2),
                                         (".5MiB", MIB // 2)])
 def test_memory_is_read_with_its_unit(text, size):
-    assert num_params_calculate.parse_bytes(text) == size
+    assert quantities.parse_bytes(text) == size
 
 
 def test_sizes_are_readable():
@@ -724,6 +722,7 @@ def test_sizes_are_readable():
 
 
 def test_the_formulas_need_no_torch():
-    code = "import utils.forecast.memory, sys; print(sorted({'torch', 'numpy'} & sys.modules.keys()))"
+    code = ("import sys, utils.forecast.fit, utils.forecast.inference\n"
+            "print(sorted({'torch', 'numpy'} & sys.modules.keys()))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -199,7 +199,7 @@ def test_malformed_index_url_raises_oserror_without_its_password(monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="needs pip")
-def test_pip_configuration_file_is_honoured_and_the_environment_wins(tmp_path, monkeypatch):
+def test_pip_configuration_file_is_honored_and_the_environment_wins(tmp_path, monkeypatch):
     config = tmp_path / "pip.conf"
     config.write_text("[global]\nindex-url = https://a.example/simple\n[install]\nindex-url = https://b.example/simple\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(config))

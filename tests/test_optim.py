@@ -21,7 +21,7 @@ def newton_schulz(matrix):
 
 
 def muon_reference(weight, gradients, lr, weight_decay, momentum):
-    """A matrix after Muon steps with these gradients, in float64."""
+    """Return a matrix after Muon steps with these gradients, in float64."""
     weight, average = weight.double(), torch.zeros_like(weight, dtype=torch.float64)
     for gradient in gradients:
         average = momentum * average + (1 - momentum) * gradient.double()
@@ -39,7 +39,7 @@ def test_batched_muon_equals_one_matrix_at_a_time(monkeypatch, limit):
     gradients = [[torch.randn(shape) for shape in SHAPES] for _ in range(3)]
     expected = [muon_reference(weight, [step[i] for step in gradients], 0.02, 0.1, 0.9)
                 for i, weight in enumerate(weights)]
-    muon = Muon(weights, 0.02, 0.1, 0.9, torch.float32)
+    muon = Muon(weights, 0.02, weight_decay=0.1, momentum=0.9, dtype=torch.float32)
     for step in gradients:
         for weight, gradient in zip(weights, step, strict=True):
             weight.grad = gradient
@@ -51,7 +51,8 @@ def test_batched_muon_equals_one_matrix_at_a_time(monkeypatch, limit):
 def test_stacks_contain_every_row_once_and_are_bounded(monkeypatch):
     monkeypatch.setattr(optim, "MUON_STACK", 200)
     weights = [torch.zeros(32, 6) for _ in range(5)]
-    muon = Muon(weights, 0.02, 0.1, 0.9, torch.float32, rows={weight: [16, 8, 8] for weight in weights})
+    muon = Muon(weights, 0.02, weight_decay=0.1, momentum=0.9, dtype=torch.float32,
+                rows={weight: [16, 8, 8] for weight in weights})
     stacks = list(muon.stacks(weights))
     found = [(id(weight), row) for stack in stacks for weight, rows in stack for row in range(rows.start, rows.stop)]
     assert sorted(found) == sorted((id(weight), row) for weight in weights for row in range(32))

@@ -15,7 +15,7 @@ from training.plots import (
     CHINESE_FONTS,
     draw_confusion,
     draw_losses,
-    drawable,
+    escape_missing_glyphs,
     font_families,
     plot_confusion,
     plot_losses,
@@ -35,7 +35,7 @@ def curves(axes):
     return {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
 
 
-def test_a_curve_for_each_loss_that_the_run_has():
+def test_each_loss_of_a_run_has_a_curve():
     training = [[10, 3.0], [20, 2.0], [25, 1.5]]
     validation = [[0, 4.0], [10, 3.5], [20, 2.5], [25, 2.6]]
     [axes] = draw_losses(METRICS, "tiny").axes
@@ -48,14 +48,14 @@ def test_a_curve_for_each_loss_that_the_run_has():
     assert len(curves(axes)) == 3
 
 
-def test_all_losses_but_the_first_are_in_view():
+def test_the_plot_shows_all_losses_except_the_first():
     [axes] = draw_losses(METRICS, "tiny").axes
     low, high = axes.get_ylim()
     assert low < 1.5 and 3.5 < high < 4.0
 
 
 @pytest.mark.parametrize("step, millions", [(0, 0.0), (5, 0.5), (10, 1.0), (22.5, 4.5), (25, 7.0)])
-def test_the_upper_axis_shows_the_tokens_of_each_step_also_if_the_batch_size_changed(step, millions):
+def test_the_upper_axis_shows_the_tokens_of_each_step_even_if_the_batch_size_changed(step, millions):
     figure = draw_losses(METRICS, "tiny")
     figure.draw_without_rendering()
     [axes] = figure.axes
@@ -74,7 +74,7 @@ def test_any_title_is_drawn_as_plain_text_without_warnings(tmp_path, capfd, titl
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_installed_chinese_font_is_used_for_what_the_default_fonts_lack(monkeypatch):
+def test_an_installed_chinese_font_is_used_for_characters_that_the_default_fonts_lack(monkeypatch):
     default = font_families()
     monkeypatch.setattr(fontManager, "ttflist", [*fontManager.ttflist, fontManager.ttflist[0].__class__(name="SimHei")])
     assert font_families() == [*default, "SimHei"]
@@ -83,7 +83,7 @@ def test_an_installed_chinese_font_is_used_for_what_the_default_fonts_lack(monke
 @pytest.mark.parametrize("metrics, target, words", [
     ([], "loss.png", "IndexError"), ([{"step": 5}], "loss.png", "KeyError"), (METRICS, "folder", "cannot write"),
 ])
-def test_a_plot_that_fails_is_one_line(tmp_path, capsys, metrics, target, words):
+def test_a_failed_plot_prints_one_line(tmp_path, capsys, metrics, target, words):
     (tmp_path / "folder").mkdir()
     plot_losses(metrics, tmp_path / target, "tiny")
     [line] = capsys.readouterr().out.splitlines()
@@ -92,7 +92,7 @@ def test_a_plot_that_fails_is_one_line(tmp_path, capsys, metrics, target, words)
 
 
 @pytest.mark.parametrize("broken", ["no folder for its cache", "not installed"])
-def test_a_matplotlib_that_does_not_work_is_at_most_one_line(tmp_path, broken):
+def test_a_broken_matplotlib_prints_at_most_one_line(tmp_path, broken):
     (tmp_path / "file").touch()
     environment = os.environ | {"MPLCONFIGDIR": str(tmp_path / "file" / "below")}
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
@@ -134,6 +134,6 @@ def test_any_labels_are_drawn_without_warnings(tmp_path, capfd, labels):
 
 
 def test_a_character_that_no_font_has_is_escaped():
-    assert drawable("naïve \U0010fffd") == "naïve \\U0010fffd"
+    assert escape_missing_glyphs("naïve \U0010fffd") == "naïve \\U0010fffd"
     if not {*CHINESE_FONTS} & {*font_families()}:
-        assert drawable("好") == "\\u597d"
+        assert escape_missing_glyphs("好") == "\\u597d"

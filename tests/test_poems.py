@@ -168,7 +168,7 @@ def test_without_a_poem_nothing_is_written(folder, command, capsys, tmp_path, ch
 def read(*files):
     """(poems, report) of .json files."""
     report = DataReport(files[0] if len(files) == 1 else [*files], "poems")
-    return read_poems(files, None, report), report
+    return read_poems(files, DEFAULTS, report), report
 
 
 def test_invalid_poems_in_a_file_are_skipped_and_counted(tmp_path):
@@ -179,9 +179,9 @@ def test_invalid_poems_in_a_file_are_skipped_and_counted(tmp_path):
     poems, report = read(tmp_path / "all.json")
     assert poems == [POEM, POEM | {"author": ""}, POEM]
     assert report.skipped == {
-        "no title, author, para": (1, "poem 2"), "no title or no text": (3, "poem 3"), "no author": (1, "poem 6"),
-        "values that are not text": (2, "poem 7"), "it is text, not an object": (1, "poem 9"),
-        "it is null, not an object": (1, "poem 10"),
+        "no title, author, para": (1, "item 2"), "no title or no text": (3, "item 3"), "no author": (1, "item 6"),
+        "values that are not text": (2, "item 7"), "it is text, not an object": (1, "item 9"),
+        "it is null, not an object": (1, "item 10"),
     }
 
 
@@ -191,7 +191,7 @@ def test_several_files_of_poems_are_joined_and_places_name_the_file(tmp_path):
         file.write_text(json.dumps(items))
     poems, report = read(*files)
     assert poems == [POEM, POEM | {"title": "t"}]
-    assert report.skipped == {"it is a number, not an object": (1, f"{files[1]}, poem 1")}
+    assert report.skipped == {"it is a number, not an object": (1, f"{files[1]}, item 1")}
 
 
 def test_paragraphs_are_lines_too(tmp_path):
@@ -202,10 +202,10 @@ def test_paragraphs_are_lines_too(tmp_path):
 
 @pytest.mark.parametrize("content, quoted", [
     (b"", "all.json is not valid JSON"), (b"[{]", "not valid JSON"), (b"[" * 100_000, "not valid JSON"),
-    (b"{}", "is an object, not a list"), (b"[]", "contains no poem: the list is empty"),
-    (b"[1]", "poem 1: it is a number, not an object"),
-    (b"\xff\xff\xff", "all.json"), (b'[{"author": "a", "rhythmic": "t", "paragraphs": ["x"]}]', "poem 1: no title"),
-    (b'[{"title": "t", "author": "a", "content": ["x"]}]', "poem 1: no para"),
+    (b"{}", "is an object, not a list"), (b"[]", "contains no poems: it is empty"),
+    (b"[1]", "item 1: it is a number, not an object"),
+    (b"\xff\xff\xff", "all.json"), (b'[{"author": "a", "rhythmic": "t", "paragraphs": ["x"]}]', "item 1: no title"),
+    (b'[{"title": "t", "author": "a", "content": ["x"]}]', "item 1: no para"),
 ])  # fmt: skip
 def test_a_file_without_poems_is_one_line(tmp_path, content, quoted):
     (tmp_path / "all.json").write_bytes(content)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.forecast.memory import CACHED_KERNELS, KERNEL_SIZE
+from utils.forecast.plan import CACHED_KERNELS, KERNEL_SIZE
 
 # Prints the bytes in use on the C heap before the first product, after those of 100 shapes, and after 200 more.
 PRODUCTS = """
@@ -39,7 +39,7 @@ def keeps_kernels():
 
 
 @pytest.mark.skipif(not keeps_kernels(), reason="no kernels for bfloat16, or no glibc 2.33")
-def test_kernels_for_many_shapes_take_no_more_memory_than_the_forecast_has_for_them():
+def test_cached_kernels_take_no_more_memory_than_the_forecast():
     """Without a bound, 300 shapes take 158 MiB, and 200 of them 105 MiB."""
     environment = {name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")}
     done = subprocess.run([sys.executable, "-c", PRODUCTS], cwd=Path(__file__).parents[1], env=environment, text=True,

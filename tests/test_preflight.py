@@ -13,7 +13,9 @@ from training.optim import WeightAverage
 from training.preflight import fit_to_memory, memory_advice
 from training.settings import OptimSettings, Settings, TrainingSettings
 from utils.errors import UserError
-from utils.forecast.memory import CONTEXT, GIB, MIB, Plan, readable, training_memory
+from utils.forecast.plan import CONTEXT, Plan
+from utils.forecast.step import training_memory
+from utils.forecast.units import GIB, MIB, readable
 
 CONFIG = ZOO["DevModel"].config
 HUGE = dataclasses.replace(ZOO["HugeModel"].config, block_size=8)
@@ -21,7 +23,7 @@ HUGE = dataclasses.replace(ZOO["HugeModel"].config, block_size=8)
 
 @pytest.fixture
 def free(monkeypatch):
-    """A function that sets how much memory is free."""
+    """Return a function that sets how much memory is free."""
     return lambda size: monkeypatch.setattr(preflight, "free_memory", lambda: size)
 
 
@@ -49,7 +51,7 @@ def test_a_run_that_cannot_fit_stops_with_settings_that_run(free):
     assert training_memory(CONFIG, plan).total <= 600 * MIB + CONTEXT["cpu"]
 
 
-def test_auto_takes_what_fits_and_keeps_the_sequences_per_step(free):
+def test_an_auto_batch_size_fits_and_keeps_the_sequences_per_step(free):
     free(100 * GIB)
     training, _ = fit(batch_size="auto", accumulation=2)
     assert (training.batch_size, training.accumulation) == (32, 1)
@@ -63,7 +65,7 @@ def test_auto_takes_what_fits_and_keeps_the_sequences_per_step(free):
         fit(batch_size="auto")
 
 
-def test_an_average_of_the_weights_is_part_of_what_a_run_needs(free):
+def test_the_memory_of_a_run_includes_an_average_of_the_weights(free):
     free(100 * GIB)
     _, plan = fit(ema=0.998)
     _, without = fit()
@@ -102,7 +104,7 @@ def torchrun(monkeypatch):
         monkeypatch.setenv(name, "0")
 
 
-def test_ranks_of_a_machine_share_its_memory_and_shard_what_does_not_fit_otherwise(free, torchrun):
+def test_ranks_of_a_machine_share_its_memory_and_shard_a_model_that_does_not_fit(free, torchrun):
     needed = {strategy: training_memory(HUGE, Plan(batch_size=1, strategy=strategy, gpus=2)).total
               for strategy in ("ddp", "fsdp")}
     assert needed["fsdp"] < 0.8 * needed["ddp"]

@@ -14,7 +14,7 @@ from models.quantize import Int8Embedding, Int8Linear, Int8Matrix, int8_summary,
 from models.zoo import ZOO
 from training.checkpoint import SHIPPED, load_model
 from training.evaluate import estimate_loss
-from utils.forecast.memory import weight_bytes
+from utils.forecast.parameters import weight_bytes
 
 MODELS = [("RainbowGPT", {}), ("BardGPT", {}), ("GPT2", {}), ("EasyGPT", {"num_kv_heads": 2}),
           ("GPT2", {"n_labels": 3}), ("RainbowGPT", {"n_labels": 3, "auxiliary_lm": True})]

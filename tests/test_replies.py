@@ -22,7 +22,7 @@ CHATS = ["hello", "hi", LONG, "bye中"]  # first messages; the vocabulary lacks 
 
 
 def open_task(folder, kind):
-    """A task whose whole data is for validation, too, and a model for it."""
+    """Return a task whose whole data is for validation, too, and a model for it."""
     if kind == "dialogue":
         text = "\n\n".join(f"{message}\nfine" for message in CHATS)
     else:
@@ -35,7 +35,7 @@ def open_task(folder, kind):
 
 
 @pytest.mark.parametrize("kind", ["dialogue", "instruction"])
-def test_samples_leave_out_what_fills_the_context_and_what_the_tokenizer_lacks(tmp_path, kind):
+def test_samples_skip_prompts_that_fill_the_context_and_unknown_characters(tmp_path, kind):
     task, model = open_task(tmp_path, kind)
     samples = list(task.samples(model, ReplyConfig(max_tokens=500 if kind == "dialogue" else 5)))
     shown = ["hello", "hi", "bye"] if kind == "dialogue" else ["hello", "hi", "bye中"]
@@ -46,14 +46,14 @@ def test_samples_leave_out_what_fills_the_context_and_what_the_tokenizer_lacks(t
 
 
 def log_probabilities(model, prompt, reply):
-    """The log-probability of each token of a reply, from a sequence that ends before it."""
+    """Return the log-probability of each token of a reply, from a sequence that ends before it."""
     for i, token in enumerate(reply):
         logits = model(torch.tensor([[*prompt, *reply[:i]]]))[0][0, -1]
         yield logits.log_softmax(-1)[token].item()
 
 
 @pytest.mark.parametrize("history", [[], ["ab", "cd"]])
-def test_of_several_candidates_the_one_that_depends_most_on_the_history_is_the_reply(history):
+def test_the_reply_is_the_candidate_that_depends_most_on_the_history(history):
     tokenizer = CharTokenizer("abcdefgh").with_special_tokens()
     model = small_model("GPT2", vocab_size=tokenizer.vocab_size, block_size=32)
     config, chosen = ReplyConfig(temperature=1.0, max_tokens=6, candidates=4), []

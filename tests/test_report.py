@@ -48,7 +48,7 @@ data: {path}: 4 dialogues kept, 4 skipped
 GOOD_AND_BAD = {  # a file of records, of which the second is skipped, and the place of that one
     "dialogue": ("a.jsonl", ['{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
                              '{"messages": []}'], "line 2"),
-    "poem": ("a.json", ['[{"title": "a", "author": "b", "para": ["c"]},', "5]"], "poem 2"),
+    "poem": ("a.json", ['[{"title": "a", "author": "b", "para": ["c"]},', "5]"], "item 2"),
     "instruction": ("a.json", ['[{"instruction": "a", "output": "b"},', "5]"], "item 2"),
     "classification": ("a.csv", ["label,text", "1,good", "2,bad", ",ugly"], "line 4"),
 }

@@ -31,7 +31,7 @@ LONG = [*HERE, *(f"--model.{name}={value}" for name, value in TINY.items()), "--
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """The losses of an uninterrupted run, and its last.pt."""
+    """Return the losses of an uninterrupted run, and its last.pt."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     (folder / "data").mkdir()
     (folder / "data" / "input.txt").write_text(TEXT, encoding="utf-8")
@@ -224,7 +224,7 @@ def test_a_default_that_settings_yaml_leaves_blank_is_no_change(tmp_path, capsys
                                        "training.seed 1337 -> 3\n")
 
 
-def test_a_run_from_before_the_token_count_and_the_new_names_resumes(folder, monkeypatch):
+def test_a_run_of_an_older_version_resumes(folder, monkeypatch):
     run(tiny_settings("--run=uninterrupted"))
     interrupt(tiny_settings(), monkeypatch, after=2)
     path = folder / "checkpoints" / "tiny" / "last.pt"
@@ -280,7 +280,7 @@ def test_init_starts_a_run_from_the_weights_of_a_checkpoint(folder, monkeypatch)
     ("--model.n_embd=32", "--init has n_embd 16, not 32"), ("--model.name=GPT2", "--init has a BardGPT, not a GPT2"),
     ("--data.path=data/foreign.txt", "not in the vocabulary"), ("--init=none.pt", "none.pt"),
 ])
-def test_a_start_that_does_not_fit_is_a_user_error(folder, change, message):
+def test_an_init_that_does_not_match_is_a_user_error(folder, change, message):
     run(tiny_settings("--run=first", "--training.max_iters=1"))
     (folder / "data" / "foreign.txt").write_text("诗" * 1000, encoding="utf-8")
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""data/reviews.py and data/duplicates.py: labelled texts, their split without near-duplicates, examples and scores."""
+"""data/reviews.py and data/duplicates.py: labeled texts, their split without near-duplicates, examples and scores."""
 
 import csv
 import json
@@ -97,7 +97,7 @@ def test_values_that_are_not_strings(tmp_path):
     ("a.csv", "stars,text\n1,a\n", None, ["no column label", "stars, text", "--data.label_column"]),
     ("a.csv", "stars,text\n1,a\n", "star", ["no column star:", "stars, text"]),
     ("a.jsonl", '{"stars": 1, "text": "a"}\n', None, ["no column label", "stars, text"]),
-    ("a.csv", "label,a,b\n1,x,y\n", None, ["a, b", "--data.column"]), ("a.csv", "", None, ["no column label"]),
+    ("a.csv", "label,a,b\n1,x,y\n", None, ["a, b", "--data.column"]), ("a.csv", "", None, ["no reviews", "empty"]),
     ("a.csv", "label,text\n,a\n", None, ["line 2: its label is missing"]),
     ("a.csv", "label,text\n", None, ["no review", "empty"]),
     ("a.csv", "label,text\n1,a\n1,b,c\n", None, ["line 3", "3 fields"]),

@@ -16,7 +16,7 @@ OPTIMIZERS = ["muon", "adamw"]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder with the text and a run of each optimizer."""
+    """Return a folder with the text and a run of each optimizer."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "data").mkdir()
     (folder / "data" / "input.txt").write_text(TEXT, encoding="utf-8")
@@ -29,7 +29,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def resume(runs, tmp_path, monkeypatch):
-    """A function that changes the checkpoint of a run, resumes the run and returns the error message."""
+    """Return a function that changes the checkpoint of a run, resumes the run and returns the error message."""
     shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
 
@@ -111,7 +111,7 @@ INVALID = [lambda t: None, lambda t: 1.0, torch.Tensor.tolist, torch.Tensor.doub
     ("muon", 0, 1, "momentum"), ("muon", 1, 0, "exp_avg"), ("adamw", 0, 3, "exp_avg"), ("adamw", 0, 3, "exp_avg_sq"),
 ])  # fmt: skip
 @pytest.mark.parametrize("change_moment", MISSHAPEN + INVALID, ids=range(15))
-def test_a_moment_that_is_not_its_parameters_is_named(resume, name, optimizer, parameter, moment, change_moment):
+def test_an_invalid_moment_is_named(resume, name, optimizer, parameter, moment, change_moment):
     def change(checkpoint):
         values = checkpoint["optimizer_states"][optimizer][parameter]
         values[moment] = change_moment(values[moment])

@@ -25,7 +25,7 @@ def error_of(*arguments):
 
 @pytest.fixture
 def from_yaml(tmp_path):
-    """A function that parses a YAML file with this content, and options."""
+    """Return a function that parses a YAML file with this content, and options."""
     def parse(content, *options):
         path = tmp_path / "mine.yaml"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -112,7 +112,7 @@ def test_defaults_do_not_depend_on_the_working_directory_and_typed_paths_do(tmp_
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_yaml_files_of_the_project_are_read_as_yaml_defines(path):
+def test_the_yaml_files_of_the_project_are_read_as_by_a_standard_loader(path):
     settings = parse_settings([str(path)])
     for section, values in yaml.safe_load(path.read_text(encoding="utf-8")).items():
         if not isinstance(values, dict):
@@ -213,7 +213,7 @@ def test_values_of_other_yaml_types_are_text(from_yaml, content, name):
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero")
-def test_a_device_is_refused_before_it_is_read():
+def test_a_device_file_is_refused_before_it_is_read():
     assert "is not a file" in error_of("/dev/zero")
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from training.distributed import World
-from training.shares import EMPTY, Shares, divide
+from training.shares import EMPTY, Shares, parts_per_micro_batch
 from utils.errors import UserError
 
 
@@ -19,7 +19,7 @@ def test_every_sequence_of_a_step_belongs_to_one_rank_and_micro_batches_are_numb
         batch_size, accumulation, ranks, sequences):
     ids = torch.arange(batch_size * accumulation)[:, None]
     batches = [(part, part) for part in ids.split(batch_size)]
-    parts = divide(batch_size, accumulation, ranks)
+    parts = parts_per_micro_batch(batch_size, accumulation, ranks)
     shares = [Shares(lambda _: batches, parts, World(rank, ranks))(0) for rank in range(ranks)]
     assert [[x.flatten().tolist() for x, _ in share.batches] for share in shares] == sequences
     assert [share.first for share in shares] == [i * len(sequences[0]) for i in range(ranks)]
@@ -39,4 +39,4 @@ def test_the_last_step_of_an_epoch_leaves_some_ranks_without_targets():
 def test_a_number_of_ranks_that_does_not_divide_a_step_is_refused_with_the_nearest(
         batch_size, accumulation, ranks, advice):
     with pytest.raises(UserError, match=advice):
-        divide(batch_size, accumulation, ranks)
+        parts_per_micro_batch(batch_size, accumulation, ranks)

@@ -17,11 +17,11 @@ DISABLED = torch.amp.GradScaler("cpu", enabled=False)
 
 
 def make_step(device="cpu", dropout=0.0, name="muon", ema=None):
-    """A small model on a device, and its TrainStep, always with the same weights."""
+    """Return a small model on a device, and its TrainStep, always with the same weights."""
     model = small_model("BardGPT", dropout=dropout).to(device).train()
     average = None if ema is None else WeightAverage(model, ema)
     optimizers = make_optimizers(model, OptimSettings(name=name), torch.float32)
-    return model, TrainStep(model, optimizers, 1.0, torch.float32, DISABLED, average)
+    return model, TrainStep(model, optimizers, grad_clip=1.0, dtype=torch.float32, scaler=DISABLED, average=average)
 
 
 def batches(step, n=1):
@@ -30,7 +30,7 @@ def batches(step, n=1):
 
 
 def shares(n=1):
-    """The Shares of the only rank, with n micro-batches per step."""
+    """Return the Shares of the only rank, with n micro-batches per step."""
     each = partial(batches, n=n)
     each.same_shape = True
     return Shares(each)
@@ -154,7 +154,7 @@ def test_a_step_that_cannot_be_compiled_trains_on_the_batches_it_is_given(monkey
     assert run(train_step, range(1, 4)) == run(eager, range(1, 4))
 
 
-def test_what_cannot_be_captured_is_said(capsys, monkeypatch):
+def test_a_line_says_why_a_step_is_not_captured(capsys, monkeypatch):
     model, train_step = make_step()
     model.activation_checkpointing = True
     train_step.device = torch.device("cuda")
@@ -201,6 +201,6 @@ def test_a_resumed_captured_run_equals_an_uninterrupted_one():
     optimizers = make_optimizers(model, OptimSettings(), torch.float32)
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    resumed = TrainStep(model, optimizers, 1.0, torch.float32, DISABLED)
+    resumed = TrainStep(model, optimizers, grad_clip=1.0, dtype=torch.float32, scaler=DISABLED)
     resumed.capture(*batches(0)[0])
     assert run(resumed, range(3, 6)) == pytest.approx(expected, rel=1e-6)

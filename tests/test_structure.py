@@ -22,7 +22,7 @@ def parsed(module):
 
 
 def imported(tree):
-    """The modules of this project that are imported anywhere in a syntax tree."""
+    """Return the modules of this project that are imported anywhere in a syntax tree."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -53,7 +53,7 @@ def test_a_script_imports_no_other_script(module):
 
 
 @pytest.mark.parametrize("module", ["training.loop", "training.evaluate"])
-def test_the_loop_and_the_evaluation_know_no_model_and_no_text_not_even_through_others(module):
+def test_the_loop_and_the_evaluation_import_no_model_and_no_text_even_indirectly(module):
     reached, new = set(), {module}
     while new:
         reached |= new

@@ -269,7 +269,7 @@ def test_a_single_column_of_words_is_ambiguous(tmp_path):
     ('text\tn\nzero, or so\t0\n"one\t1\ntwo\t2\n', ["line 3", "quotes"]),
     ('text,n\n"one"x,1\n', ["line 2", "CSV"]),
     ("Good hotel,1\nBad hotel,0\n", ["first row", "Good hotel, 1", "--data.column"]),
-    ("It was the best, I think, of times\nIt was the worst\n", ["first row", "--data.column"]),
+    ("It was the best, I think, of times\nIt was the worst\n", ["line 2", "first row", "--data.delimiter"]),
 ])
 def test_a_bad_csv_row_is_reported_with_the_line_where_it_starts(tmp_path, content, words):
     message = error_of(write(tmp_path, "a.csv", content))
@@ -321,6 +321,6 @@ def test_parquet_that_expands_a_thousandfold_is_refused(tmp_path):
                          write_statistics=False)
     assert path.stat().st_size < 50_000
     before = pyarrow.total_allocated_bytes()
-    assert "would expand" in error_of(path) and pyarrow.total_allocated_bytes() == before
+    assert "would expand" in error_of(path) and pyarrow.total_allocated_bytes() <= before
     ordinary = [{"text": "the same text"}] * 100_000
     assert len(read(write_parquet(path, ordinary, compression="zstd"))) == 100_000

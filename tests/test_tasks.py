@@ -14,7 +14,7 @@ from data.tokenizer import CharTokenizer
 from models.config import ReplyConfig
 from models.generate import generate
 from tasks.dialogue import Conversation
-from tasks.kinds import answers_of
+from tasks.kinds import answers_class
 from terminal_demo import chat
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.run import train as run
@@ -29,7 +29,7 @@ SHORT = ["--training.max_iters=4", "--training.eval_interval=2", "--model.block_
 
 @pytest.fixture(scope="module")
 def chat_folder(tmp_path_factory):
-    """A folder with data, and with models of random weights: their answers depend on everything before."""
+    """Return a folder with data, and with models of random weights: their answers depend on everything before."""
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "chat.txt").write_text(DIALOGUES, encoding="utf-8")
     (folder / "poems.json").write_text(json.dumps(POEMS), encoding="utf-8")
@@ -192,10 +192,10 @@ def test_chat_replies_without_hidden_state_unless_it_is_given_a_history(chat_fol
         chat("hello", checkpoint=chat_folder / "none")
 
 
-def test_a_poem_answers_its_title_whatever_was_asked_before(chat_folder):
+def test_a_poem_depends_on_its_title_only(chat_folder):
     model, tokenizer = load_model(chat_folder / "poem.pt")
     answers = load_checkpoint(chat_folder / "poem.pt")
-    session = answers_of(answers.task)(model, tokenizer, {}, print)
+    session = answers_class(answers.task)(model, tokenizer, {}, print)
     sampling = dataclasses.replace(GREEDY, temperature=0.1, seed=1)
     poems = ["".join(session.answer(title, sampling)) for title in ("春歌", "李白《月歌》", "春歌")]
     ids = generate(model, prompt_ids(["春歌"], tokenizer), 8, sampling, tokenizer.special_ids)

@@ -42,7 +42,7 @@ def model(folder):
 
 @pytest.fixture
 def demo(folder, model, capsys, monkeypatch):
-    """A function that runs the command on lines of standard input and returns its standard output and error."""
+    """Return a function that runs the command on lines of standard input and returns its standard output and error."""
     monkeypatch.setattr(terminal_demo, "SHIPPED", folder / "model.pt")
 
     def run(*arguments, stdin=()):
@@ -197,7 +197,7 @@ def test_bytes_that_are_not_utf_8_are_skipped(demo, model):
     assert out == f"ab{greedy(model, 'ab', 5)}\n" and "skipped" in err
 
 
-def test_byte_order_marks_and_carriage_returns_are_no_part_of_piped_prompts(demo):
+def test_byte_order_marks_and_carriage_returns_are_removed_from_piped_prompts(demo):
     arguments = ["--temperature", 0, "--max_tokens", 5]
     out, err = demo(*arguments, stdin=b"\xef\xbb\xbfhello\r\n the \r\n")
     assert out == demo(*arguments, stdin=["hello", " the "]).out and "skipped" not in err
@@ -327,7 +327,7 @@ def test_an_error_is_one_line_and_the_session_continues(demo, line, quoted):
 
 @pytest.fixture
 def error_line(demo, capsys):
-    """A function that runs the command, which must fail with one line, and returns its error message."""
+    """Return a function that runs the command, which must fail with one line, and returns its error message."""
 
     def run(*arguments, **options):
         with pytest.raises(SystemExit) as end:

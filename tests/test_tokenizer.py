@@ -18,6 +18,7 @@ from small_tokenizers import mutations
 from tiktoken_ext.openai_public import r50k_pat_str
 
 import data.bpe
+import data.char_tokenizer
 import data.tokenizer
 from data.bpe import BYTE_OF, sample
 from data.library_tokenizer import BYTES_IN_UTF_8
@@ -59,7 +60,7 @@ def learned(tokenizer):
 
 
 def test_the_examples_in_the_docstrings():
-    for module in (data.tokenizer, data.bpe):
+    for module in (data.tokenizer, data.char_tokenizer, data.bpe):
         tested = doctest.testmod(module)
         assert tested.attempted > 0 and tested.failed == 0
 

@@ -24,7 +24,7 @@ from data.prepare import open_tokens
 from data.tokenizer import CharTokenizer
 from data.windows import ConsecutiveWindows
 from models.zoo import ZOO, DevModel
-from tasks.kinds import answers_of
+from tasks.kinds import answers_class
 from training.arguments import parse_settings
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.evaluate import estimate_loss
@@ -57,11 +57,11 @@ def test_warmup_stable_decay_falls_in_the_last_fifth():
     assert [lr_factor(step, s, max_iters=100) for step in (0, 50, 80, 90, 99)] == pytest.approx([1, 1, 1, 0.5, 0.05])
 
 
-def test_the_muon_of_both_halves_takes_the_same_steps():
+def test_both_implementations_of_muon_take_the_same_steps():
     torch.manual_seed(0)
     weights = [torch.randn(12, 5).requires_grad_() for _ in range(2)]
     weights[1].data.copy_(weights[0].data)
-    muons = (Muon([weights[0]], 0.02, 0.1, 0.9, torch.float32),
+    muons = (Muon([weights[0]], 0.02, weight_decay=0.1, momentum=0.9, dtype=torch.float32),
              transformer_4d.Muon([weights[1]], torch.tensor(0.02), 0.1, torch.float32))
     for _ in range(3):
         grad = torch.randn(12, 5)
@@ -71,12 +71,12 @@ def test_the_muon_of_both_halves_takes_the_same_steps():
     torch.testing.assert_close(weights[0], weights[1])  # one of them computes in stacks, which round differently
 
 
-def test_matrices_that_are_kept_as_one_take_the_steps_that_they_take_apart():
+def test_fused_matrices_take_the_same_muon_steps_as_separate_ones():
     torch.manual_seed(0)
     apart = [torch.randn(rows, 12) for rows in (16, 8, 8)]
     joined = torch.cat(apart)
-    muons = (Muon([joined], 0.02, 0.1, 0.9, torch.float32, rows={joined: [16, 8, 8]}),
-             Muon(apart, 0.02, 0.1, 0.9, torch.float32))
+    muons = (Muon([joined], 0.02, weight_decay=0.1, momentum=0.9, dtype=torch.float32, rows={joined: [16, 8, 8]}),
+             Muon(apart, 0.02, weight_decay=0.1, momentum=0.9, dtype=torch.float32))
     for _ in range(3):
         joined.grad = torch.randn(32, 12)
         for weight, grad in zip(apart, joined.grad.split([16, 8, 8]), strict=True):
@@ -102,9 +102,10 @@ def test_each_weight_has_one_optimizer_and_only_matrices_in_blocks_decay(name):
 
 
 def plain_step(model, lr=0.1, average=None):
-    """A TrainStep with gradient descent, in float32, without effective gradient clipping."""
+    """Return a TrainStep with gradient descent, in float32, without effective gradient clipping."""
     sgd = torch.optim.SGD(model.parameters(), lr=torch.tensor(lr))
-    return TrainStep(model, [sgd], 1e9, torch.float32, torch.amp.GradScaler("cpu", enabled=False), average)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TrainStep(model, [sgd], grad_clip=1e9, dtype=torch.float32, scaler=scaler, average=average)
 
 
 def trainer_for(train_step, batches, evaluate=lambda *_: False, **changes):
@@ -113,7 +114,7 @@ def trainer_for(train_step, batches, evaluate=lambda *_: False, **changes):
 
 
 def fit_once(model, batches):
-    """The weights after one step of plain gradient descent on these micro-batches."""
+    """Return the weights after one step of plain gradient descent on these micro-batches."""
     fit(trainer_for(plain_step(model), lambda step: batches), Progress())
     return torch.cat([weight.detach().flatten() for weight in model.parameters()])
 
@@ -126,7 +127,7 @@ def tiny_model():
     return model
 
 
-def test_micro_batches_give_the_step_of_one_large_batch_however_many_targets_each_has():
+def test_micro_batches_with_unequal_targets_equal_one_large_batch():
     x, y = torch.randint(11, (2, 6, 12))
     y[0], y[1, 3:], y[4, :10] = -100, -100, -100
     whole = fit_once(tiny_model(), [(x, y)])
@@ -136,7 +137,7 @@ def test_micro_batches_give_the_step_of_one_large_batch_however_many_targets_eac
     assert not torch.allclose(equal_weights, whole, atol=1e-4)
 
 
-def test_the_seed_and_the_step_decide_what_dropout_drops():
+def test_dropout_depends_on_seed_and_step_only():
     x, y = torch.randint(11, (2, 6, 12))
 
     def first_loss(seed, step):
@@ -154,7 +155,7 @@ def test_the_seed_and_the_step_decide_what_dropout_drops():
     assert len(set(seen)) == 5 and first_loss(1, 1) == seen[1]
 
 
-def test_the_loss_of_a_split_is_that_of_its_windows_one_by_one():
+def test_the_loss_of_a_split_equals_that_of_its_sequences_one_by_one():
     model, tokens = tiny_model().eval(), np.random.default_rng(0).integers(11, size=12 * 3 + 8)
     total = 0.0
     for start in range(0, len(tokens) - 1, 12):
@@ -178,7 +179,7 @@ def test_the_loss_of_batches_is_the_mean_over_their_targets():
     assert estimate_loss(Losses(1, 1), [(one, one), (nine, nine)]) == pytest.approx(6.3)
 
 
-def test_a_run_leaves_its_checkpoints_metrics_picture_and_settings(folder, capsys):
+def test_a_run_writes_its_checkpoints_metrics_plot_and_settings(folder, capsys):
     run(tiny_settings())
     out = folder / "checkpoints" / "tiny"
     assert {path.name for path in out.iterdir()} == {"best.pt", "last.pt", "metrics.jsonl", "loss.png", "settings.yaml"}
@@ -206,13 +207,13 @@ def test_half_precision_halves_the_file_and_keeps_the_loss(folder):
     assert half == pytest.approx(whole, abs=1e-3)
 
 
-def test_patience_ends_a_run_that_gets_no_better(folder):
+def test_patience_stops_a_run_that_does_not_improve(folder):
     run(tiny_settings("--training.patience=2", "--training.max_iters=100", "--optim.muon_lr=1e-30",
                       "--optim.adamw_lr=1e-30"))
     assert [step for step, _, _ in losses(folder / "checkpoints" / "tiny")] == [0, 2, 4]
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_leaves_what_was_saved(folder):
+def test_a_nan_loss_stops_the_run_and_keeps_saved_files(folder):
     run(tiny_settings())
     before = {name: (folder / "checkpoints" / "tiny" / name).read_bytes() for name in ("best.pt", "last.pt")}
     with pytest.raises(UserError, match="the loss is nan at step"):
@@ -220,7 +221,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_what_was_saved(folder
     assert before == {name: (folder / "checkpoints" / "tiny" / name).read_bytes() for name in before}
 
 
-def test_a_run_does_not_write_over_another(folder):
+def test_a_run_does_not_overwrite_another(folder):
     run(tiny_settings())
     with pytest.raises(UserError, match="already contains a run: add --resume"):
         run(tiny_settings())
@@ -238,15 +239,15 @@ every_yaml = pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.ya
 
 
 @every_yaml
-def test_every_yaml_builds(path):
+def test_every_yaml_file_describes_a_model(path):
     settings = parse_settings([str(path)])
     assert settings.run == path.stem
     with torch.device("meta"):
-        ZOO[settings.model.name](**vars(model_config(settings.model, vocab_size=65)))
+        ZOO[settings.model.name](**vars(model_config(settings.model, vocab_size=65, head={})))
 
 
 @every_yaml
-def test_every_yaml_trains_in_small(path, folder, capsys):
+def test_every_yaml_file_trains_at_a_small_size(path, folder, capsys):
     write_data(folder / "data")
     given = parse_settings([str(path)])
     sizes = TINY | {"n_hidden": 16, "block_size": CONTEXT[given.task]}
@@ -263,12 +264,12 @@ def test_every_yaml_trains_in_small(path, folder, capsys):
     assert [step for step, _, _ in losses(out)] == [0, 1, 2] and "2 steps in" in capsys.readouterr().out
     loaded = load_checkpoint(out)
     assert loaded.task["kind"] == given.task
-    assert loaded.reply == answers_of(loaded.task).with_max_tokens(given.sampling)
+    assert loaded.reply == answers_class(loaded.task).with_max_tokens(given.sampling)
     model, tokenizer = load_model(out / "best.pt")
     assert model.config.vocab_size == (settings.model.vocab_size or tokenizer.vocab_size)
 
 
-def test_a_model_with_too_few_places_for_the_tokens_is_refused(folder):
+def test_a_vocab_size_below_that_of_the_tokenizer_is_refused(folder):
     with pytest.raises(UserError, match="--model.vocab_size 5 is too few"):
         run(tiny_settings("--model.vocab_size=5"))
 
@@ -284,7 +285,7 @@ def test_tensorboard_gets_the_losses_of_metrics_jsonl(folder):
         assert [(event.step, event.value) for event in events.Scalars(f"loss/{name}")] == expected
 
 
-def test_where_torch_compile_cannot_be_had_one_line_says_so_and_training_goes_on(folder):
+def test_without_torch_compile_one_line_says_so_and_training_continues(folder):
     tiny = [f"--model.{name}={value}" for name, value in TINY.items()]
     arguments = [*tiny, *HERE, "--training.max_iters=2", "--training.eval_interval=1", "--training.device=cpu",
                  "--training.batch_size=4", "--output.sample_tokens=0"]
@@ -297,7 +298,7 @@ def test_where_torch_compile_cannot_be_had_one_line_says_so_and_training_goes_on
     assert losses(folder / "checkpoints" / "plain") == losses(folder / "checkpoints" / "tried")
 
 
-def test_a_model_whose_gradient_cannot_be_compiled_is_trained_as_it_is(capsys, monkeypatch):
+def test_a_model_whose_backward_pass_cannot_be_compiled_trains_eagerly(capsys, monkeypatch):
     def no_backward(model, dynamic):
         def faster(x, y):
             logits, loss = model(x, y)
@@ -351,7 +352,7 @@ def test_bad_settings_are_named_in_one_line(folder, capsys, monkeypatch, argumen
     assert list(folder.iterdir()) == [folder / "data"]
 
 
-def test_estimate_tells_the_loss_of_both_halves_checkpoints(folder, monkeypatch):
+def test_estimate_evaluates_checkpoints_of_train_and_of_transformer_4d(folder, monkeypatch):
     run(tiny_settings())
     monkeypatch.setattr(transformer_4d, "HERE", folder / "single")
     (folder / "single" / "data").mkdir(parents=True)
@@ -391,11 +392,11 @@ def test_estimate_counts_characters_and_compares_bpe_tokens_with_the_baselines_o
 
 
 def table(out):
-    """The rows (loss, name) of the comparison that estimate.py printed, in order."""
+    """Return the rows (loss, name) of the comparison that estimate.py printed, in order."""
     return [(float(loss), name) for loss, name in re.findall(r"^  (\d+\.\d{4})  (.+)$", out, re.MULTILINE)]
 
 
-def test_estimate_sorts_the_references_into_the_comparison_of_a_known_text(folder, monkeypatch, run_main):
+def test_estimate_compares_a_known_text_with_references_in_order(folder, monkeypatch, run_main):
     run(tiny_settings())
     references = [(9.5, "a worse model"), (0.5, "a better model")]
     monkeypatch.setitem(estimate.REFERENCES, open_tokens("data/input.txt").title, references)
@@ -404,7 +405,7 @@ def test_estimate_sorts_the_references_into_the_comparison_of_a_known_text(folde
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
-def test_estimate_counts_no_ngrams_for_a_split_with_training_text(folder, monkeypatch, run_main, split):
+def test_estimate_compares_only_the_validation_split(folder, monkeypatch, run_main, split):
     run(tiny_settings())
     monkeypatch.delattr(estimate, "ngram_loss")
     out = run_main(estimate.main, "checkpoints/tiny/best.pt", "--split", split, *TEXT_HERE)

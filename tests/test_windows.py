@@ -6,7 +6,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from data.windows import EpochWindows, RandomWindows, SlidingWindows, make_windows
-from training.settings import DataSettings
 from utils.errors import UserError
 
 TOKENS = np.random.default_rng(0).permutation(1000).astype(np.uint16)  # all different: a token tells its position
@@ -94,8 +93,7 @@ def test_an_epoch_of_sliding_windows_has_each_window_once_in_a_new_order():
 
 
 def test_an_epoch_of_shuffled_windows_covers_the_text_once_from_a_random_offset():
-    settings = DataSettings(windows="shuffled")
-    windows = make_windows(TOKENS[:261], settings, block_size=20, batch_size=3, accumulation=2, seed=0)
+    windows = make_windows(TOKENS[:261], "shuffled", None, 20, batch_size=3, accumulation=2, seed=0)
     epochs = [epoch_starts(windows, epoch, steps_per_epoch=2) for epoch in range(30)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(min(epoch), min(epoch) + 12 * 20, 20)) and epoch != sorted(epoch)
@@ -112,7 +110,8 @@ def test_every_offset_and_the_last_token_are_reached():
 
 @pytest.mark.parametrize("random_offset", [False, True])
 def test_a_batch_of_an_epoch_depends_only_on_seed_and_position(random_offset):
-    first, second = (EpochWindows(TOKENS, 20, 15, 4, 2, 5, random_offset) for _ in range(2))
+    settings = {"batch_size": 4, "accumulation": 2, "seed": 5, "random_offset": random_offset}
+    first, second = (EpochWindows(TOKENS, 20, 15, **settings) for _ in range(2))
     for step in range(40):  # four epochs
         second.batch(step, 0)
     for x, y in zip(first.batch(7, 1), second.batch(7, 1), strict=True):
@@ -121,7 +120,7 @@ def test_a_batch_of_an_epoch_depends_only_on_seed_and_position(random_offset):
 
 @pytest.mark.parametrize("block_size, expected", [(32, 32), (256, 128), (128, 128)])
 def test_by_default_sliding_windows_skip_no_token(block_size, expected):
-    windows = make_windows(TOKENS, DataSettings(windows="sliding"), block_size, 1, 1, seed=0)
+    windows = make_windows(TOKENS, "sliding", None, block_size, batch_size=1, accumulation=1, seed=0)
     assert windows.stride == expected
 
 
@@ -142,6 +141,6 @@ def test_a_stride_that_skips_tokens_is_a_user_error(stride):
 
 def test_a_text_too_short_for_one_batch_is_a_user_error():
     with pytest.raises(UserError, match="1 windows, and a batch has 2"):
-        EpochWindows(TOKENS[:21], 20, 5, 2, 1, seed=0, random_offset=False)
-    with pytest.raises(UserError, match="the text is too short: .* one window needs 21"):
-        EpochWindows(TOKENS[:39], 20, 20, 1, 1, seed=0, random_offset=True)  # too short from the largest offset
+        EpochWindows(TOKENS[:21], 20, 5, batch_size=2, accumulation=1, seed=0, random_offset=False)
+    with pytest.raises(UserError, match="the text is too short: .* one window needs 21"):  # from the largest offset
+        EpochWindows(TOKENS[:39], 20, 20, batch_size=1, accumulation=1, seed=0, random_offset=True)

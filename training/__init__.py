@@ -1,1 +1,1 @@
-"""Training: the loop, what it optimises with, how its results are measured and kept."""
+"""Training: the loop, what it optimizes with, how its results are measured and kept."""

@@ -15,7 +15,7 @@ import stat
 import textwrap
 from pathlib import Path
 from types import NoneType
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -25,18 +25,18 @@ from utils.fields import describe, parts_of
 from utils.printable import one_line
 
 EXAMPLE = "config/dev_model.yaml is an example"
-LARGEST_YAML = 1 << 20  # bytes
+MAX_YAML_BYTES = 1 << 20
 PATHS = ("init", "data.path", "data.val_path", "data.tokenizer", "output.folder")  # settings in which ~ is expanded
-UNUSABLE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # the surrogates between stand for bytes of a file name
-ALIASES = {"run_name": "run"}  # torchrun takes --run for an abbreviation of an option of its own
+UNUSABLE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # other surrogates stand for bytes of a file name
+ALIASES = {"run_name": "run"}  # torchrun takes --run for an abbreviation of one of its own options
 YES, NO = ("yes", "true", "on"), ("no", "false", "off")
 
 
 # ---- Settings --------------------------------------------------------------------------------------------------------
 
 
-def all_settings():
-    """The dataclass fields of all settings, by name: `run`, `training.seed`."""
+def all_settings() -> dict[str, dataclasses.Field]:
+    """Return the dataclass fields of all settings, by names such as `run` and `training.seed`."""
     found = {}
     for field in dataclasses.fields(Settings):
         if dataclasses.is_dataclass(field.type):
@@ -46,9 +46,11 @@ def all_settings():
     return found
 
 
-def parse_settings(arguments):
-    """The Settings that a list of command-line arguments describes: first a YAML file, if there is one, then options
-    that override it. Raises UserError."""
+def parse_settings(arguments: list[str]) -> Settings:
+    """Return the Settings of a command line: a YAML file, which may be left out, then options that override it.
+
+    Raises UserError for an unknown setting or an invalid value.
+    """
     given, path = {}, None
     if arguments and not arguments[0].startswith("-"):
         path, *arguments = arguments
@@ -75,16 +77,15 @@ def parse_settings(arguments):
     return Settings(**top)
 
 
-def settings_of_run(given):
-    """The settings.yaml of the run that is resumed with the settings `given`, flat; empty if there is none."""
+def settings_of_run(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings.yaml of the run that is resumed with the settings `given`, flat; {} if there is none."""
     folder = convert("output.folder", given.get("output.folder", all_settings()["output.folder"].default))
     path = Path(folder) / given["run"] / "settings.yaml"
     return read_settings(path) if path.is_file() else {}
 
 
-def check_init(options, before):
-    """Raise UserError if the options name another checkpoint to start from than the settings of the run that is
-    resumed."""
+def check_init(options: dict[str, str], before: dict[str, Any]) -> None:
+    """Raise UserError if the options name another --init than `before`, the settings of the run to resume."""
     if "init" not in options or "init" not in before:
         return
     new, old = (convert("init", settings["init"]) for settings in (options, before))
@@ -93,16 +94,19 @@ def check_init(options, before):
         raise UserError(f"the run started from {old}, not {new}: leave out --init, or start a new run with --run NAME")
 
 
-def start_folder(init):
-    """The path of a checkpoint to start from, without the best.pt that a folder stands for; None for none."""
+def start_folder(init: str | None) -> str | None:
+    """Return the absolute path of a checkpoint to start from, without the best.pt that a folder stands for."""
     return None if init is None else os.path.realpath(init).removesuffix(f"{os.sep}best.pt")
 
 
 # ---- Command line ----------------------------------------------------------------------------------------------------
 
 
-def parse_options(arguments):
-    """{"training.seed": "1"} for ["--training.seed", "1"] or ["--training.seed=1"]. Raises UserError."""
+def parse_options(arguments: list[str]) -> dict[str, str]:
+    """Return {"training.seed": "1"} for ["--training.seed", "1"] or ["--training.seed=1"].
+
+    Raises UserError for an unknown setting or a missing value.
+    """
     found, names, rest = {}, all_settings(), list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -112,7 +116,7 @@ def parse_options(arguments):
             raise UserError(f"unexpected argument {argument}: the YAML file comes first, options are --name value, and "
                             'several texts are --data.path "[a.txt, b.txt]"')
         if name not in names:
-            raise unknown_setting(f"--{name}", name)
+            raise unknown_setting_error(f"--{name}", name)
         if name == "resume" and not equals:
             value = "true"
         elif not equals:
@@ -123,26 +127,26 @@ def parse_options(arguments):
     return found
 
 
-def parse_list(text):
-    """The strings in "[a, b]"; other text, such as a file name with a bracket, is returned as it is."""
+def parse_list(text: str) -> str | list:
+    """Return the strings in "[a, b]", or the text itself if it is not a list, such as a file name with a bracket."""
     try:
         found = load_yaml(text) if text.startswith("[") else text
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # all of them from PyYAML
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # PyYAML raises all of them
         return text
     return found if isinstance(found, list) else text
 
 
-def unknown_setting(shown, name):
-    """The UserError for an unknown setting; suggests the one with the closest full or short name."""
+def unknown_setting_error(option: str, name: str) -> UserError:
+    """Return the UserError for an unknown setting, with the closest full or short name as a suggestion."""
     names = all_settings()
-    short = {known.rpartition(".")[2]: known for known in names}
-    sections = {known.partition(".")[0] for known in names}
-    last = name.rpartition(".")[2]
+    by_short_name = {full.rpartition(".")[2]: full for full in names}
+    sections = {full.partition(".")[0] for full in names}
+    short = name.rpartition(".")[2]
     close = difflib.get_close_matches(name, names, 1, cutoff=0.8)
-    close = close or [short[match] for match in difflib.get_close_matches(last, short, 1, cutoff=0.8)]
+    close = close or [by_short_name[match] for match in difflib.get_close_matches(short, by_short_name, 1, cutoff=0.8)]
     close = close or difflib.get_close_matches(name, sections, 1, cutoff=0.8)
     suggestion = f"did you mean {close[0]}? " if close else ""
-    return UserError(f"there is no setting {shown}: {suggestion}python train.py --help lists all")
+    return UserError(f"there is no setting {option}: {suggestion}python train.py --help lists all")
 
 
 # ---- YAML ------------------------------------------------------------------------------------------------------------
@@ -151,13 +155,13 @@ def unknown_setting(shown, name):
 class StrictLoader(yaml.BaseLoader):
     """A YAML loader that reads every value as text, and refuses aliases and duplicate keys."""
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         event = self.peek_event()
         if getattr(event, "anchor", None) is not None:
             raise yaml.MarkedYAMLError(problem="anchors and aliases are not supported", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -168,17 +172,21 @@ class StrictLoader(yaml.BaseLoader):
         return super().construct_mapping(node, deep=True)
 
 
-def load_yaml(text):
+def load_yaml(text: str) -> Any:
+    """Return the content of a YAML text, where every value is text."""
     return yaml.load(text, StrictLoader)
 
 
-def read_settings(path):
-    """The settings in a YAML file, flat: {"training.seed": "1"}. Blank values are left out. Raises UserError."""
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Return the settings in a YAML file, flat: {"training.seed": "1"}. Blank values are left out.
+
+    Raises UserError if the file cannot be read or is not valid.
+    """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{path} is not a file: give a YAML file: {EXAMPLE}")
-        if status.st_size > LARGEST_YAML:
+        if status.st_size > MAX_YAML_BYTES:
             raise UserError(f"{path} has {status.st_size:,} bytes, too many for settings: {EXAMPLE}")
         found = load_yaml(Path(path).read_text(encoding="utf-8-sig"))  # some editors on Windows write a mark
     except OSError as error:
@@ -195,8 +203,8 @@ def read_settings(path):
     return flatten(path, found)
 
 
-def flatten(path, found):
-    """The dictionary in the YAML file `path` without its sections. Raises UserError for unknown settings."""
+def flatten(path: str | Path, found: dict) -> dict[str, Any]:
+    """Return the settings found in the YAML file `path` without sections. Raises UserError for unknown settings."""
     names, flat = all_settings(), {}
     sections = {name.partition(".")[0] for name in names if "." in name}
     for name, value in found.items():
@@ -210,7 +218,7 @@ def flatten(path, found):
             raise UserError(f"{path}: {name} is a section, with settings indented below it: {EXAMPLE}")
         for setting, inner in values.items():
             if setting not in names:
-                raise unknown_setting(f"{setting} in {path}", setting)
+                raise unknown_setting_error(f"{setting} in {path}", setting)
             if inner != "":
                 flat[setting] = inner
     return flat
@@ -219,11 +227,13 @@ def flatten(path, found):
 # ---- Values ----------------------------------------------------------------------------------------------------------
 
 
-def convert(name, value, where="--"):
-    """Convert text, or a list of texts, to the type of a setting. Raises UserError, which puts `where` before its
-    name."""
+def convert(name: str, value: str | list, where: str = "--") -> Any:
+    """Convert text, or a list of texts, to the type of a setting.
+
+    Raises UserError, with `where` in front of the name of the setting.
+    """
     kind = all_settings()[name].type
-    for part in sorted(parts_of(kind), key=lambda part: part is str):  # last, as none and lists are text, too
+    for part in sorted(parts_of(kind), key=lambda part: part is str):  # str is last: none and lists are text, too
         try:
             converted = convert_to(part, value)
         except (ValueError, OverflowError):
@@ -233,11 +243,10 @@ def convert(name, value, where="--"):
         if name in PATHS and isinstance(converted, list):
             return [os.path.expanduser(path) for path in converted]
         return converted
-    shown = one_line(value if isinstance(value, str) else str(value), 80)
-    raise UserError(f"{where}{name} cannot be {shown}: use {describe(kind)}")
+    raise UserError(f"{where}{name} cannot be {one_line(str(value), 80)}: use {describe(kind)}")
 
 
-def convert_to(kind, value):
+def convert_to(kind: Any, value: str | list) -> Any:
     """Convert text, or a list of texts, to one type. Raises ValueError."""
     if get_origin(kind) in (list, tuple):
         value = parse_list(value) if isinstance(value, str) else value
@@ -255,9 +264,9 @@ def convert_to(kind, value):
     if kind is bool and word in YES + NO:
         return word in YES
     if get_origin(kind) is Literal:
-        return as_choice(get_args(kind), value.strip(), word)
+        return to_choice(get_args(kind), value.strip(), word)
     if kind is int:
-        return as_integer(value)
+        return to_integer(value)
     if kind is float and math.isfinite(float(value)):
         return float(value)
     if kind is str and not UNUSABLE.search(value):
@@ -265,8 +274,8 @@ def convert_to(kind, value):
     raise ValueError
 
 
-def as_choice(choices, value, word):
-    """One of `choices`; yes and no may be written as true and false. Raises ValueError."""
+def to_choice(choices: tuple[str, ...], value: str, word: str) -> str:
+    """Return the one of `choices` that a value is; yes and no may be written as true and false. Raises ValueError."""
     if value in choices:
         return value
     for choice, words in (("yes", YES), ("no", NO)):
@@ -275,8 +284,8 @@ def as_choice(choices, value, word):
     raise ValueError
 
 
-def as_integer(value):
-    """An integer, which may be written as 1e3. Raises ValueError."""
+def to_integer(value: str) -> int:
+    """Convert text such as 1000 or 1e3 to an integer. Raises ValueError."""
     try:
         return int(value)
     except ValueError:
@@ -289,27 +298,28 @@ def as_integer(value):
 # ---- Help ------------------------------------------------------------------------------------------------------------
 
 
-def help_text():
-    """A line for each setting, by section: its name, what it is, and its default."""
+def help_text() -> str:
+    """Return the names, descriptions and defaults of all settings, by section."""
     lines = []
     for field in dataclasses.fields(Settings):
         if dataclasses.is_dataclass(field.type):
             lines += ["", f"{field.name}: {inspect.getdoc(field.type)}"]
             for inner in dataclasses.fields(field.type):
-                lines += describe_setting(f"{field.name}.{inner.name}", inner, docstrings(field.type))
+                lines += describe_setting(f"{field.name}.{inner.name}", inner, field_docstrings(field.type))
         else:
-            lines += describe_setting(field.name, field, docstrings(Settings))
+            lines += describe_setting(field.name, field, field_docstrings(Settings))
     return "\n".join(lines)
 
 
-def describe_setting(name, field, texts):
-    text = " ".join(texts.get(field.name, "").split())
+def describe_setting(name: str, field: dataclasses.Field, descriptions: dict[str, str]) -> list[str]:
+    """Return the lines of a setting in the help text."""
+    text = " ".join(descriptions.get(field.name, "").split())
     default = "" if field.name in ("run", "resume") else f" ({field.default})"
     return textwrap.wrap(f"--{name}  {text}{default}", 110, initial_indent="  ", subsequent_indent="        ")
 
 
-def docstrings(section):
-    """The string below each field of a dataclass and its bases."""
+def field_docstrings(section: type) -> dict[str, str]:
+    """Return the string below each field of a dataclass and its bases, by field name."""
     found = {}
     for base in reversed(section.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body

@@ -1,24 +1,29 @@
 """Checkpoints: the only code that saves and loads models."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
+from data.tokenizer import Tokenizer
 from formats.hub import hub_name
 from formats.open_model import open_foreign
-from models.config import ReplyConfig
+from models.config import ModelConfig, ReplyConfig
 from models.lora import add_lora, fingerprint, load_lora_weights, lora_weights, merge_lora, merged_weights
 from models.weights import SkipInitialization, file_weights, load_file_weights
 from models.zoo import ZOO
-from tasks.kinds import answers_of
+from tasks.kinds import answers_class
 from training.checks import check_lora_entry, check_model, check_task
 from training.preflight import free_memory
+from training.settings import Settings
 from utils.archive import read_archive
 from utils.errors import UserError
 from utils.files import PROJECT, replacing
-from utils.forecast.memory import inference_memory, readable
+from utils.forecast.inference import inference_memory
+from utils.forecast.units import readable
 
 FORMAT_VERSION = 1
 SHIPPED = PROJECT / "checkpoints" / "shakespeare" / "best.pt"
@@ -27,50 +32,60 @@ SHIPPED = PROJECT / "checkpoints" / "shakespeare" / "best.pt"
 class Loaded(NamedTuple):
     """The content of a checkpoint."""
 
-    model: torch.nn.Module
+    model: nn.Module
     """In float32 and evaluation mode."""
-    tokenizer: object
+    tokenizer: Tokenizer
     task: dict
     """`kind`, a name in tasks.kinds.TASKS, and what else the task has recorded."""
     reply: ReplyConfig
-    """How replies are sampled, unless the user wants something else."""
+    """Default sampling settings of replies."""
 
 
-def save_checkpoint(path, model, tokenizer, half=False, weights=None, **more):
+def save_checkpoint(path: str | Path, model: nn.Module, tokenizer: Tokenizer, half: bool = False,
+                    weights: dict[str, Tensor] | None = None, **more: Any) -> None:
     """Save a model and its tokenizer to one file, atomically; `half` converts the weights to float16.
 
     `weights` are by default the `file_weights` of the model. `more` is saved unchanged, such as the optimizer states.
     Raises UserError if the file cannot be written.
     """
-    weights = file_weights(model) if weights is None else weights
-    weights = halved(weights) if half else weights
+    if weights is None:
+        weights = file_weights(model)
+    if half:
+        weights = to_half(weights)
     with replacing(Path(path)) as file:
         torch.save({"format_version": FORMAT_VERSION, "model_class": type(model).__name__, "config": vars(model.config),
                     "tokenizer": tokenizer.to_dict(), "weights": weights, **more}, file)
 
 
-def halved(weights):
-    """Weights by name, in float16. Tied weights are one tensor under two names, and stay one."""
+def to_half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert weights to float16. Tied weights, which are one tensor under two names, stay one."""
     halves = {weight.data_ptr(): weight.half() for weight in weights.values()}
     return {name: halves[weight.data_ptr()] for name, weight in weights.items()}
 
 
-def save_best(path, model, tokenizer, settings, base, **more):
-    """Save a trained model, by the Settings of its run: with adapters of LoRA, merged into its weights, or without the
-    weights that were not trained, which are in one of the places `base`. Raises UserError."""
+def save_best(path: str | Path, model: nn.Module, tokenizer: Tokenizer, settings: Settings, base: list[str] | None,
+              **more: Any) -> None:
+    """Save a trained model as its settings ask for.
+
+    LoRA adapters are merged into its weights, or saved alone, with `base`, the places of the model that they belong to.
+    Raises UserError if the file cannot be written.
+    """
     half, lora = settings.output.half, settings.lora
     if lora.rank is None or lora.merge:
         save_checkpoint(path, model, tokenizer, half, merged_weights(model), **more)
         return
     trained = lora_weights(model)
     entry = {"rank": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets),
-             "base": base, "fingerprint": fingerprint(model), "weights": halved(trained) if half else trained}
+             "base": base, "fingerprint": fingerprint(model), "weights": to_half(trained) if half else trained}
     save_checkpoint(path, model, tokenizer, weights={}, lora=entry, **more)
 
 
-def places_of_base(init, path):
-    """Where the checkpoint file `path` finds the model `init` that its adapters belong to: relative to its own folder,
-    for when both have moved together, and absolute. A name on the Hugging Face hub is returned as it is."""
+def places_of_base(init: str, path: str | Path) -> list[str]:
+    """Return where the checkpoint file `path` finds the model `init` that its LoRA adapters belong to.
+
+    That is a path relative to its own folder, in case both are moved together, and an absolute one; or a name on the
+    Hugging Face hub.
+    """
     if hub_name(init):
         return [init]
     base, folder = os.path.realpath(init), os.path.realpath(os.path.dirname(path))
@@ -80,10 +95,10 @@ def places_of_base(init, path):
         return [base]
 
 
-def read_checkpoint(path):
-    """Return the dictionary in a checkpoint file, running no code from it, with its tensors on the CPU.
+def read_checkpoint(path: str | Path) -> dict:
+    """Return the content of a checkpoint file, with its tensors on the CPU, without running code from it.
 
-    Only its format version and the types of its entries are checked. Raises UserError if that fails.
+    Only its format version and the types of its entries are checked. Raises UserError if they are wrong.
     """
     checkpoint = read_archive(path)
     types = {"format_version": int, "model_class": str, "config": dict, "tokenizer": dict, "weights": dict}
@@ -95,25 +110,27 @@ def read_checkpoint(path):
     return checkpoint
 
 
-def checkpoint_file(path):
-    """The path of a checkpoint: for a folder, that of the best.pt in it."""
+def checkpoint_file(path: str | Path) -> Path:
+    """Return the path of a checkpoint: for a folder, the best.pt in it."""
     return Path(path) / "best.pt" if os.path.isdir(path) else Path(path)
 
 
-def load_model(path, device="cpu"):
-    """The model (float32, in evaluation mode) and the tokenizer of a checkpoint, as `load_checkpoint`."""
+def load_model(path: str | Path, device: str = "cpu") -> tuple[nn.Module, Tokenizer]:
+    """Return the model (in float32 and evaluation mode) and the tokenizer of a checkpoint: see `load_checkpoint`."""
     return load_checkpoint(path, device)[:2]
 
 
-def load_checkpoint(path, device="cpu"):
-    """The content of a checkpoint as `Loaded`: of a file, of the best.pt in a folder, or of whatever `open_foreign`
-    reads. Raises UserError."""
+def load_checkpoint(path: str | Path, device: str = "cpu") -> Loaded:
+    """Load a checkpoint: a file, the best.pt in a folder, or a model of another project that `open_foreign` reads.
+
+    Raises UserError if it is not valid, or if the model does not fit in memory.
+    """
     foreign = open_foreign(path)
     if foreign:
         model = build_to_load(path, foreign.model_class, foreign.config)
         load_file_weights(model, foreign.weights)
         task = {"kind": "language", "template": foreign.template, "stop_tokens": foreign.stop_tokens}
-        reply = answers_of(task).with_max_tokens(ReplyConfig(**foreign.sampling))
+        reply = answers_class(task).with_max_tokens(ReplyConfig(**foreign.sampling))
         return Loaded(model.to(device).eval(), foreign.tokenizer, task, reply)
     path = checkpoint_file(path)
     checkpoint = read_checkpoint(path)
@@ -127,8 +144,11 @@ def load_checkpoint(path, device="cpu"):
     return Loaded(model.to(device).eval(), tokenizer, task, reply)
 
 
-def build_to_load(path, model_class, config):
-    """A model whose weights, which are in `path`, are loaded next: they are not initialized. Raises UserError."""
+def build_to_load(path: str | Path, model_class: str, config: ModelConfig) -> nn.Module:
+    """Return a model with uninitialized weights, which are loaded from `path` next.
+
+    Raises UserError if the model does not fit in memory.
+    """
     # The context length sizes the KV cache and the rotary tables, but with rotary positions no weight.
     needed, free = inference_memory(config, prompt_tokens=1).allocated, free_memory()
     if needed > free:
@@ -138,9 +158,12 @@ def build_to_load(path, model_class, config):
         return ZOO[model_class](**vars(config))
 
 
-def load_with_adapters(model, entry, path):
-    """Load the weights of a checkpoint that has only those which LoRA trained, read from `path`, into a model: those of
-    its base, and the adapters merged into them. Raises UserError."""
+def load_with_adapters(model: nn.Module, entry: dict, path: str | Path) -> None:
+    """Load the weights of a base model into a model, and merge LoRA adapters into them.
+
+    `entry` has the adapters and is read from `path`. Raises UserError if it is not valid, or if the base model is
+    missing or another one.
+    """
     check_lora_entry(entry, path)
     base = find_base(entry["base"], path)
     try:
@@ -148,7 +171,7 @@ def load_with_adapters(model, entry, path):
     except UserError as error:
         raise UserError(f"{path} has only the weights that LoRA trained, and the model that they belong to cannot be "
                         f"loaded ({error}); --lora.merge true saves a complete one") from None
-    free = ("vocab_size", "block_size", "n_labels", "auxiliary_lm", "dropout")  # what may differ from --init
+    free = ("vocab_size", "block_size", "n_labels", "auxiliary_lm", "dropout", "qkv_bias")  # may differ from --init
     architecture = {name: value for name, value in vars(model.config).items() if name not in free}
     enough_tokens = start["config"]["vocab_size"] <= model.config.vocab_size
     long_enough = start["config"]["block_size"] >= model.config.block_size
@@ -165,10 +188,13 @@ def load_with_adapters(model, entry, path):
     merge_lora(model)
 
 
-def find_base(places, path):
-    """The base model that the checkpoint file `path` names: the first of these places where there is one, else the
-    last."""
-    places = [places] if isinstance(places, str) else places  # of older files: from the working directory
+def find_base(places: list[str] | str, path: str | Path) -> str:
+    """Return the first of the `places` of a base model, as the checkpoint file `path` names them, that exists.
+
+    If there is none, return the last of them.
+    """
+    if isinstance(places, str):  # in older files: relative to the working directory
+        places = [places]
     for place in places:
         base = os.path.normpath(os.path.join(os.path.realpath(os.path.dirname(path)), place))
         if os.path.exists(base):
@@ -176,9 +202,11 @@ def find_base(places, path):
     return places[-1]
 
 
-def read_start(path):
-    """The checkpoint at `path`, or whatever `open_foreign` reads there, for a model that starts from its weights, which
-    can be iterated once: (name, tensor). Raises UserError."""
+def read_start(path: str | Path) -> dict:
+    """Return the content of a checkpoint, or of a model that `open_foreign` reads, for a model that starts from it.
+
+    Its weights are an iterable of (name, tensor) that can be read once. Raises UserError if it is not valid.
+    """
     foreign = open_foreign(path)
     if foreign:
         return {"model_class": foreign.model_class, "config": vars(foreign.config),
@@ -194,25 +222,25 @@ def read_start(path):
     return checkpoint
 
 
-def load_start(model, start):
-    """Load the weights of a checkpoint, a result of `read_start`, into a model of the same architecture, initialized or
-    not.
+def load_start(model: nn.Module, start: dict) -> None:
+    """Load the weights of `start`, a result of `read_start`, into a model of the same architecture.
 
     If the model has more tokens, a new one starts as the mean of all others (Hewitt, 2021). If its context is shorter,
-    it gets the first of the learned positions. The head of a classifier starts at zero, unless the checkpoint is one
-    with as many labels; its second head starts as that of a language model.
+    it gets the first of the learned positions. If only one of the two has biases of query, key and value, they are left
+    out or start at zero. The head of a classifier starts at zero, unless the checkpoint is a classifier with as many
+    labels; its second head starts as that of a language model.
     """
     load_file_weights(model, adapted_weights(model, start))
 
 
-def adapted_weights(model, start):
-    """Yield the (name, tensor) that `load_start` loads."""
+def adapted_weights(model: nn.Module, start: dict) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) for all weights of a model, adapted from those of `start`."""
     own_weights, loaded = file_weights(model), set()
-    n_labels, renamed = start["config"]["n_labels"], {}
+    n_labels, new_names = start["config"]["n_labels"], {}
     if model.config.n_labels != n_labels:
-        renamed = {"head.weight": "token_head.weight" if n_labels is None else None, "head.bias": None}
+        new_names = {"head.weight": "token_head.weight" if n_labels is None else None, "head.bias": None}
     for name, weight in start["weights"]:
-        name = renamed.get(name, name)
+        name = new_names.get(name, name)
         if name not in own_weights:
             continue
         own = own_weights[name]

@@ -1,15 +1,18 @@
-"""Whether the content of a checkpoint file is valid, before anything is built from it."""
+"""Validation of the content of a checkpoint file, before anything is built from it."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from data.tokenizer import tokenizer_from_dict
-from models.config import ReplyConfig
+from data.tokenizer import Tokenizer, tokenizer_from_dict
+from models.config import ModelConfig, ReplyConfig
 from models.weights import is_finite
 from models.zoo import ZOO
-from tasks.kinds import TASKS, answers_of
+from tasks.kinds import TASKS, answers_class
 from utils.errors import UserError
 from utils.fields import has_type
 from utils.forecast.parameters import count_parameters, weight_shapes
@@ -19,8 +22,11 @@ LORA = {"rank": int, "alpha": float, "targets": list[str], "base": str | list[st
         "weights": dict}
 
 
-def check_task(checkpoint, path):
-    """Return the task of a checkpoint read from `path`, whose model is valid, and its ReplyConfig. Raises UserError."""
+def check_task(checkpoint: dict, path: Path) -> tuple[dict, ReplyConfig]:
+    """Return the task of a checkpoint read from `path` and its ReplyConfig, after `check_model`.
+
+    Raises UserError if the task or the sampling settings are not valid.
+    """
     task = checkpoint.get("task", {"kind": "language"})  # of transformer_4d.py and of older versions
     kind = task.get("kind") if isinstance(task, dict) else None
     if not isinstance(kind, str) or kind not in TASKS or not TASKS[kind].is_valid(task):
@@ -30,16 +36,16 @@ def check_task(checkpoint, path):
         raise UserError(f"{path} is damaged: its model has {n_classes} classes, and its task {len(labels)} labels: use "
                         "another checkpoint")
     try:
-        return task, answers_of(task).with_max_tokens(ReplyConfig(**checkpoint.get("sampling", {})))
+        return task, answers_class(task).with_max_tokens(ReplyConfig(**checkpoint.get("sampling", {})))
     except (TypeError, UserError) as error:
         raise UserError(f"{path} has invalid sampling settings ({error}): use another checkpoint") from None
 
 
-def check_model(checkpoint, path):
+def check_model(checkpoint: dict, path: Path) -> tuple[ModelConfig, Tokenizer]:
     """Return the ModelConfig and the tokenizer of a checkpoint read from `path`.
 
-    Raises UserError unless these and the weights are valid and match one another. No memory is allocated by the sizes
-    in the configuration.
+    Raises UserError unless these and the weights are valid and match. The sizes in the configuration allocate no
+    memory.
     """
     name = checkpoint["model_class"]
     if name not in ZOO:
@@ -70,8 +76,8 @@ def check_model(checkpoint, path):
     return config, tokenizer
 
 
-def check_lora_entry(entry, path):
-    """Raise UserError unless an entry read from `path` is one of LORA, with tensors as its weights."""
+def check_lora_entry(entry: Any, path: Path) -> None:
+    """Raise UserError unless the LoRA entry of a checkpoint read from `path` is valid."""
     if not isinstance(entry, dict) or entry.keys() != LORA.keys():
         raise UserError(f"{path} is damaged: its LoRA entry must have the keys {', '.join(LORA)}")
     for name, kind in LORA.items():
@@ -83,9 +89,8 @@ def check_lora_entry(entry, path):
             raise UserError(f"{path} is damaged: its LoRA weight {name} {problem}")
 
 
-def check_weights(weights, config, path):
-    """Raise UserError, naming the weight, unless the weights read from `path` are those of a model of this
-    configuration: none is missing, unexpected, misshapen or not finite."""
+def check_weights(weights: dict, config: ModelConfig, path: Path) -> None:
+    """Raise UserError, naming the weight, if one read from `path` is missing, unexpected, misshapen or not finite."""
     size, n_params = os.path.getsize(path), count_parameters(config)
     if 2 * n_params > size:  # float16; with strides of 0, a weight of any shape takes no room in the file
         raise UserError(f"{path} has {size:,} bytes, too few for the {n_params:,} parameters of its configuration: use "
@@ -103,10 +108,10 @@ def check_weights(weights, config, path):
             raise UserError(f"{path} has an unexpected weight {name}: use another checkpoint, or train again")
 
 
-def tensor_problem(value, shape, dtypes):
-    """Return why a value from a file is not a dense, finite CPU tensor of this shape and one of these dtypes.
+def tensor_problem(value: Any, shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> str | None:
+    """Return what is wrong with a value from a file, such as "has shape (2, 3), not (3, 2)", or None.
 
-    The answer is a phrase such as "has shape (2, 3), not (3, 2)", or None for a valid tensor.
+    It must be a dense, finite CPU tensor of this shape and one of these dtypes.
     """
     if not isinstance(value, torch.Tensor):
         return f"is of type {type(value).__name__}, not a tensor"

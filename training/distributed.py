@@ -10,12 +10,14 @@ import os
 import signal
 import socket
 import sys
-import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from training.precision import pick_device
@@ -37,59 +39,70 @@ class World:
     local_size: int = 1
 
     @property
-    def is_first(self):
+    def is_first(self) -> bool:
         """Whether this rank prints, draws and writes files."""
         return self.rank == 0
 
-    def gather(self, value):
-        """A list with the value of each rank, in the order of ranks."""
+    def gather(self, value: Any) -> list:
+        """Return the values of all ranks, in the order of ranks."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 
-    def any(self, flag):
-        """Whether a flag is set on any rank."""
+    def any(self, flag: bool) -> bool:
+        """Return whether a flag is set on any rank."""
         if self.size == 1:
             return flag
         flags = torch.tensor(int(flag))
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         return bool(flags)
 
-    def mean(self, value):
-        """The mean of a number, or of a 0-dim tensor, as a float that is the same on all ranks."""
+    def mean(self, value: float | Tensor) -> float:
+        """Return the mean of a number, or of a 0-dim tensor: the same float on all ranks."""
         values = self.gather(float(value))
         return sum(values) / len(values)
 
-    def together(self, work):
-        """What `work()` returns. If it raises UserError on any rank, all of them end, and the first one of these says
-        why."""
-        result = error = None
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Context that ends all ranks if UserError is raised in it on any: the first such rank reports its error."""
+        error = None
         try:
-            result = work()
+            yield
         except UserError as raised:
             error = raised
-        failed = [i for i, each in enumerate(self.gather(error is not None)) if each]
-        if failed and failed[0] == self.rank:
-            raise error
-        if failed:
+        failures = self.gather(error is not None)
+        if any(failures):
+            if failures.index(True) == self.rank:
+                raise error
             sys.exit(2)
-        return result
 
-    def in_turn(self, work):
-        """`together`, but the first rank of each machine goes first: the others find the files that it has prepared."""
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Context like `together`, but the first rank of each machine goes first: it writes files for the others."""
+        if self.local_rank > 0:
+            self.wait()
+        with self.together():
+            yield
         if self.local_rank == 0:
-            result = self.together(work)
-            self.together(lambda: None)
-        else:
-            self.together(lambda: None)
-            result = self.together(work)
-        return result
+            self.wait()
 
-    def decide(self, work):
-        """What `work()` returns on the first rank, which alone calls it. If it raises UserError, all ranks end."""
-        return self.gather(self.together(work if self.is_first else lambda: None))[0]
+    def wait(self) -> None:
+        """Wait for all ranks, or end with them if one fails in `together`."""
+        with self.together():
+            pass
+
+    def decide(self, function: Callable, *arguments: Any) -> Any:
+        """Return on all ranks what a function returns on the first, the only one that calls it.
+
+        If it raises UserError, all ranks end.
+        """
+        result = None
+        with self.together():
+            if self.is_first:
+                result = function(*arguments)
+        return self.gather(result)[0]
 
 
 ALONE = World()
@@ -98,21 +111,23 @@ ALONE = World()
 # ---- Start and end ---------------------------------------------------------------------------------------------------
 
 
-def started_by_torchrun():
-    """Whether this process is one of several ranks, or may be."""
+def uses_torchrun() -> bool:
+    """Return whether this process is one of several ranks, or may be."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def restarts():
-    """How often torchrun has started all ranks again because one of them failed."""
+def restart_count() -> int:
+    """Return how often torchrun has restarted all ranks because one of them failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 @contextlib.contextmanager
-def open_world():
-    """Context with the World of this process. Only its first rank prints. Raises UserError if the ranks cannot reach
-    each other, or if one of them ends."""
-    if not started_by_torchrun():
+def open_world() -> Iterator[World]:
+    """Context with the World of this process. Only its first rank prints.
+
+    Raises UserError if the ranks cannot reach each other, or if one of them ends.
+    """
+    if not uses_torchrun():
         yield ALONE
         return
     world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
@@ -138,15 +153,7 @@ def open_world():
         dist.destroy_process_group()
 
 
-def connect(world):
-    """Create the process group of all ranks. Raises RuntimeError if they cannot reach each other."""
-    store, *_ = next(rendezvous("env://", timeout=CONNECT))
-    store = dist.PrefixStore(f"start {restarts()}", store)  # it still has the addresses of processes that have ended
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=CONNECT, store=store, rank=world.rank, world_size=world.size)
-
-
-def check_host_name(world):
+def check_host_name(world: World) -> None:
     """Raise UserError if other machines would be told a loopback address of this one."""
     several_machines = world.local_size < world.size
     if not several_machines or "GLOO_SOCKET_IFNAME" in os.environ or is_loopback(os.environ.get("MASTER_ADDR", "")):
@@ -157,38 +164,46 @@ def check_host_name(world):
                         "reach, such as eth0")
 
 
-def is_loopback(name):
+def is_loopback(name: str) -> bool:
+    """Return whether a host name resolves to a loopback address."""
     try:
         return socket.gethostbyname(name).startswith("127.")
     except OSError:
         return False
 
 
+def connect(world: World) -> None:
+    """Create the process group of all ranks. Raises RuntimeError if they cannot reach each other."""
+    store, *_ = next(rendezvous("env://", timeout=CONNECT))
+    store = dist.PrefixStore(f"start {restart_count()}", store)  # it still has the addresses of ended processes
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=CONNECT, store=store, rank=world.rank, world_size=world.size)
+
+
 @contextlib.contextmanager
-def silence():
+def silence() -> Iterator[None]:
     """Context in which nothing is printed."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             yield
 
 
-def check_same(values, world):
-    """Raise UserError unless all ranks have the same values, a dictionary {what it is: value}."""
+def check_ranks_agree(values: dict[str, Any], world: World) -> None:
+    """Raise UserError unless all ranks have the same values; their names are in the message."""
     first, *others = world.gather(values)
     for rank, other in enumerate(others, start=1):
         for name, value in first.items():
             if other[name] != value:
-                raise UserError(f"rank {rank} has another {name} than rank 0: all machines need the same files, in a "
-                                "shared folder or copied")
+                raise UserError(f"the {name} of rank {rank} differs from that of rank 0: all machines need the same "
+                                "files, in a shared folder or copied")
 
 
-# ---- The model -------------------------------------------------------------------------------------------------------
+def pick_rank_device(name: str, world: World) -> str:
+    """Return the device of this rank, as `pick_device` does for `name`, and make its GPU the current one.
 
-
-def pick_rank_device(training, world):
-    """Return the name of the device of this rank, by TrainingSettings, and make its GPU the current one. Raises
-    UserError if it is not available, or if ranks cannot use it so."""
-    device = pick_device(training.device)
+    Raises UserError if the device is not available, or if several ranks cannot use it.
+    """
+    device = pick_device(name)
     if device == "mps" and world.size > 1:
         raise UserError("several ranks cannot share an MPS device: use --training.device cpu, or one rank")
     if device == "cuda" and torch.cuda.device_count() < world.local_size:
@@ -197,63 +212,3 @@ def pick_rank_device(training, world):
     if device == "cuda" and world.size > 1:
         torch.cuda.set_device(world.local_rank)
     return device
-
-
-def shard(model):
-    """Shard the weights of a GPT over all ranks (FSDP2): each keeps a part of the rows of every weight, and gathers
-    those of a block while it computes with them."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-
-
-def replicate(model):
-    """The DistributedDataParallel of a GPT: in its backward pass, gradients become their mean over all ranks."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has another name in later versions
-        return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
-def is_sharded(value):
-    """Whether a tensor, or a model, is sharded."""  # without their classes, whose import takes a second
-    return hasattr(value, "reshard" if isinstance(value, torch.nn.Module) else "full_tensor")
-
-
-def local(tensor):
-    """The part of a tensor that this rank has: all of it, unless it is sharded."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
-
-
-def own_rows(tensor, world):
-    """The rows of a tensor that this rank has, as (first, last + 1)."""
-    if not is_sharded(tensor):
-        return 0, len(tensor)
-    start = min(len(tensor), world.rank * -(-len(tensor) // world.size))
-    return start, start + len(tensor.to_local())
-
-
-def whole(value):
-    """A tensor, or the tensors in nested dictionaries and lists, not sharded. Sharded ones are gathered in main memory
-    of the first rank; on others they are None."""
-    if isinstance(value, dict):
-        return {key: whole(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [whole(inner) for inner in value]
-    if not is_sharded(value):
-        return value
-    tensor = value.full_tensor()
-    return tensor.cpu() if dist.get_rank() == 0 else None
-
-
-def shard_like(tensor, other):
-    """The part of a tensor, equal on all ranks, that this rank has if it is sharded like `other`."""
-    if not is_sharded(other) or tensor.shape != other.shape:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    tensor = tensor.to(other.device)
-    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)

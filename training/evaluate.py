@@ -1,17 +1,19 @@
 """The only code that evaluates a loss."""
 
+from collections.abc import Collection
 from itertools import chain, islice, repeat
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.distributed import ALONE
+from training.distributed import ALONE, World
 from training.shares import EMPTY
 
 
 @torch.no_grad()
-def estimate_loss(model, batches, world=ALONE):
-    """Mean loss, in nats per target, over a list of batches (x, y), int64, (B, T) each. Targets of -100 are ignored.
+def estimate_loss(model: nn.Module, batches: Collection[tuple[Tensor, Tensor]], world: World = ALONE) -> float:
+    """Return the mean loss, in nats per target, over batches (x, y), int64, (B, T) each. Targets of -100 are ignored.
 
     Each rank evaluates a part of the batches; the result is the same on all ranks, and does not depend on their number.
     """
@@ -22,12 +24,13 @@ def estimate_loss(model, batches, world=ALONE):
     own = islice(chain(islice(batches, world.rank, None, world.size), repeat(EMPTY)), count)
     losses = []  # sum of the losses and number of targets, by batch
     for x, y in tqdm(own, "evaluation", count, leave=False, delay=5):
-        n = int((y != -100).sum())
-        losses.append((model(x.to(device), y.to(device))[1].item() * n, n))
+        n_targets = int((y != -100).sum())
+        _, loss = model(x.to(device), y.to(device))
+        losses.append((loss.item() * n_targets, n_targets))
     model.train(was_training)
-    total, n_targets = 0.0, 0
-    for of_ranks in zip(*world.gather(losses), strict=True):  # in the order of the batches
-        for loss, n in of_ranks:
-            total += loss
+    loss_sum, n_targets = 0.0, 0
+    for losses_by_rank in zip(*world.gather(losses), strict=True):  # in the order of the batches
+        for loss, n in losses_by_rank:
+            loss_sum += loss
             n_targets += n
-    return total / n_targets
+    return loss_sum / n_targets

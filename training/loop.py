@@ -5,22 +5,24 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
 from tqdm import tqdm
 
 from training.distributed import ALONE, World
+from training.shares import Share
 from utils.errors import UserError
 
 
 @dataclass
 class Progress:
-    """How far a run is: with weights and optimizer states, all that resuming needs."""
+    """How far a run is: with the weights and the optimizer states, all that resuming needs."""
 
     step: int = 0
     tokens: int = 0
-    """Tokens trained on, each as often as it was seen."""
+    """Tokens trained on, each counted as often as it was seen."""
     seconds: float = 0.0
     best_loss: float = math.inf
     evaluations_since_best: int = 0
@@ -30,13 +32,13 @@ class Progress:
 class Trainer:
     """What `fit` needs."""
 
-    train_step: Callable
+    train_step: Callable[[int, Share, float], Tensor]
     """(step, share, lr_factor) -> loss, a 0-dim tensor: a `training.step.TrainStep`."""
-    shares: Callable
+    shares: Callable[[int], Share]
     """step -> the `training.shares.Share` of this rank."""
-    lr_factor: Callable
+    lr_factor: Callable[[int], float]
     """step -> learning rate as a fraction of the peak learning rate."""
-    evaluate: Callable
+    evaluate: Callable[[Progress, float | None], bool]
     """(progress, train_loss) -> whether to stop. Called before the first step, every `eval_interval` steps and at the
     end, with the mean training loss since the last call (None at the start); it evaluates, saves and reports."""
     max_iters: int
@@ -44,38 +46,11 @@ class Trainer:
     world: World = ALONE
 
 
-@contextlib.contextmanager
-def interrupt_as_flag(world):
-    """Context in which the first Ctrl-C or SIGTERM sets the event that it yields, and a second one ends the process.
-
-    With several ranks a second one has no effect: torchrun repeats the signal, and ends the process after 30 seconds.
-    """
-    interrupted = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore():
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def set_flag(*_):
-        interrupted.set()
-        if world.size == 1:
-            restore()
-
-    for number in before:
-        signal.signal(number, set_flag)
-    try:
-        yield interrupted
-    finally:
-        restore()
-
-
-def fit(trainer, progress):
+def fit(trainer: Trainer, progress: Progress) -> None:
     """Train from `progress.step` until `max_iters`, until `evaluate` returns True, or until Ctrl-C or SIGTERM.
 
     Randomness depends only on the seed and the step number, so a resumed run reproduces an uninterrupted one: exactly
-    on a CPU, and up to rounding on a GPU, where sums have no fixed order.
-    Raises UserError if the loss is not finite.
+    on a CPU, and up to rounding on a GPU, where sums have no fixed order. Raises UserError if the loss is not finite.
     """
     world = trainer.world
     first, started = progress.step, time.perf_counter() - progress.seconds
@@ -107,15 +82,42 @@ def fit(trainer, progress):
             bar.update(share.n_tokens)
 
 
-def mean_loss(loss, step, world):
-    """The mean over the ranks of a loss, a 0-dim tensor, as a float. Raises UserError if it is not finite."""
-    loss = world.mean(loss)
-    return world.together(lambda: check_finite(loss, step))
+@contextlib.contextmanager
+def interrupt_as_flag(world: World) -> Iterator[threading.Event]:
+    """Context in which the first Ctrl-C or SIGTERM sets the event that it yields, and a second one ends the process.
+
+    With several ranks a second one has no effect: torchrun repeats the signal, and kills the process after 30 seconds.
+    """
+    interrupted = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def set_flag(*_: object) -> None:
+        interrupted.set()
+        if world.size == 1:
+            restore()
+
+    for number in before:
+        signal.signal(number, set_flag)
+    try:
+        yield interrupted
+    finally:
+        restore()
 
 
-def check_finite(loss, step):
-    """Return a loss. Raises UserError if it is not finite."""
+def mean_loss(loss: Tensor, step: int, world: World) -> float:
+    """Return the mean of a loss, a 0-dim tensor, over the ranks. Raises UserError if it is not finite."""
+    mean = world.mean(loss)
+    with world.together():
+        check_finite(mean, step)
+    return mean
+
+
+def check_finite(loss: float, step: int) -> None:
+    """Raise UserError if a loss is not finite."""
     if not math.isfinite(loss):
         raise UserError(f"the loss is {loss} at step {step}: training stops, and saved files are unchanged. Use lower "
                         "learning rates or a longer warmup")
-    return loss

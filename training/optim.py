@@ -3,39 +3,77 @@
 import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
-from training.distributed import ALONE, is_sharded, local, own_rows, shard_like
-from utils.forecast.memory import MUON_STACK
+from training.distributed import ALONE, World
+from training.parallel import is_sharded, local_part, local_rows, shard_like
+from training.settings import OptimSettings
+from utils.forecast.plan import MUON_STACK
+
+
+def make_optimizers(model: nn.Module, settings: OptimSettings, dtype: torch.dtype,
+                    world: World = ALONE) -> list[torch.optim.Optimizer]:
+    """Return the optimizers of a GPT's trainable weights. Only the matrices in its blocks have weight decay.
+
+    Muon is for matrices that multiply activations. AdamW has the embeddings, norms, biases, head and LoRA adapters.
+    """
+    warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # AdamW outside a graph
+    device = model.head.weight.device
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    linears = [module for module in model.blocks.modules() if isinstance(module, nn.Linear)]
+    matrices = [linear.weight for linear in linears if linear.weight.requires_grad]
+    rest = [weight for weight in trainable if not any(weight is matrix for matrix in matrices)]
+    # For shards, the fused operation would allocate whole weights, gradients and states in the first step.
+    sharded, on_cuda = is_sharded(model.head.weight), device.type == "cuda"
+    adamw = {"lr": torch.tensor(settings.adamw_lr, device=device), "betas": settings.betas, "fused": not sharded,
+             "foreach": sharded and on_cuda, "capturable": on_cuda}
+    if settings.name == "adamw" and matrices:
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        return [torch.optim.AdamW(groups, **adamw)]
+    optimizers = [torch.optim.AdamW(rest, weight_decay=0.0, **adamw)]
+    if matrices:
+        rows = {block.attention.qkv.weight: [*block.attention.qkv_rows.values()] for block in model.blocks
+                if block.attention.qkv.weight.requires_grad}
+        matrices = [*rows, *(weight for weight in matrices if weight not in rows)]
+        muon = Muon(matrices, torch.tensor(settings.muon_lr, device=device), weight_decay=settings.weight_decay,
+                    momentum=settings.momentum, dtype=dtype, rows=rows, world=world)
+        optimizers.insert(0, muon)
+    return optimizers
+
+
+Stack = list[tuple[Tensor, slice]]  # matrices of equal shape: the weight that has each, and its rows there
 
 
 class Muon(torch.optim.Optimizer):
     """Orthogonalized momentum (Jordan et al., 2024): an update changes a matrix equally in all its directions.
 
-    The updates are those of `torch.optim.Muon`, except for two things. Matrices of equal shape are orthogonalized
-    together. And `dtype` is the dtype of the matrix products: torch's is always bfloat16, which takes fifty times as
-    long as float32 on a CPU without instructions for it.
+    The updates are those of `torch.optim.Muon`, with two differences: matrices of equal shape are orthogonalized
+    together, and `dtype` is the compute dtype. torch's is always bfloat16, which takes fifty times as long as float32
+    on a CPU without instructions for it.
 
-    `rows` has the numbers of rows of the matrices in a weight that consists of several, such as queries, keys and
-    values: each is orthogonalized separately. The learning rate is a 0-dim tensor, so that a CUDA graph reads its
-    current value. The ranks of a `world` have the same gradients, or the same shards of them: each orthogonalizes a
-    part of the matrices.
+    `rows` lists the numbers of rows of the matrices that a weight consists of, such as queries, keys and values: each
+    is orthogonalized separately. The learning rate is a 0-dim tensor, so that a CUDA graph reads its current value. The
+    ranks of a `world` have the same gradients, or shards of them: each orthogonalizes a part of the matrices.
     """
 
-    def __init__(self, params, lr, weight_decay, momentum, dtype, rows=None, world=ALONE):
+    def __init__(self, params: list[Tensor], lr: Tensor | float, *, weight_decay: float, momentum: float,
+                 dtype: torch.dtype, rows: dict[Tensor, list[int]] | None = None, world: World = ALONE):
         super().__init__(params, {"lr": torch.as_tensor(lr), "weight_decay": weight_decay, "momentum": momentum})
         self.dtype, self.rows, self.world = dtype, rows or {}, world
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:
+        """Update all weights with their gradients."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight not in self.state:
                     self.state[weight]["momentum"] = torch.zeros_like(weight)
-            averages = [local(self.state[weight]["momentum"]) for weight in group["params"]]
-            gradients = [local(weight.grad) for weight in group["params"]]
+            averages = [local_part(self.state[weight]["momentum"]) for weight in group["params"]]
+            gradients = [local_part(weight.grad) for weight in group["params"]]
             torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
             for stack in self.stacks(group["params"]):
                 updates = torch.stack(self.nesterov(stack, group["momentum"]))
@@ -46,45 +84,8 @@ class Muon(torch.optim.Optimizer):
                 self.apply(stack, updates, 1 - group["lr"] * group["weight_decay"])
                 del updates  # before those of the next stack
 
-    def nesterov(self, stack, momentum):
-        """Nesterov's momentum of the matrices of a stack, a list of (r, c), whole on every rank."""
-        if not is_sharded(stack[0][0]):
-            gradients = [weight.grad[rows] for weight, rows in stack]
-            averages = [self.state[weight]["momentum"][rows] for weight, rows in stack]
-            return torch._foreach_lerp(gradients, averages, momentum)
-        gathered = {}
-        for weight, _ in stack:
-            if weight not in gathered:
-                gathered[weight] = weight.grad.lerp(self.state[weight]["momentum"], momentum).full_tensor()
-        return [gathered[weight][rows] for weight, rows in stack]
-
-    def orthogonalize(self, updates):
-        """`orthogonalize` matrices (N, r, c): a part of them on each rank."""
-        size, rank = self.world.size, self.world.rank
-        if size == 1:
-            return orthogonalize(updates)
-        count = -(-len(updates) // size)
-        own = slice(rank * count, (rank + 1) * count)
-        results = torch.zeros_like(updates)
-        results[own] = orthogonalize(updates[own])
-        dist.all_reduce(results)  # an all-gather would need equal parts: with more ranks than matrices, mostly zeros
-        return results
-
-    def apply(self, stack, updates, decay):
-        """Multiply the matrices of a stack by `decay` and subtract updates (N, r, c); only the rows of this rank."""
-        weights, parts = [], []
-        for (weight, rows), update in zip(stack, updates, strict=True):
-            first, end = own_rows(weight, self.world)
-            start, stop = max(rows.start, first), min(rows.stop, end)
-            if start < stop:
-                weights.append(local(weight)[start - first : stop - first])
-                parts.append(update[start - rows.start : stop - rows.start])
-        if weights:
-            torch._foreach_mul_(weights, decay)
-            torch._foreach_sub_(weights, parts)
-
-    def stacks(self, weights):
-        """Group matrices by shape: lists of (weight, slice of its rows), with at most MUON_STACK numbers each."""
+    def stacks(self, weights: list[Tensor]) -> Iterator[Stack]:
+        """Yield matrices of equal shape, as lists of (weight, its rows), of at most MUON_STACK elements each."""
         by_shape = {}
         for weight in weights:
             start = 0
@@ -96,9 +97,46 @@ class Muon(torch.optim.Optimizer):
             for first in range(0, len(matrices), at_once):
                 yield matrices[first : first + at_once]
 
+    def nesterov(self, stack: Stack, momentum: float) -> list[Tensor]:
+        """Return Nesterov's momentum of the matrices in a stack, (r, c) each, whole on every rank."""
+        if not is_sharded(stack[0][0]):
+            gradients = [weight.grad[rows] for weight, rows in stack]
+            averages = [self.state[weight]["momentum"][rows] for weight, rows in stack]
+            return torch._foreach_lerp(gradients, averages, momentum)
+        gathered = {}
+        for weight, _ in stack:
+            if weight not in gathered:
+                gathered[weight] = weight.grad.lerp(self.state[weight]["momentum"], momentum).full_tensor()
+        return [gathered[weight][rows] for weight, rows in stack]
 
-def orthogonalize(x):
-    """Bring all singular values of the matrices x (N, r, c), at most 1, close to 1 by five Newton-Schulz iterations."""
+    def orthogonalize(self, updates: Tensor) -> Tensor:
+        """Orthogonalize matrices (N, r, c), a part of them on each rank."""
+        size, rank = self.world.size, self.world.rank
+        if size == 1:
+            return orthogonalize(updates)
+        count = -(-len(updates) // size)
+        own = slice(rank * count, (rank + 1) * count)
+        results = torch.zeros_like(updates)
+        results[own] = orthogonalize(updates[own])
+        dist.all_reduce(results)  # an all-gather would need equal parts: with more ranks than matrices, mostly zeros
+        return results
+
+    def apply(self, stack: Stack, updates: Tensor, decay: float) -> None:
+        """Multiply the matrices in a stack by `decay` and subtract updates (N, r, c), in the rows of this rank."""
+        weights, parts = [], []
+        for (weight, rows), update in zip(stack, updates, strict=True):
+            first, end = local_rows(weight, self.world)
+            start, stop = max(rows.start, first), min(rows.stop, end)
+            if start < stop:
+                weights.append(local_part(weight)[start - first : stop - first])
+                parts.append(update[start - rows.start : stop - rows.start])
+        if weights:
+            torch._foreach_mul_(weights, decay)
+            torch._foreach_sub_(weights, parts)
+
+
+def orthogonalize(x: Tensor) -> Tensor:
+    """Bring the singular values of matrices x (N, r, c), at most 1, close to 1, by five Newton-Schulz iterations."""
     if x.size(1) > x.size(2):
         return orthogonalize(x.mT).mT
     for _ in range(5):  # x <- 3.4445 x - 4.7750 (x x^T) x + 2.0315 (x x^T)^2 x
@@ -108,38 +146,8 @@ def orthogonalize(x):
     return x
 
 
-def make_optimizers(model, settings, dtype, world=ALONE):
-    """The optimizers of a GPT's trainable weights, by OptimSettings. Only the matrices in its blocks have weight decay.
-
-    Muon is for matrices that multiply activations. Embeddings, norms, biases, the head and the adapters of LoRA belong
-    to AdamW.
-    """
-    warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # AdamW outside a graph
-    device = model.head.weight.device
-    trainable = [weight for weight in model.parameters() if weight.requires_grad]
-    linears = [module for module in model.blocks.modules() if isinstance(module, torch.nn.Linear)]
-    matrices = [linear.weight for linear in linears if linear.weight.requires_grad]
-    others = [weight for weight in trainable if not any(weight is matrix for matrix in matrices)]
-    # For shards, the fused operation would allocate whole weights, gradients and states in the first step.
-    sharded, on_cuda = is_sharded(model.head.weight), device.type == "cuda"
-    adamw = {"lr": torch.tensor(settings.adamw_lr, device=device), "betas": settings.betas, "fused": not sharded,
-             "foreach": sharded and on_cuda, "capturable": on_cuda}
-    if settings.name == "adamw" and matrices:
-        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        return [torch.optim.AdamW(groups, **adamw)]
-    optimizers = [torch.optim.AdamW(others, weight_decay=0.0, **adamw)]
-    if matrices:
-        rows = {block.attention.qkv.weight: [*block.attention.qkv_rows.values()] for block in model.blocks
-                if block.attention.qkv.weight.requires_grad}
-        matrices = [*rows, *(weight for weight in matrices if weight not in rows)]
-        muon_lr = torch.tensor(settings.muon_lr, device=device)
-        optimizers.insert(0, Muon(matrices, muon_lr, settings.weight_decay, settings.momentum, dtype, rows,
-                                  world))
-    return optimizers
-
-
-def lr_factor(step, settings, max_iters):
-    """The learning rate of step number `step`, from 0, of `max_iters`, as a fraction of the peak learning rate."""
+def lr_factor(step: int, settings: OptimSettings, max_iters: int) -> float:
+    """Return the learning rate of a step, 0 to max_iters - 1, as a fraction of the peak learning rate."""
     if step < settings.warmup_iters:
         return (step + 1) / (settings.warmup_iters + 1)
     left = 1 - (step - settings.warmup_iters) / max(1, max_iters - settings.warmup_iters)  # 1 to 0 after the warmup
@@ -148,28 +156,30 @@ def lr_factor(step, settings, max_iters):
 
 
 class WeightAverage:
-    """Exponential moving average (EMA) of a model's trainable weights, which often has a lower loss than the last ones.
+    """Exponential moving average (EMA) of a model's trainable weights, whose loss is often lower.
 
-    After step number t, from 0, an average moves by the fraction max(1 - decay, 9 / (t + 10)) towards the weights: the
-    first steps, which start from random weights, are forgotten sooner.
+    After step t, from 0, the average moves by the fraction max(1 - decay, 9 / (t + 10)) towards the weights: the first
+    steps, which start from random weights, are forgotten sooner.
     """
 
-    def __init__(self, model, decay):
+    def __init__(self, model: nn.Module, decay: float):
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.averages = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.decay = decay
         self.rate = torch.zeros((), device=model.head.weight.device)  # a tensor, for CUDA graphs
 
-    def set_step(self, step):
+    def set_step(self, step: int) -> None:
+        """Set the rate of the next `update` to that of a step."""
         self.rate.fill_(max(1 - self.decay, 9 / (step + 10)))
 
     @torch.no_grad()
-    def update(self):
+    def update(self) -> None:
+        """Move the averages towards the weights."""
         for name, average in self.averages.items():
             average.lerp_(self.weights[name], self.rate)
 
     @torch.no_grad()
-    def swap(self):
+    def swap(self) -> None:
         """Exchange the model's weights and their averages."""
         for name, average in self.averages.items():
             weight_before = self.weights[name].clone()
@@ -177,7 +187,7 @@ class WeightAverage:
             average.copy_(weight_before)
 
     @contextlib.contextmanager
-    def in_model(self):
+    def in_model(self) -> Iterator[None]:
         """Context in which the model has the averaged weights."""
         self.swap()
         try:
@@ -185,7 +195,7 @@ class WeightAverage:
         finally:
             self.swap()
 
-    def load(self, averages):
-        """Continue from saved averages, a dictionary like `self.averages`."""
+    def load(self, averages: dict[str, Tensor]) -> None:
+        """Continue from saved averages, by name."""
         for name, average in self.averages.items():
             average.copy_(shard_like(averages[name], average))

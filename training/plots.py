@@ -1,13 +1,23 @@
 """Plots: the losses of a run, and the confusion matrix of a classifier."""
 
+from __future__ import annotations
+
 import logging
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from utils.files import replacing
 from utils.printable import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from data.reviews import Scores
 
 CURVES = {  # key in the metrics: label and color
     "train_loss": ("training", "tab:orange"),
@@ -22,21 +32,21 @@ CHINESE_FONTS = (
 )
 
 
-def plot_losses(metrics, path, title):
+def plot_losses(metrics: list[dict], path: Path, title: str) -> None:
     """Draw the losses of a run as a PNG file: over steps, and on the upper axis over tokens.
 
-    `metrics` are the lines of its metrics.jsonl, as dictionaries. If the plot fails, a message is printed.
+    `metrics` are the lines of its metrics.jsonl, as dictionaries. If that fails, print a message.
     """
     save_plot(path, "losses", draw_losses, metrics, title)
 
 
-def plot_confusion(scores, path):
-    """Draw the confusion matrix of Scores as a PNG file. If the plot fails, a message is printed."""
+def plot_confusion(scores: Scores, path: Path) -> None:
+    """Draw a confusion matrix as a PNG file. If that fails, print a message."""
     save_plot(path, "confusion matrix", draw_confusion, scores)
 
 
-def save_plot(path, what, draw, *arguments):
-    """Save the figure that `draw(*arguments)` returns."""
+def save_plot(path: Path, name: str, draw: Callable[..., Figure], *arguments: Any) -> None:
+    """Save the figure that `draw(*arguments)` returns, or print a message that it failed."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its warnings are about fonts and caches
     try:
         import matplotlib  # here, because it can fail: it writes to a cache folder
@@ -46,12 +56,12 @@ def save_plot(path, what, draw, *arguments):
             figure = draw(*arguments)
             with replacing(path) as file:
                 figure.savefig(file, format="png", dpi=110)
-    except Exception as error:  # a plot must not end training, and matplotlib raises many exception types
-        tqdm.write(one_line(f"cannot plot the {what}: {type(error).__name__}: {error}"))
+    except Exception as error:  # matplotlib raises exceptions of many types, and none of them may end training
+        tqdm.write(one_line(f"cannot plot the {name}: {type(error).__name__}: {error}"))
 
 
-def font_families():
-    """The default fonts and, for characters that they lack, the Chinese ones that are installed."""
+def font_families() -> list[str]:
+    """Return the default fonts, followed by the installed Chinese fonts for characters that they lack."""
     import matplotlib
     from matplotlib.font_manager import fontManager
 
@@ -59,8 +69,8 @@ def font_families():
     return matplotlib.rcParams["font.family"] + [name for name in CHINESE_FONTS if name in installed]
 
 
-def draw_losses(metrics, title):
-    """The figure of `plot_losses`."""
+def draw_losses(metrics: list[dict], title: str) -> Figure:
+    """Return the figure of `plot_losses`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -71,14 +81,15 @@ def draw_losses(metrics, title):
         if points:
             steps, losses = zip(*points, strict=True)
             axes.plot(steps, losses, color=color, marker=".", label=f"{label} (lowest {min(losses):.4f})")
-    if len(metrics) > 3:  # the first loss is that of random weights; it would leave little height for the others
-        axes.set_ylim(top=1.05 * max(line[key] for line in metrics[1:] for key in CURVES if line.get(key) is not None))
+    if len(metrics) > 3:  # the first loss, of random weights, would leave little height for the others
+        losses = [line[key] for line in metrics[1:] for key in CURVES if line.get(key) is not None]
+        axes.set_ylim(top=1.05 * max(losses))
     axes.set(xlabel="steps", ylabel="loss (nats per token)")
     axes.set_title(one_line(title, limit=80), parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
 
-    # Tokens are not proportional to steps if the batch size has changed; beyond the last step, assume that they are.
+    # Tokens are not proportional to steps if the batch size has changed. Beyond the last step, assume that they are.
     last = metrics[-1]
     if last["step"] > 0:
         steps = [-last["step"], *(line["step"] for line in metrics), 2 * last["step"]]
@@ -89,11 +100,11 @@ def draw_losses(metrics, title):
     return figure
 
 
-def draw_confusion(scores):
-    """The figure of `plot_confusion`: counts by true (row) and predicted label, colored by their share of the row."""
+def draw_confusion(scores: Scores) -> Figure:
+    """Return the figure of `plot_confusion`: counts by true label (row) and predicted label, colored by row share."""
     from matplotlib.figure import Figure
 
-    names, counts = [one_line(drawable(label), limit=40) for label in scores.labels], scores.confusion
+    names, counts = [one_line(escape_missing_glyphs(label), limit=40) for label in scores.labels], scores.confusion
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = min(4.0 + 0.5 * len(names), 20.0)  # inches
     figure = Figure(figsize=(size, size), layout="constrained")
@@ -110,11 +121,14 @@ def draw_confusion(scores):
     return figure
 
 
-def drawable(text):
-    """A text with escapes in place of the characters that no font in use has."""
+def escape_missing_glyphs(text: str) -> str:
+    """Return a text with escapes in place of the characters that no font in use has."""
     import matplotlib
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     fonts = [get_font(findfont(FontProperties(family=[family]))) for family in matplotlib.rcParams["font.family"]]
-    return "".join(character if any(font.get_char_index(ord(character)) for font in fonts)
-                   else character.encode("unicode_escape").decode() for character in text)
+    escaped = ""
+    for character in text:
+        has_glyph = any(font.get_char_index(ord(character)) for font in fonts)
+        escaped += character if has_glyph else character.encode("unicode_escape").decode()
+    return escaped

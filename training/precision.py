@@ -1,15 +1,16 @@
-"""Device and dtype of matrix products."""
+"""The device, and the compute dtype of matrix products."""
 
 import os
 import timeit
 
 import torch
+from torch import Tensor
 
 from utils.errors import UserError
-from utils.forecast.memory import CACHED_KERNELS
+from utils.forecast.plan import CACHED_KERNELS
 
 
-def pick_device(name="auto"):
+def pick_device(name: str = "auto") -> str:
     """Return the name of a device: `name`, or for `auto` the first of CUDA, MPS and CPU that is available.
 
     Raises UserError if the device is not available. Called before the first matrix product, it bounds the memory of
@@ -25,20 +26,22 @@ def pick_device(name="auto"):
     return name
 
 
-def bound_kernel_caches():
-    """Let a CPU keep CACHED_KERNELS kernels for matrix products in half precision; each fits one shape.
+def bound_kernel_caches() -> None:
+    """Limit the CPU's cache of kernels for matrix products in half precision, each for one shape, to CACHED_KERNELS.
 
-    By default, it keeps 1,024. A step has about 20 for the length of its batch, which take 10 MiB and lie between its
-    activations, so that the memory of those is in pieces when it is free, and too small for a batch of another length.
-    PyTorch and oneDNN read the limits of their caches from the environment, at the first of these products.
+    By default, it keeps 1,024. A step with a new sequence length adds about 20, or 10 MiB, which lie between its
+    activations and fragment their memory. PyTorch and oneDNN read the limits of their caches from the environment, at
+    the first of these products.
     """
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(CACHED_KERNELS))
 
 
-def pick_dtype(device, name="auto"):
-    """Return the dtype for matrix products in training: bfloat16 where the device is fast in it, else float16 on a GPU,
-    else float32. A `name` other than auto decides."""
+def pick_dtype(device: str, name: str = "auto") -> torch.dtype:
+    """Return the compute dtype `name`, or for `auto` the fastest one that is safe for training on a device.
+
+    That is bfloat16 where the hardware is fast in it, else float16 on a GPU, else float32.
+    """
     if name != "auto":
         return getattr(torch, name)
     if device == "cuda":
@@ -47,17 +50,26 @@ def pick_dtype(device, name="auto"):
         return torch.float32
     full = torch.ones(512, 512)  # timed, because CPUs differ by a factor of a hundred
     half = full.bfloat16()
-    full_seconds, half_seconds = (min(timeit.repeat(lambda a=a: a @ a, number=1, repeat=5)) for a in (full, half))
+    full_seconds, half_seconds = matmul_seconds(full), matmul_seconds(half)
     return torch.bfloat16 if half_seconds < 0.7 * full_seconds else torch.float32
 
 
-def inference_dtype(device):
-    """Return the dtype of a model that generates text. Every token reads all weights once, so that their size decides,
-    even on a CPU that is slow in bfloat16."""
+def matmul_seconds(x: Tensor) -> float:
+    """Return the shortest time of five products of a square matrix with itself, in seconds."""
+    return min(timeit.repeat(lambda: x @ x, number=1, repeat=5))
+
+
+def inference_dtype(device: str) -> torch.dtype:
+    """Return the dtype of the weights of a model that generates text.
+
+    Every token reads all weights once, so their size decides the speed, even on a CPU that is slow in bfloat16.
+    """
     return torch.bfloat16 if device == "cpu" else pick_dtype(device)
 
 
-def autocast(device, dtype):
-    """Context in which matrix products are computed in `dtype`. Without a cache of cast weights: a CUDA graph must not
-    read tensors that were allocated before it."""
+def autocast(device: str, dtype: torch.dtype) -> torch.autocast:
+    """Context in which matrix products are computed in `dtype`.
+
+    It has no cache of cast weights: a CUDA graph must not read tensors that were allocated before it.
+    """
     return torch.autocast(device, dtype, enabled=dtype != torch.float32, cache_enabled=False)

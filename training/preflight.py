@@ -1,32 +1,39 @@
-"""Whether a run fits in memory, before anything of its size is built."""
+"""A check that a run fits in memory, before anything of its size is built."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 import psutil
 import torch
 
-from training.distributed import ALONE, started_by_torchrun
-from training.shares import divide
+from models.config import ModelConfig
+from training.distributed import ALONE, World, uses_torchrun
+from training.settings import Settings, TrainingSettings
+from training.shares import parts_per_micro_batch
 from utils.errors import UserError
-from utils.forecast.memory import CONTEXT, Plan, advice, cublas_workspace, fitting_plan, readable, training_memory
+from utils.forecast.fit import advice, fitting_plan
+from utils.forecast.plan import CONTEXT, Plan, cublas_workspace
+from utils.forecast.step import training_memory
+from utils.forecast.units import readable
 
 # In the messages of CUDA and MPS, of Linux, and of Windows.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
-def free_memory():
-    """Bytes of main memory that a program can allocate without swapping."""
+def free_memory() -> int:
+    """Return the bytes of main memory that can be allocated without swapping."""
     return psutil.virtual_memory().available
 
 
-def make_plan(training, settings, device, dtype, world=ALONE):
-    """The Plan of one rank, by TrainingSettings with a given batch size and the other sections of Settings.
+def make_plan(training: TrainingSettings, settings: Settings, device: str, dtype: torch.dtype,
+              world: World = ALONE) -> Plan:
+    """Return the Plan of one rank, by `training`, whose batch size is a number, and the other sections of `settings`.
 
     MPS shares the CPU's memory, and its plan is that of a CPU. Raises UserError if the ranks cannot divide a step.
     """
     optim, lora = settings.optim, settings.lora
-    parts = divide(training.batch_size, training.accumulation, world.size)
+    parts = parts_per_micro_batch(training.batch_size, training.accumulation, world.size)
     plan = Plan(batch_size=training.batch_size // parts, accumulation=training.accumulation * parts // world.size,
                 dtype=str(dtype).removeprefix("torch."), optimizer=optim.name, ema=optim.ema is not None,
                 activation_checkpointing=training.activation_checkpointing, lora_rank=lora.rank,
@@ -36,9 +43,12 @@ def make_plan(training, settings, device, dtype, world=ALONE):
     return replace(plan, device="cuda", workspace=cublas_workspace(torch.cuda.get_device_capability()[0]))
 
 
-def strategies(parallel, dtype):
-    """The strategies of `Plan` that a run may use, the first that fits. Raises UserError."""
-    if not started_by_torchrun():
+def strategies(parallel: str, dtype: torch.dtype) -> tuple[str, ...]:
+    """Return the strategies of `Plan` that a run may use, in order of preference.
+
+    Raises UserError if FSDP2 is asked for with float16.
+    """
+    if not uses_torchrun():
         return ("ddp",)
     if dtype == torch.float16 and parallel == "fsdp":
         raise UserError("--training.parallel fsdp has no gradient scaler for float16: use --training.dtype bfloat16 or "
@@ -48,11 +58,11 @@ def strategies(parallel, dtype):
     return (parallel,)
 
 
-def fit_to_memory(settings, model_config, device, dtype, world=ALONE):
-    """Return the TrainingSettings of a run, with a batch size that fits in free memory if it is `auto`, and the Plan of
-    one rank, with a strategy that fits if that is `auto`.
+def fit_to_memory(settings: Settings, model_config: ModelConfig, device: str, dtype: torch.dtype,
+                  world: World = ALONE) -> tuple[TrainingSettings, Plan]:
+    """Return the TrainingSettings and the Plan of one rank, where `auto` batch size and strategy fit in free memory.
 
-    Prints the memory that training needs. Raises UserError, with settings that fit, if that is more than is free.
+    Prints the memory that training needs. Raises UserError, which proposes settings that fit, if it is not free.
     """
     training = settings.training
     auto = training.batch_size == "auto"
@@ -80,8 +90,8 @@ def fit_to_memory(settings, model_config, device, dtype, world=ALONE):
 
 
 @contextlib.contextmanager
-def memory_advice(model_config, plan):
-    """Context in which running out of memory raises UserError, with settings that need a fifth less."""
+def memory_advice(model_config: ModelConfig, plan: Plan) -> Iterator[None]:
+    """Context in which running out of memory raises UserError, which proposes settings that need a fifth less."""
     try:
         yield
     except RuntimeError as error:

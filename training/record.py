@@ -4,51 +4,58 @@ import contextlib
 import dataclasses
 import json
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import yaml
+from torch import nn
 from tqdm import tqdm
 
 from formats.hub import hub_name
 from models.lora import add_lora, lora_weights
 from models.weights import SkipInitialization
+from tasks.task import Task
 from training.checkpoint import places_of_base, save_best, save_checkpoint
-from training.distributed import World, is_sharded, whole
+from training.distributed import World
 from training.evaluate import estimate_loss
-from training.loop import check_finite
+from training.loop import Progress, check_finite
 from training.optim import WeightAverage
+from training.parallel import gather_whole, is_sharded
 from training.plots import plot_losses
 from training.precision import autocast
-from training.settings import Settings
+from training.settings import DataSettings, OutputSettings, Settings
 from utils.errors import UserError
 from utils.files import replacing
 from utils.printable import escape_controls
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
-@dataclasses.dataclass
+
+@dataclasses.dataclass(kw_only=True)
 class Record:
-    """A run in progress, and the folder that its results are written to, by the first rank.
+    """A run in progress, and the folder that the first rank writes its results to.
 
     last.pt decides whether a run exists: it is written before everything else, and is all that resuming needs.
     """
 
     folder: Path
     settings: Settings
-    """Of the run so far: what `auto` was resolved to, too."""
-    model: torch.nn.Module
-    task: object
-    """One of tasks.kinds.TASKS."""
-    optimizers: list
+    """With the values that `auto` was resolved to."""
+    model: nn.Module
+    task: Task
+    optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
     average: WeightAverage | None
     dtype: torch.dtype
-    """Of matrix products."""
+    """Compute dtype of matrix products."""
     batch_size: int
-    """Of a rank, for evaluation."""
+    """Batch size of a rank in evaluations, in sequences."""
     world: World
-    metrics: list = dataclasses.field(default_factory=list)
+    metrics: list[dict] = dataclasses.field(default_factory=list)
     """The lines of metrics.jsonl, as dictionaries."""
     compiled: bool = False
 
@@ -63,12 +70,13 @@ class Record:
         if self.settings.output.tensorboard and self.world.is_first:
             self.board = make_board(self.folder)
 
-    def evaluate_and_save(self, progress, train_loss):
-        """Evaluate the model, write all files, print losses and a sample. Returns whether patience is exhausted."""
+    def evaluate_and_save(self, progress: Progress, train_loss: float | None) -> bool:
+        """Evaluate the model, write all files, and print losses and samples. Returns whether patience is exhausted."""
         training = self.settings.training
         line = {"step": progress.step, "tokens": progress.tokens, "train_loss": train_loss,
                 "val_loss": self.validation_loss(), "seconds": round(progress.seconds, 1)}
-        self.world.together(lambda: check_finite(line["val_loss"], progress.step))
+        with self.world.together():
+            check_finite(line["val_loss"], progress.step)
         if self.average:
             with self.average.in_model():
                 line["ema_val_loss"] = self.validation_loss()
@@ -94,18 +102,39 @@ class Record:
             self.print_samples(model)
         return training.patience is not None and progress.evaluations_since_best >= training.patience
 
-    def validation_loss(self):
+    def validation_loss(self) -> float:
+        """Return the loss on the validation data, in nats per target, with the current weights."""
         with autocast(self.device, self.dtype):
             loss = estimate_loss(self.model, self.val_batches, self.world)
         if is_sharded(self.model):
             self.model.reshard()  # only a backward pass frees the weights outside the blocks
         return loss
 
-    def save_last(self, progress, model):
-        """Write last.pt, with the result of `whole_model`."""
+    def better_weights(self, line: dict) -> AbstractContextManager[None]:
+        """Context in which the model has the averaged weights if they had the lower validation loss."""
+        if line.get("ema_val_loss", np.inf) < line["val_loss"]:
+            return self.average.in_model()
+        return contextlib.nullcontext()
+
+    def whole_model(self) -> nn.Module | None:
+        """Return the model; if it is sharded, a copy in main memory on the first rank, and None on others."""
+        if not is_sharded(self.model):
+            return self.model
+        weights, lora = gather_whole(self.model.state_dict()), self.settings.lora
+        if not self.world.is_first:
+            return None
+        with SkipInitialization():
+            model = type(self.model)(**vars(self.model.config))
+        if lora.rank is not None:
+            add_lora(model, lora.rank, lora.alpha, lora.targets)
+        model.load_state_dict(weights)
+        return model
+
+    def save_last(self, progress: Progress, model: nn.Module | None) -> None:
+        """Write last.pt; `model` is the result of `whole_model`."""
         training = self.settings.training
-        states = [whole(optimizer.state_dict()["state"]) for optimizer in self.optimizers]
-        average = whole(self.average.averages) if self.average else None
+        states = [gather_whole(optimizer.state_dict()["state"]) for optimizer in self.optimizers]
+        average = gather_whole(self.average.averages) if self.average else None
         if not self.world.is_first:
             return
         run_config = {"path": self.settings.data.path, "text": self.text_digest, "optimizer": self.settings.optim.name,
@@ -117,8 +146,8 @@ class Record:
                         optimizer_states=states, scaler=self.scaler.state_dict(), metrics=self.metrics,
                         run_config=run_config, average=average, adapters=adapters, **self.entries)
 
-    def save_results(self, improved):
-        """Write what follows from last.pt: best.pt if the last evaluation improved, metrics.jsonl and loss.png."""
+    def save_results(self, improved: bool) -> None:
+        """Write the files that follow from last.pt: best.pt if the loss improved, metrics.jsonl and loss.png."""
         line = self.metrics[-1]
         if improved:
             with self.better_weights(line):
@@ -131,58 +160,26 @@ class Record:
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
         plot_losses(self.metrics, self.folder / "loss.png", f"{self.settings.run}: {type(self.model).__name__}")
 
-    def whole_model(self):
-        """The model; if it is sharded, a copy in main memory on the first rank, and None on others."""
-        if not is_sharded(self.model):
-            return self.model
-        weights, lora = whole(self.model.state_dict()), self.settings.lora
-        if not self.world.is_first:
-            return None
-        with SkipInitialization():
-            model = type(self.model)(**vars(self.model.config))
-        if lora.rank is not None:
-            add_lora(model, lora.rank, lora.alpha, lora.targets)
-        model.load_state_dict(weights)
-        return model
-
-    def better_weights(self, line):
-        """Context in which the model has the averaged weights if they had the lower validation loss."""
-        if line.get("ema_val_loss", np.inf) < line["val_loss"]:
-            return self.average.in_model()
-        return contextlib.nullcontext()
-
-    def complete(self, progress):
-        """When resuming: write the results again, in case the run was killed after it wrote last.pt."""
-        line = self.metrics[-1]
-        self.save_results(improved=progress.best_loss in (line["val_loss"], line.get("ema_val_loss")))
-
-    def write_settings(self):
-        settings = dataclasses.asdict(self.settings)
-        del settings["resume"]  # settings.yaml starts a new run
-        if self.settings.init is not None and not hub_name(self.settings.init):
-            settings["init"] = os.path.abspath(self.settings.init)  # the run may be resumed in another folder
-        for section, name in (("data", "path"), ("output", "folder")):
-            if settings[section][name] == getattr(getattr(Settings(), section), name):
-                settings[section][name] = ""  # blank is the default, also when the project has been moved
-        self.write("settings.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-
-    def write(self, name, text):
+    def write(self, name: str, text: str) -> None:
+        """Write a text file in the folder of the run."""
         with replacing(self.folder / name) as file:
             file.write(text.encode())
 
-    def report(self, line, improved):
-        """Print the losses of a line of metrics; send them to TensorBoard."""
-        names = {"train_loss": "training loss", "val_loss": "validation loss", "ema_val_loss": "of averaged weights",
-                 "accuracy": "accuracy"}
-        losses = "  ".join(f"{text} {line[name]:.4f}" for name, text in names.items() if line.get(name) is not None)
-        tqdm.write(f"step {line['step']:5}  {losses}{'  best so far' if improved else ''}")
+    def report(self, line: dict, improved: bool) -> None:
+        """Print the losses in a line of metrics, and send them to TensorBoard."""
+        labels = {"train_loss": "training loss", "val_loss": "validation loss", "ema_val_loss": "of averaged weights",
+                  "accuracy": "accuracy"}
+        losses = "  ".join(f"{text} {line[name]:.4f}" for name, text in labels.items() if line.get(name) is not None)
+        mark = "  best so far" if improved else ""
+        tqdm.write(f"step {line['step']:5}  {losses}{mark}")
         if self.board:
             for name, tag in (("train_loss", "training"), ("val_loss", "validation"), ("ema_val_loss", "average")):
                 if line.get(name) is not None:
                     self.board.add_scalar(f"loss/{tag}", line[name], line["step"])
             self.board.flush()
 
-    def print_samples(self, model):
+    def print_samples(self, model: nn.Module) -> None:
+        """Print what a model answers to the samples of its task."""
         sampling, limit = self.settings.sampling, self.settings.output.sample_tokens
         if not limit:
             return
@@ -192,21 +189,39 @@ class Record:
             tqdm.write("    " + escape_controls(sample.strip()).replace("\n", "\n    "))
         model.train()
 
+    def complete(self, progress: Progress) -> None:
+        """Write the results of a resumed run again, in case it was killed after it wrote last.pt."""
+        line = self.metrics[-1]
+        self.save_results(improved=progress.best_loss in (line["val_loss"], line.get("ema_val_loss")))
 
-def trained_part(settings):
-    """The settings that decide which weights are trained."""
+    def write_settings(self) -> None:
+        """Write settings.yaml, with which the run can be resumed or repeated."""
+        settings = dataclasses.asdict(self.settings)
+        del settings["resume"]  # settings.yaml starts a new run
+        if self.settings.init is not None and not hub_name(self.settings.init):
+            settings["init"] = os.path.abspath(self.settings.init)  # the run may be resumed in another folder
+        # A blank value is the default, which is another path after the project has been moved.
+        if self.settings.data.path == DataSettings().path:
+            settings["data"]["path"] = ""
+        if self.settings.output.folder == OutputSettings().folder:
+            settings["output"]["folder"] = ""
+        self.write("settings.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+
+def trained_part(settings: Settings) -> dict:
+    """Return the settings that decide which weights are trained, as last.pt records them."""
     lora = settings.lora
     return {"lora": None if lora.rank is None else [lora.rank, lora.alpha, *lora.targets],
             "trainable_blocks": settings.training.trainable_blocks}
 
 
-def task_entry(settings, task):
-    """What a checkpoint records of its task."""
+def task_entry(settings: Settings, task: Task) -> dict:
+    """Return what a checkpoint records about its task."""
     return {"kind": settings.task, **task.info}
 
 
-def make_board(folder):
-    """A TensorBoard writer. Raises UserError if TensorBoard is not installed."""
+def make_board(folder: Path) -> "SummaryWriter":
+    """Return a TensorBoard writer. Raises UserError if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

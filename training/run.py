@@ -1,79 +1,96 @@
-"""A run: settings in; a folder with checkpoints, metrics and a plot of the losses out."""
+"""A run: from settings to a folder with checkpoints, metrics and a plot of the losses."""
 
 import contextlib
 import dataclasses
 import shlex
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.distributed.elastic.multiprocessing.errors import record
+from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import record as report_errors
 
 from data.readers import ReadOptions
 from data.tokenizer import tokenizer_from_dict
+from models.config import ModelConfig
 from models.freeze import freeze_below
 from models.lora import add_lora, load_lora_weights
 from models.weights import SkipInitialization, load_file_weights
 from models.zoo import ZOO
 from tasks.kinds import TASKS
+from tasks.task import Task
 from training.arguments import all_settings, parse_settings
 from training.checkpoint import checkpoint_file, load_start, read_checkpoint, read_start
 from training.distributed import (
-    check_same,
+    World,
+    check_ranks_agree,
     open_world,
     pick_rank_device,
-    replicate,
-    restarts,
-    shard,
-    shard_like,
-    started_by_torchrun,
+    restart_count,
+    uses_torchrun,
 )
 from training.loop import Progress, Trainer, fit
 from training.optim import WeightAverage, lr_factor, make_optimizers
+from training.parallel import replicate, shard, shard_like
 from training.precision import pick_device, pick_dtype
 from training.preflight import fit_to_memory, memory_advice
 from training.record import Record, trained_part
 from training.run_state import check_averages, check_optimizer_states, read_run
-from training.settings import DataSettings, ModelSettings
-from training.shares import Shares, divide
+from training.settings import DataSettings, ModelSettings, Settings, TrainingSettings
+from training.shares import Shares, parts_per_micro_batch
 from training.step import TrainStep, accelerate
 from utils.errors import UserError
 from utils.files import PROJECT, lock_run
+from utils.forecast.plan import Plan
 from utils.printable import one_line
 
 
-def train(settings):
+def train(settings: Settings) -> None:
     """Train the model that `settings` describe, or resume its training. Raises UserError."""
-    train_ranks = record(train_rank) if started_by_torchrun() else train_rank  # puts errors into torchrun's report
-    train_ranks(settings)
+    train_here = report_errors(train_rank) if uses_torchrun() else train_rank  # into torchrun's report
+    train_here(settings)
 
 
-def train_rank(settings):
-    """`train`, on one of several ranks or on the only one."""
+def train_rank(settings: Settings) -> None:
+    """Train as one of several ranks, or as the only one."""
     folder = Path(settings.output.folder) / settings.run
     with open_world() as world, contextlib.ExitStack() as stack:
-        world.decide(lambda: stack.enter_context(lock_run(folder)))
+        world.decide(stack.enter_context, lock_run(folder))
         train_in(folder, settings, world)
 
 
-def train_in(folder, settings, world):
-    """`train`, in a folder that no other process uses."""
-    saved, start, task, config = world.in_turn(lambda: open_inputs(folder, settings))
-    files = {"last.pt": saved and saved["progress"], "validation text": task.digest()}
-    world.together(lambda: check_same(files, world))
-
+def train_in(folder: Path, settings: Settings, world: World) -> None:
+    """Train in a folder that no other process uses."""
+    with world.in_turn():
+        saved, start, task, config = open_inputs(folder, settings)
+    inputs = {"last.pt": saved and saved["progress"], "validation text": task.digest()}
+    with world.together():
+        check_ranks_agree(inputs, world)
+        device = pick_rank_device(settings.training.device, world)
     torch.manual_seed(settings.training.seed)
-    device = world.together(lambda: pick_rank_device(settings.training, world))
-    dtype = world.decide(lambda: pick_dtype(device, settings.training.dtype))
-    settings.training, plan = world.together(lambda: fit_to_memory(settings, config, device, dtype, world))
-    batches = world.together(lambda: task.train_batches(settings.training))
-    settings.training = training = resolve_epochs(settings.training, batches.steps_per_epoch)
-    model = world.together(lambda: build_model(settings, config, saved, start)).to(device)
+    dtype = world.decide(pick_dtype, device, settings.training.dtype)
+    with world.together():
+        settings.training, plan = fit_to_memory(settings, config, device, dtype, world)
+        batches = task.train_batches(settings.training)
+        settings.training = training = resolve_epochs(settings.training, batches.steps_per_epoch)
+        model = build_model(settings, config, saved, start)
     if plan.strategy == "fsdp":
-        shard(model)
-    record, progress = build(settings, folder, model, task, dtype, plan, world), Progress()
+        shard(model, device)
+    else:
+        model.to(device)
+    print_model(model, settings, dtype, plan)
+
+    optimizers = make_optimizers(model, settings.optim, dtype, world)
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+    average = None if settings.optim.ema is None else WeightAverage(model, settings.optim.ema)
+    record = Record(folder=folder, settings=settings, model=model, task=task, optimizers=optimizers, scaler=scaler,
+                    average=average, dtype=dtype, batch_size=plan.batch_size, world=world)
+    progress = Progress()
     if saved:
-        world.together(lambda: load_state(record, progress, saved, folder / "last.pt"))
+        with world.together():
+            load_state(record, progress, saved, folder / "last.pt")
         record.complete(progress)
         print(f"resuming at step {progress.step}")
         if progress.step >= training.max_iters:
@@ -82,34 +99,38 @@ def train_in(folder, settings, world):
     saved = start = None  # as large as the model and its optimizers
 
     forward = replicate(model) if world.size > 1 and plan.strategy == "ddp" else model
-    train_step = TrainStep(forward, record.optimizers, training.grad_clip, dtype, record.scaler, record.average,
-                           training.seed, world)
-    shares = Shares(batches, divide(training.batch_size, training.accumulation, world.size), world)
+    train_step = TrainStep(forward, optimizers, grad_clip=training.grad_clip, dtype=dtype, scaler=scaler,
+                           average=average, seed=training.seed, world=world)
+    shares = Shares(batches, parts_per_micro_batch(training.batch_size, training.accumulation, world.size), world)
+    trainer = Trainer(train_step=train_step, shares=shares,
+                      lr_factor=partial(lr_factor, settings=settings.optim, max_iters=training.max_iters),
+                      evaluate=record.evaluate_and_save, max_iters=training.max_iters,
+                      eval_interval=training.eval_interval, world=world)
     micro_steps = (training.max_iters - progress.step) * plan.accumulation
-    trainer = Trainer(train_step, shares, lambda step: lr_factor(step, settings.optim, training.max_iters),
-                      record.evaluate_and_save, training.max_iters, training.eval_interval, world)
     with memory_advice(config, plan):
         record.compiled = accelerate(train_step, shares, training.compile, micro_steps)
         record.write_settings()
         fit(trainer, progress)
-    minutes = progress.seconds / 60
-    print(f"{progress.step} steps in {minutes:.1f} minutes, best validation loss {progress.best_loss:.4f}")
-    demo = "terminal_demo.py" if Path.cwd() == PROJECT else PROJECT / "terminal_demo.py"
-    print(f"talk to it: python {shlex.quote(str(demo))} {shlex.quote(str(folder / 'best.pt'))}")
+    print_end(progress, folder)
 
 
 # ---- Before training -------------------------------------------------------------------------------------------------
 
 
-def open_inputs(folder, settings):
-    """What a run starts from, by Settings, which are completed: the contents of its last.pt and of the checkpoint of
-    --init, or None; its task; and its ModelConfig. Raises UserError."""
+def open_inputs(folder: Path, settings: Settings) -> tuple[dict | None, dict | None, Task, ModelConfig]:
+    """Return what a run starts from: (saved, start, task, config), and complete its settings.
+
+    `saved` is the content of its last.pt, and `start` that of the checkpoint --init; each may be None. Raises UserError
+    if a file is missing or does not match the settings.
+    """
     saved = open_run(folder, settings)
     start = None if saved else open_start(settings)
     task = open_task(settings, saved or start)
     settings.sampling = task.answers.with_max_tokens(settings.sampling)
-    sizes = saved if settings.init else None  # those of --init, which may be gone by now
-    config = model_config(settings.model, task.tokenizer.vocab_size, task.head, start or sizes)
+    if settings.init:  # the checkpoint of a resumed run may be gone, but last.pt has its configuration
+        config = config_of_start(settings.model, task.tokenizer.vocab_size, task.head, saved or start)
+    else:
+        config = model_config(settings.model, task.tokenizer.vocab_size, task.head)
     task.prepare(config.block_size)
     if saved:
         check_same_run(saved, settings, config, task, folder / "last.pt")
@@ -118,11 +139,14 @@ def open_inputs(folder, settings):
     return saved, start, task, config
 
 
-def open_run(folder, settings):
-    """The contents of last.pt, which decides whether a run exists; None for a new run. Raises UserError."""
+def open_run(folder: Path, settings: Settings) -> dict | None:
+    """Return the content of last.pt, which decides whether a run exists; None for a new run.
+
+    Raises UserError if the settings ask for a new run where there is one, or to resume where there is none.
+    """
     path = folder / "last.pt"
     if path.exists():
-        if not settings.resume and not restarts():
+        if not settings.resume and not restart_count():
             raise UserError(f"{folder} already contains a run: add --resume to continue it, or pick another --run NAME")
         saved = read_run(path)
         kind = saved.get("task", {}).get("kind", "language")
@@ -138,8 +162,8 @@ def open_run(folder, settings):
     return None
 
 
-def open_start(settings):
-    """The checkpoint that a new run starts from; None if there is none. Raises UserError if the task cannot use it."""
+def open_start(settings: Settings) -> dict | None:
+    """Return the checkpoint that a new run starts from, or None. Raises UserError if the task cannot use it."""
     if settings.init is None:
         return None
     start = read_start(settings.init)
@@ -149,13 +173,16 @@ def open_start(settings):
     return start
 
 
-def open_task(settings, checkpoint):
-    """The task of a run, with its data and its tokenizer: that of a checkpoint, if there is one. Raises UserError."""
+def open_task(settings: Settings, checkpoint: dict | None) -> Task:
+    """Return the task of a run, with its data. Its tokenizer is that of the checkpoint, if there is one.
+
+    Raises UserError if the data cannot be read.
+    """
     data = settings.data
     tokenizer, entry = data.tokenizer, None
     if checkpoint:
         if tokenizer != DataSettings().tokenizer:
-            print(f"the tokenizer is that of the checkpoint, not {one_line(tokenizer)}")
+            print(f"using the tokenizer of the checkpoint, not {one_line(tokenizer)}")
         tokenizer = tokenizer_from_dict(checkpoint["tokenizer"], "the checkpoint")
         if checkpoint.get("task", {}).get("kind") == settings.task:
             entry = checkpoint["task"]
@@ -167,45 +194,62 @@ def open_task(settings, checkpoint):
     return TASKS[settings.task](settings, options, tokenizer, entry)
 
 
-def model_config(model, vocab_size, head=None, start=None):
-    """The ModelConfig that ModelSettings describe, for a tokenizer of `vocab_size` tokens; `head` has the fields that a
-    task sets. With a checkpoint `start` it is that of the checkpoint, and `model.name` is set to its class. Raises
-    UserError."""
-    head = head or {}
-    given = {name: value for name, value in vars(model).items() if name != "name" and value is not None}
-    if start:
-        if model.name not in (ModelSettings().name, start["model_class"]):
-            raise UserError(f"--init has a {start['model_class']}, not a {model.name}: leave out model.name")
-        before = dataclasses.replace(ZOO[start["model_class"]].config, **start["config"])
-        resolved = {"num_kv_heads": before.kv_heads, "n_hidden": before.hidden_size, "qkv_bias": before.has_qkv_bias}
-        for name, value in given.items():
-            same = value == resolved.get(name, start["config"][name])
-            shorter = name == "block_size" and value < before.block_size
-            if not same and not shorter and name != "dropout":
-                raise UserError(f"--init has {name} {start['config'][name]}, not {value}: leave out model.{name}")
-        model.name = start["model_class"]
-        given = start["config"] | given | {"n_labels": None, "auxiliary_lm": False} | head
-        given["vocab_size"] = max(vocab_size, given["vocab_size"])  # a task may need new special tokens
-        return dataclasses.replace(ZOO[model.name].config, **given)
+def model_config(model: ModelSettings, vocab_size: int, head: dict) -> ModelConfig:
+    """Return the ModelConfig of a new model, for a tokenizer of `vocab_size` tokens; `head` is that of its Task.
+
+    Raises UserError if the settings do not describe a model.
+    """
     if model.name not in ZOO:
         raise UserError(f"there is no model {model.name}: use one of {', '.join(ZOO)}")
-    config = dataclasses.replace(ZOO[model.name].config, **{"vocab_size": vocab_size} | head | given)
+    fields = {"vocab_size": vocab_size} | head | given_fields(model)
+    config = dataclasses.replace(ZOO[model.name].config, **fields)
     if config.vocab_size < vocab_size:
         raise UserError(f"--model.vocab_size {config.vocab_size:,} is too few for the {vocab_size:,} tokens of the "
                         "tokenizer: leave it out, or use a larger one")
     return config
 
 
-def resolve_epochs(training, steps_per_epoch):
-    """TrainingSettings in which `epochs`, if given, has set the number of steps and the evaluations."""
+def given_fields(model: ModelSettings) -> dict[str, Any]:
+    """Return the fields of a ModelConfig that the settings set."""
+    return {name: value for name, value in vars(model).items() if name != "name" and value is not None}
+
+
+def config_of_start(model: ModelSettings, vocab_size: int, head: dict, start: dict) -> ModelConfig:
+    """Return the ModelConfig of a model that starts from a checkpoint, and set `model.name` to its class.
+
+    Raises UserError if the settings describe another architecture; dropout, qkv_bias and a shorter context may differ.
+    """
+    if model.name not in (ModelSettings().name, start["model_class"]):
+        raise UserError(f"--init has a {start['model_class']}, not a {model.name}: leave out model.name")
+    before = dataclasses.replace(ZOO[start["model_class"]].config, **start["config"])
+    resolved = {"num_kv_heads": before.kv_heads, "n_hidden": before.hidden_size, "qkv_bias": before.has_qkv_bias}
+    given = given_fields(model)
+    for name, value in given.items():
+        same = value == resolved.get(name, start["config"][name])
+        shorter = name == "block_size" and value < before.block_size
+        if name == "qkv_bias" and not same:
+            print(f"the biases of query, key and value {'start at zero' if value else 'of --init are left out'}")
+        elif not same and not shorter and name != "dropout":
+            raise UserError(f"--init has {name} {start['config'][name]}, not {value}: leave out model.{name}")
+    model.name = start["model_class"]
+    fields = start["config"] | given | {"n_labels": None, "auxiliary_lm": False} | head
+    fields["vocab_size"] = max(vocab_size, fields["vocab_size"])  # a task may need new special tokens
+    return dataclasses.replace(ZOO[model.name].config, **fields)
+
+
+def resolve_epochs(training: TrainingSettings, steps_per_epoch: int) -> TrainingSettings:
+    """Return the settings with `max_iters` and `eval_interval` by `epochs`, if that is given."""
     if training.epochs is None:
         return training
     return dataclasses.replace(training, max_iters=training.epochs * steps_per_epoch, eval_interval=steps_per_epoch)
 
 
-def build_model(settings, config, saved, start):
-    """The model of a run, new, or with the weights of its last.pt or of the checkpoint that it starts from, and ready
-    for LoRA or with frozen blocks, by Settings. Raises UserError."""
+def build_model(settings: Settings, config: ModelConfig, saved: dict | None, start: dict | None) -> nn.Module:
+    """Return the model of a run, in main memory, with LoRA adapters or frozen blocks if the settings ask for them.
+
+    Its weights are those of `saved`, its last.pt, or of `start`, the checkpoint that it starts from, or initialized.
+    Raises UserError if the model has no such matrices or blocks.
+    """
     lora = settings.lora
     with SkipInitialization() if saved or start else contextlib.nullcontext():
         model = ZOO[settings.model.name](**vars(config))
@@ -223,26 +267,21 @@ def build_model(settings, config, saved, start):
     return model
 
 
-def build(settings, folder, model, task, dtype, plan, world):
-    """The Record of a new run, with the optimizers, for a rank whose Plan is given."""
-    device = model.head.weight.device.type
+def print_model(model: nn.Module, settings: Settings, dtype: torch.dtype, plan: Plan) -> None:
+    """Print the size of a model, and the device and dtype that it is trained in."""
     n_params = sum(weight.numel() for weight in model.parameters())
     n_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     trained = "" if n_trained == n_params else f" ({n_trained:,} of them are trained)"
-    ranks = f", {plan.strategy.upper()} on {world.size} ranks" if world.size > 1 else ""
-    print(f"model: {settings.model.name}, {n_params:,} parameters{trained}, on {device} in "
+    ranks = f", {plan.strategy.upper()} on {plan.gpus} ranks" if plan.gpus > 1 else ""
+    print(f"model: {settings.model.name}, {n_params:,} parameters{trained}, on {model.device.type} in "
           f"{str(dtype).removeprefix('torch.')}{ranks}")
-    optimizers = make_optimizers(model, settings.optim, dtype, world)
-    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-    average = None if settings.optim.ema is None else WeightAverage(model, settings.optim.ema)
-    return Record(folder, settings, model, task, optimizers, scaler, average, dtype, plan.batch_size, world)
 
 
 # ---- Resuming --------------------------------------------------------------------------------------------------------
 
 
-def check_same_run(saved, settings, config, task, path):
-    """Raise UserError unless the run in the file `path` has this model, optimizer and text; dropout may change."""
+def check_same_run(saved: dict, settings: Settings, config: ModelConfig, task: Task, path: Path) -> None:
+    """Raise UserError unless the run saved in `path` has this model, optimizer and text; dropout may change."""
     run_config = saved["run_config"]
     before = {"model": saved["model_class"], **saved["config"], **saved.get("task", {}), **run_config}
     now = {"model": settings.model.name, **vars(config), **task.info, "optimizer": settings.optim.name,
@@ -256,8 +295,8 @@ def check_same_run(saved, settings, config, task, path):
                         "with --run NAME")
 
 
-def resolve_as_before(training, run_config):
-    """TrainingSettings in which `auto` is what the run resolved it to when it started."""
+def resolve_as_before(training: TrainingSettings, run_config: dict) -> TrainingSettings:
+    """Return the settings with `auto` resolved as when the run started."""
     same_device = pick_device(training.device) == run_config["device"]
     if training.batch_size == "auto":
         training = dataclasses.replace(training, batch_size=run_config["batch_size"],
@@ -269,8 +308,8 @@ def resolve_as_before(training, run_config):
     return training
 
 
-def load_state(record, progress, saved, path):
-    """Load the state in last.pt, read from `path`, into a new run. Raises UserError."""
+def load_state(record: Record, progress: Progress, saved: dict, path: Path) -> None:
+    """Load the state in last.pt, read from `path`, into a new run. Raises UserError if it does not match."""
     check_optimizer_states(record.optimizers, saved["optimizer_states"], path)
     for optimizer, state in zip(record.optimizers, saved["optimizer_states"], strict=True):
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -290,7 +329,7 @@ def load_state(record, progress, saved, path):
         setattr(progress, name, value)
 
 
-def print_changes(path, settings):
+def print_changes(path: Path, settings: Settings) -> None:
     """Print the settings of a resumed run that differ from those in its settings.yaml, if it can be read."""
     try:
         before = parse_settings([str(path)])
@@ -305,6 +344,17 @@ def print_changes(path, settings):
         print(f"changed settings: {', '.join(sorted(changes))}")
 
 
-def as_yaml(value):
-    """A value as YAML has it: a tuple is a list."""
+def as_yaml(value: Any) -> Any:
+    """Return a value as YAML has it: a tuple is a list."""
     return list(value) if isinstance(value, tuple) else value
+
+
+# ---- After training --------------------------------------------------------------------------------------------------
+
+
+def print_end(progress: Progress, folder: Path) -> None:
+    """Print the result of a run, and the command that talks to its model."""
+    minutes = progress.seconds / 60
+    print(f"{progress.step} steps in {minutes:.1f} minutes, best validation loss {progress.best_loss:.4f}")
+    demo = "terminal_demo.py" if Path.cwd() == PROJECT else PROJECT / "terminal_demo.py"
+    print(f"talk to it: python {shlex.quote(str(demo))} {shlex.quote(str(folder / 'best.pt'))}")

@@ -1,13 +1,15 @@
 """The training state in the last.pt of a run: what --resume needs besides the model."""
 
 from dataclasses import fields
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from training.checkpoint import read_checkpoint
 from training.checks import check_model, check_task, tensor_problem
 from training.loop import Progress
+from training.optim import WeightAverage
 from utils.errors import UserError
 from utils.fields import has_type
 
@@ -20,12 +22,12 @@ SCALER = {"scale": float, "growth_factor": float, "backoff_factor": float, "grow
 RUN_CONFIG = {"path": object, "text": str, "optimizer": str, "device": str, "batch_size": int, "accumulation": int,
               "dtype": Literal["float32", "bfloat16", "float16"], "compile": Literal["yes", "no"],
               "lora": list | None, "trainable_blocks": int | None, "base": list[str] | None}
-OPTIONAL = {"ema_val_loss", "accuracy"}  # of some runs
-OPTIONAL |= {"tokens", "compile", "lora", "trainable_blocks", "base"}  # not in older files
+OPTIONAL = {"ema_val_loss", "accuracy",  # only some runs have them
+            "tokens", "compile", "lora", "trainable_blocks", "base"}  # older files lack them
 
 
-def read_run(path):
-    """Return the dictionary in the last.pt of a run. All of it is validated but the optimizer states.
+def read_run(path: Path) -> dict:
+    """Return the content of a last.pt, validated except for the optimizer states and the averaged weights.
 
     Raises UserError if training cannot resume from it.
     """
@@ -46,32 +48,34 @@ def read_run(path):
     return checkpoint
 
 
-def check_values(values, types, entry, path):
-    """Raise UserError unless an entry of the file `path` has the keys of `types`, with values of these types; only
-    OPTIONAL ones may be missing. No number may be negative."""
+def check_values(values: Any, types: dict[str, Any], entry: str, path: Path) -> None:
+    """Raise UserError unless an entry of the file `path` has the keys and the types of values in `types`.
+
+    Keys in OPTIONAL may be missing. No float may be negative.
+    """
     if not isinstance(values, dict) or not types.keys() - OPTIONAL <= values.keys() <= types.keys():
-        raise damaged(path, f"{entry} must have the keys {', '.join(types)}")
+        raise damage_error(path, f"{entry} must have the keys {', '.join(types)}")
     for name, value in values.items():
         kind = types[name]
         if not has_type(value, kind) or has_type(value, float) and value < 0:
-            raise damaged(path, f"{entry} has an invalid {name}")
+            raise damage_error(path, f"{entry} has an invalid {name}")
 
 
-def check_optimizer_states(optimizers, states, path):
+def check_optimizer_states(optimizers: list[torch.optim.Optimizer], states: list, path: Path) -> None:
     """Raise UserError unless the states read from `path` are those of the optimizers' parameters.
 
     The optimizers' kernels trust the shapes of their state: with another shape they access memory out of bounds.
     """
     if len(states) != len(optimizers):
-        raise damaged(path, f"it has {len(states)} optimizer states, not {len(optimizers)}")
+        raise damage_error(path, f"it has {len(states)} optimizer states, not {len(optimizers)}")
     for optimizer, state in zip(optimizers, states, strict=True):
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         if not isinstance(state, dict) or state and state.keys() != set(range(len(weights))):  # empty before a step
-            raise damaged(path, f"the optimizer state must have {len(weights)} entries")
+            raise damage_error(path, f"the optimizer state must have {len(weights)} entries")
         names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum"}
         for i, values in state.items():
             if not isinstance(values, dict) or values.keys() != names:
-                raise damaged(path, f"the optimizer state of parameter {i} must have the keys {', '.join(names)}")
+                raise damage_error(path, f"the optimizer state of parameter {i} must have the keys {', '.join(names)}")
             for name, value in values.items():
                 shape = () if name == "step" else weights[i].shape
                 problem = tensor_problem(value, shape, [weights[i].dtype])
@@ -80,18 +84,19 @@ def check_optimizer_states(optimizers, states, path):
                 if problem is None and name in ("step", "exp_avg_sq") and value.min() < 0:
                     problem = "is negative"
                 if problem:
-                    raise damaged(path, f"{name} in the optimizer state of parameter {i} {problem}")
+                    raise damage_error(path, f"{name} in the optimizer state of parameter {i} {problem}")
 
 
-def check_averages(average, saved, path):
+def check_averages(average: WeightAverage, saved: Any, path: Path) -> None:
     """Raise UserError unless the averages read from `path` are those of a WeightAverage."""
     if not isinstance(saved, dict) or saved.keys() != average.averages.keys():
-        raise damaged(path, "the averaged weights are not those of the model")
+        raise damage_error(path, "the averaged weights are not those of the model")
     for name, tensor in average.averages.items():
         problem = tensor_problem(saved[name], tensor.shape, [tensor.dtype])
         if problem:
-            raise damaged(path, f"the averaged weight {name} {problem}")
+            raise damage_error(path, f"the averaged weight {name} {problem}")
 
 
-def damaged(path, problem):
+def damage_error(path: Path, problem: str) -> UserError:
+    """Return the UserError for a damaged last.pt."""
     return UserError(f"{path} is damaged: {problem}. Start a new run with --run NAME")

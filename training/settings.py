@@ -1,4 +1,4 @@
-"""The settings of a run. Importing them does not import torch, so that --help is quick."""
+"""The settings of a run. This module does not import torch, so that --help is quick."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,7 +7,7 @@ from models.config import ReplyConfig
 from utils.errors import UserError, check_numbers
 from utils.files import PROJECT
 
-FORBIDDEN = set('/\\<>:"|?*')  # in names of files, on one system or another
+FORBIDDEN = set('/\\<>:"|?*')  # in file names on some systems
 WINDOWS_DEVICES = ("con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10)))
 
 
@@ -17,8 +17,8 @@ class DataSettings:
 
     path: str | list[str] = str(PROJECT / "data" / "input.txt")
     """A text file; a table (.jsonl, .csv, .tsv, .parquet); a .json list of texts; several of these, as
-    "[a.txt, b.txt]"; a folder of them; hf:NAME or hf:NAME:CONFIG, a dataset of Hugging Face; or a folder with train.bin
-    and val.bin. Tiny Shakespeare is downloaded if the default does not exist."""
+    "[a.txt, b.txt]"; a folder of them; hf:NAME or hf:NAME:CONFIG, a dataset on the Hugging Face hub; or a folder with
+    train.bin and val.bin. Tiny Shakespeare is downloaded if the default does not exist."""
     val_path: str | list[str] | None = None
     """A separate validation text; None: about a tenth of `path`."""
     column: str | None = None
@@ -26,21 +26,21 @@ class DataSettings:
     label_column: str | None = None
     """Column of the label, for classification; None: `label`."""
     split_seed: int = 0
-    """For classification: which reviews are for validation (5%) and for test (10%). Another seed, another split."""
+    """For classification: seed of the random split of the reviews into training, validation (5%) and test (10%)."""
     auxiliary_lm: float = 0.0
-    """For classification. 0: the label is predicted at the last token of a text. Above: at all tokens but this share,
-    chosen at random, at which the next token is predicted (an auxiliary language model)."""
+    """For classification. 0: the label is predicted at the last token of a text. Above 0: at all tokens, except for
+    this fraction of them, chosen at random, where the next token is predicted (an auxiliary language model)."""
     bpe_dropout: float = 0.0
-    """Probability that a token in training is split into the two that it was merged from, and these likewise: BPE
-    dropout. For BPE tokenizers."""
+    """For BPE tokenizers: probability that a token in training is split into the two tokens that it was merged from,
+    recursively (BPE dropout)."""
     both_directions: bool = False
-    """For classification, and for a language model that a classifier starts from: each text is read forward or backward
-    at random in training, and a text is classified both ways."""
+    """For classification, and for a language model that a classifier starts from: in training, each text is read
+    forward or backward at random, and texts are classified in both directions."""
     mask_padding: bool = True
-    """For classification. true: the class is predicted at the last token of a text; false: at the end of the context,
-    after padding up to there, which the model has to learn to ignore."""
+    """For classification. true: the label is predicted at the last token of a text; false: at the end of the context,
+    after padding, which the model has to learn to ignore."""
     preview: int = 0
-    """Print this many training examples, with the tokens that are predicted highlighted."""
+    """Number of training examples to print, with the predicted tokens highlighted."""
     encoding: str | None = None
     """Encoding of the files, such as gb18030; None: detected."""
     delimiter: str | None = None
@@ -50,17 +50,17 @@ class DataSettings:
     dtype: Literal["uint16", "uint32", "int64"] | None = None
     """dtype of train.bin and val.bin; None: uint16, or uint32 for more than 65,536 tokens."""
     tokenizer: str = "char"
-    """char: one token per character; bpe: byte-pair encoding trained on the text; gpt2: that of GPT-2; or the path of a
+    """char: one token per character; bpe: byte-pair encoding trained on the text; gpt2: GPT-2's; or the path of a
     tokenizer.json, a Hugging Face folder or a checkpoint."""
     vocab_size: int = 20_000
-    """Vocabulary size of a BPE trained on the text."""
+    """Vocabulary size of a BPE tokenizer trained on the text."""
     max_bytes: int = 20_000_000
-    """Size of the sample of a larger text that a BPE is trained on. Training takes about 100 times as much memory."""
+    """Size, in bytes, of the sample of a text that a BPE tokenizer is trained on, in about 100 times as much memory."""
     windows: Literal["random", "shuffled", "sliding"] = "random"
-    """Where context windows start. random: anywhere; shuffled: each epoch covers the text once, in random order from a
-    random offset; sliding: every `stride` tokens, each once per epoch, for small texts."""
+    """Where sequences start in the text. random: anywhere; shuffled: each epoch covers the text once, in random order
+    from a random offset; sliding: every `stride` tokens, each once per epoch, for small texts."""
     stride: int | None = None
-    """Tokens between the starts of sliding windows, at most block_size; None: 128, or block_size if that is less."""
+    """Tokens between the starts of sliding sequences, at most block_size; None: 128, or block_size if that is less."""
 
     def __post_init__(self):
         check_numbers(self, positive=("vocab_size", "max_bytes", "stride"), not_negative=("preview", "split_seed"))
@@ -75,12 +75,12 @@ class DataSettings:
 
 @dataclass
 class ModelSettings:
-    """The model: a class of models/zoo.py, and changes to its configuration."""
+    """The model: a class in models/zoo.py, and changes to its configuration."""
 
     name: str = "BardGPT"
-    """A class of models/zoo.py."""
+    """A class in models/zoo.py."""
     n_embd: int | None = None
-    """Embedding width; None, here and below: that of the class."""
+    """Embedding width; None, here and below: as in the class."""
     block_size: int | None = None
     """Context length, in tokens."""
     n_blocks: int | None = None
@@ -94,9 +94,9 @@ class ModelSettings:
     qkv_bias: bool | None = None
     """Biases of queries, keys and values."""
     dropout: float | None = None
-    """Fraction of activations set to zero in training."""
+    """Dropout probability."""
     vocab_size: int | None = None
-    """Number of logits; None: that of the tokenizer. A multiple of 64 is faster on a GPU."""
+    """Vocabulary size; None: that of the tokenizer. A multiple of 64 is faster on a GPU."""
 
 
 @dataclass
@@ -108,22 +108,22 @@ class OptimSettings:
     muon_lr: float = 0.02
     """Peak learning rate of Muon."""
     adamw_lr: float = 0.005
-    """Peak learning rate of AdamW; at most about 0.001 if it has all weights."""
+    """Peak learning rate of AdamW; at most about 0.001 if it trains all weights."""
     weight_decay: float = 0.1
     """Weight decay of the matrices in the blocks."""
     momentum: float = 0.9
     """Momentum of Muon."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of AdamW's averages of the gradient and of its square."""
+    """Decay rates of AdamW's averages of the gradient and of its square."""
     schedule: Literal["cosine", "linear", "wsd"] = "linear"
-    """Decay of the learning rates after the warmup; wsd (warmup, stable, decay): linear, in the last fifth only."""
+    """Decay of the learning rates after the warmup; wsd (warmup, stable, decay): linear, but only in the last fifth."""
     warmup_iters: int = 20
     """Steps of linear warmup."""
     final_lr: float = 0.0
     """Learning rates at the end, as a fraction of their peak."""
     ema: float | None = None
-    """Decay of an exponential moving average of the weights, such as 0.998; best.pt gets the averaged weights where
-    they are better. None: no average."""
+    """Decay rate of an exponential moving average of the weights, such as 0.998; best.pt has the averaged weights if
+    their loss is lower. None: no average."""
 
     def __post_init__(self):
         check_numbers(self, positive=("muon_lr", "adamw_lr"),
@@ -140,34 +140,34 @@ class TrainingSettings:
     """The training loop."""
 
     batch_size: int | Literal["auto"] = 16
-    """Sequences per micro-batch; auto: 16 times `accumulation` sequences per step, in as few micro-batches as fit."""
+    """Sequences per micro-batch; auto: 16 * accumulation per step, in as few micro-batches as fit in memory."""
     accumulation: int = 1
     """Micro-batches per step (gradient accumulation)."""
     max_iters: int = 1000
     """Training steps."""
     epochs: int | None = None
-    """Train for this many epochs instead, and evaluate after each: sets `max_iters` and `eval_interval`."""
+    """Train for this many epochs and evaluate after each: sets `max_iters` and `eval_interval`."""
     eval_interval: int = 250
-    """Steps between evaluations; each one saves."""
+    """Steps between evaluations, each of which saves a checkpoint."""
     grad_clip: float = 1.0
     """Maximum gradient norm."""
     patience: int | None = None
     """Stop after this many evaluations in a row without a better validation loss; None: never."""
     seed: int = 1337
-    """Fixed seed: reproducible results on one machine; on a CPU to the last bit, with the same number of threads."""
+    """Fixed seed: reproducible results on one machine, on a CPU bit for bit with the same number of threads."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """auto: the first of CUDA, MPS and CPU that is available."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Compute dtype of matrix products; auto: the fastest one that is safe on the hardware."""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """torch.compile; auto: on CUDA, for runs that are long enough to make up for the time it takes."""
+    """torch.compile; auto: on CUDA, for runs long enough to make up for the compile time."""
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """With torchrun. ddp: each rank has the whole model; fsdp: weights, gradients and optimizer states are sharded over
     the ranks (FSDP2); auto: ddp if that fits in memory."""
     trainable_blocks: int | None = None
-    """Train only this many of the last blocks, the final norm and the head, unless it is tied; None: everything."""
+    """Train only this many of the last blocks, the final norm, and the head unless it is tied; None: everything."""
 
     def __post_init__(self):
         check_numbers(self, positive=("accumulation", "max_iters", "epochs", "eval_interval", "grad_clip",
@@ -183,17 +183,17 @@ class TrainingSettings:
 
 @dataclass
 class LoraSettings:
-    """LoRA: training small adapters of some matrices, while the weights of `init` are frozen (Hu et al., 2021)."""
+    """LoRA: train small adapters of some matrices, and freeze the weights of `init` (Hu et al., 2021)."""
 
     rank: int | None = None
     """Rank of the adapters; None: no LoRA."""
     alpha: float = 16.0
-    """The change of a matrix is scaled by alpha / rank."""
+    """The product of the two matrices of an adapter is scaled by alpha / rank."""
     targets: tuple[str, ...] = ("qkv", "out")
     """Matrices with adapters: qkv, out (attention), up, down, gate (feed-forward), head."""
     merge: bool = True
-    """best.pt is a complete model, with the adapters merged into its matrices; false: only what was trained, to be used
-    together with the checkpoint `init`."""
+    """true: best.pt is a complete model, with the adapters merged into its matrices; false: it has only the trained
+    weights, and is used together with the checkpoint `init`."""
 
     def __post_init__(self):
         check_numbers(self, positive=("rank", "alpha"))
@@ -201,14 +201,14 @@ class LoraSettings:
 
 @dataclass
 class OutputSettings:
-    """What a run writes."""
+    """The files that a run writes, and the samples that it prints."""
 
     folder: str = str(PROJECT / "checkpoints")
     """The folder that contains the folders of all runs."""
     half: bool = False
-    """Save best.pt in float16: half the size."""
+    """Save best.pt in float16, at half the size."""
     sample_tokens: int = 200
-    """Tokens to generate after each evaluation."""
+    """Maximum length of the samples generated after each evaluation, in tokens."""
     tensorboard: bool = False
     """Also write TensorBoard logs."""
 
@@ -218,20 +218,20 @@ class OutputSettings:
 
 @dataclass
 class Settings:
-    """A run."""
+    """All settings of a run."""
 
     run: str = "run"
-    """Name of the run, and of its folder; by default that of the YAML file."""
+    """Name of the run, and of its folder; by default, the name of the YAML file."""
     resume: bool = False
-    """Continue the run from its last.pt. Without a YAML file, with the settings of the run."""
+    """Resume the run from its last.pt, with its own settings if no YAML file is given."""
     init: str | None = None
-    """A checkpoint whose weights, architecture and tokenizer a new run starts from: for another text, or another task.
-    Or a model of another project: the name of one on the Hugging Face hub (gpt2, gpt2-medium, gpt2-large, gpt2-xl,
-    OWNER/NAME), the folder of one, or of OpenAI's GPT-2, the ckpt.pt of nanoGPT (before June 2023: ckpt.pt:tanh), or a
-    .bin of llama2.c. model.block_size may then be shorter."""
+    """Fine-tune: start from the weights, architecture and tokenizer of a checkpoint, on another text or task. Or of a
+    model of another project: its name on the Hugging Face hub (gpt2, gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME), its
+    folder, the folder of OpenAI's GPT-2, a ckpt.pt of nanoGPT (before June 2023: ckpt.pt:tanh), or a .bin of llama2.c.
+    model.block_size may be shorter."""
     task: Literal["language", "dialogue", "poem", "instruction", "classification"] = "language"
-    """What the model learns. language: to continue text; dialogue: to reply to messages; poem: to answer a title with a
-    poem; instruction: to follow instructions (Alpaca format); classification: to label texts, such as reviews."""
+    """What the model learns. language: to continue text; dialogue: to reply to messages; poem: to write a poem for a
+    title; instruction: to follow instructions (Alpaca format); classification: to label texts, such as reviews."""
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)

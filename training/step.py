@@ -5,9 +5,12 @@ import time
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from training.distributed import ALONE
+from training.distributed import ALONE, World
+from training.optim import WeightAverage
 from training.precision import autocast
+from training.shares import Share, Shares
 from utils.cuda_graph import cuda_graph
 from utils.errors import first_line
 
@@ -17,34 +20,38 @@ COMPILE_SECONDS = 30  # what torch.compile takes, as measured on an H100: 26 to 
 class TrainStep:
     """A training step as a function: `train_step(step, share, lr_factor)`.
 
-    - `forward`: the model, or its DistributedDataParallel: a function of x and y, (B, T) each, whose second result is
-      the loss.
-    - `optimizers`: their learning rates are 0-dim tensors, and the values at this point are the peak learning rates.
-    - `scaler`: a GradScaler, disabled unless `dtype`, of the matrix products, is float16.
-    - `average`: a WeightAverage to update in every step, or None.
-    - `seed`: dropout depends only on it, the number of the step, and that of the micro-batch among those of all ranks.
-    - `world`: the ranks that take the step together.
+    - `forward`: the model, or its DistributedDataParallel: a function of x and y, (B, T) each, that returns
+      (logits, loss).
+    - `optimizers`: their learning rates are 0-dim tensors, whose values at this point are the peak learning rates.
+    - `grad_clip`: maximum gradient norm.
+    - `dtype`: compute dtype of the matrix products.
+    - `scaler`: enabled only if `dtype` is float16.
+    - `average`: updated in every step, unless it is None.
+    - `seed`: dropout depends only on it, the step number, and the number of the micro-batch within the step.
 
     After `capture`, a step is two CUDA graphs, and nothing in it waits for the device.
     """
 
-    def __init__(self, forward, optimizers, grad_clip, dtype, scaler, average=None, seed=0, world=ALONE):
+    def __init__(self, forward: nn.Module, optimizers: list[torch.optim.Optimizer], *, grad_clip: float,
+                 dtype: torch.dtype, scaler: torch.amp.GradScaler, average: WeightAverage | None = None, seed: int = 0,
+                 world: World = ALONE):
         self.forward, self.optimizers, self.grad_clip = forward, optimizers, grad_clip
         self.dtype, self.scaler, self.average = dtype, scaler, average
         self.seed, self.world = seed, world
-        self.no_sync = getattr(forward, "no_sync", contextlib.nullcontext)  # gradients of replicas are not exchanged
+        self.replicated = isinstance(forward, nn.parallel.DistributedDataParallel)
+        self.no_sync = forward.no_sync if self.replicated else contextlib.nullcontext
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         self.weights = [weight for group in groups for weight in group["params"]]
         self.device = self.weights[0].device
-        self.learning_rates = [(group["lr"], float(group["lr"])) for group in groups]
+        self.learning_rates = [(group["lr"], float(group["lr"])) for group in groups]  # (current, peak)
         self.x = self.y = None  # the current micro-batch, (B, T) each
-        self.share = torch.zeros((), device=self.device)  # of the step's targets that are in the micro-batch
+        self.loss_weight = torch.zeros((), device=self.device)  # of the current micro-batch
         self.loss = torch.zeros((), device=self.device)
         self.captured = False
         self.run_micro_step, self.run_update = self.micro_step, self.update
 
-    def __call__(self, step, share, lr_factor):
-        """Train on a `training.shares.Share`, in host memory; targets of -100 are ignored.
+    def __call__(self, step: int, share: Share, lr_factor: float) -> Tensor:
+        """Train on a share in host memory; targets of -100 are ignored.
 
         Returns the loss, a 0-dim tensor that the next call overwrites: its mean over all ranks is the mean per target.
         """
@@ -56,40 +63,49 @@ class TrainStep:
         for i, (x, y) in enumerate(share.batches):
             seed_micro_batch(self.seed, step, share.first + i)
             # Weighted means add up to the mean of one large batch; gradients are then averaged over the ranks.
-            self.share.fill_(self.world.size * int((y != -100).sum()) / share.n_targets)
+            self.loss_weight.fill_(self.world.size * int((y != -100).sum()) / share.n_targets)
             self.load(x, y)
             last = i == len(share.batches) - 1
-            with contextlib.nullcontext() if last else self.no_sync():
+            with contextlib.nullcontext() if last else self.no_sync():  # ranks exchange gradients once per step
                 self.run_micro_step()
         self.run_update()
         return self.loss
 
-    def load(self, x, y):
+    def load(self, x: Tensor, y: Tensor) -> None:
+        """Make x and y, (B, T) each, the current micro-batch."""
         if self.captured:  # the graph reads these tensors; from pinned memory, the copy does not block
             self.x.copy_(x.contiguous().pin_memory(), non_blocking=True)
             self.y.copy_(y.contiguous().pin_memory(), non_blocking=True)
         else:
             self.x, self.y = x.to(self.device), y.to(self.device)
 
-    def micro_step(self):
+    def micro_step(self) -> None:
+        """Add the loss and the gradients of the current micro-batch."""
         with autocast(self.device.type, self.dtype):
             _, loss = self.forward(self.x, self.y)
-        loss = loss * self.share
+        loss = loss * self.loss_weight
         self.scaler.scale(loss).backward()
         self.loss += loss.detach()
 
-    def update(self):
+    def update(self) -> None:
+        """Update the weights, and their average, with the gradients; clear these."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(self.weights, self.grad_clip)
+        nn.utils.clip_grad_norm_(self.weights, self.grad_clip)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=not self.captured)  # graphs write to the same gradients every time
+        self.clear_gradients()
         self.scaler.update()
         if self.average:
             self.average.update()
 
-    def capture(self, x, y):
+    def clear_gradients(self) -> None:
+        """Free the gradients, or set them to zero if CUDA graphs write to them or DDP has them in its buckets."""
+        keep = self.captured or self.replicated
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=not keep)
+
+    def capture(self, x: Tensor, y: Tensor) -> None:
         """From now on, run a step as two CUDA graphs, for micro-batches of the shape of x and y (B, T).
 
         Leaves weights, optimizer states and averages as they are. Not for a GradScaler, which waits for the device.
@@ -98,8 +114,10 @@ class TrainStep:
         self.x, self.y = x.to(self.device), y.to(self.device)
         for weight in self.weights:
             weight.grad = torch.zeros_like(weight)
-        for tensor in [lr for lr, _ in self.learning_rates] + ([self.average.rate] if self.average else []):
-            tensor.zero_()  # the warmup must not change the weights
+        for lr, _ in self.learning_rates:
+            lr.zero_()  # the warmup must not change the weights
+        if self.average:
+            self.average.rate.zero_()
         before = {key: tensor.to("cpu", copy=True) for key, tensor in optimizer_tensors(self.optimizers).items()}
         pool = torch.cuda.graph_pool_handle()  # shared: the two graphs never run at the same time
         self.run_micro_step = cuda_graph(self.micro_step, pool)
@@ -111,8 +129,7 @@ class TrainStep:
             else:
                 tensor.zero_()  # a state that the warmup created: all of them start at zero
 
-
-    def release(self):
+    def release(self) -> None:
         """Free the CUDA graphs and their memory; steps are eager from now on."""
         self.captured = False
         self.run_micro_step, self.run_update = self.micro_step, self.update
@@ -122,22 +139,26 @@ class TrainStep:
         torch.cuda.empty_cache()
 
 
-def seed_micro_batch(seed, step, number):
+def seed_micro_batch(seed: int, step: int, number: int) -> None:
     """Seed the random generators of all devices for micro-batch `number` of a step."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, number)).generate_state(1)[0]))
 
 
-def optimizer_tensors(optimizers):
-    """The tensors in the states of optimizers, by optimizer, parameter and name."""
-    return {(i, id(weight), name): tensor for i, optimizer in enumerate(optimizers)
-            for weight, state in optimizer.state.items() for name, tensor in state.items()}
+def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[tuple[int, int, str], Tensor]:
+    """Return the tensors in the states of optimizers, by number of the optimizer, id of the weight, and name."""
+    tensors = {}
+    for i, optimizer in enumerate(optimizers):
+        for weight, state in optimizer.state.items():
+            for name, tensor in state.items():
+                tensors[i, id(weight), name] = tensor
+    return tensors
 
 
-def accelerate(train_step, shares, compile, micro_steps):
+def accelerate(train_step: TrainStep, shares: Shares, compile: str, micro_steps: int) -> bool:
     """Use torch.compile and CUDA graphs where they pay; print one line that says what was chosen and why.
 
-    `shares` are `training.shares.Shares`; `compile` is auto, yes or no; and `micro_steps` is the number of
-    micro-batches left to train on. Returns whether the model is compiled.
+    `compile` is auto, yes or no; `micro_steps` is the number of micro-batches left to train on. Returns whether the
+    model is compiled.
     """
     on_cuda, world = train_step.device.type == "cuda", train_step.world
     batch = shares(0).batches[0]
@@ -165,8 +186,8 @@ def accelerate(train_step, shares, compile, micro_steps):
     return compiled
 
 
-def obstacle_to_capture(train_step):
-    """Why a step cannot be a CUDA graph, or None."""
+def obstacle_to_capture(train_step: TrainStep) -> str | None:
+    """Return why a step cannot be a CUDA graph, or None."""
     if train_step.scaler.is_enabled():
         return "the gradient scaler of float16 waits for the device"
     if train_step.world.size > 1:
@@ -176,8 +197,8 @@ def obstacle_to_capture(train_step):
     return None
 
 
-def time_micro_step(train_step, batch):
-    """Seconds that the forward and backward pass of one micro-batch take; leaves no gradients behind."""
+def time_micro_step(train_step: TrainStep, batch: tuple[Tensor, Tensor]) -> float:
+    """Return the seconds that forward and backward pass of a micro-batch take on CUDA; leaves no gradients behind."""
     train_step.load(*batch)
     train_step.run_micro_step()
     torch.cuda.synchronize()
@@ -186,13 +207,12 @@ def time_micro_step(train_step, batch):
         train_step.run_micro_step()
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - start) / 5
-    for optimizer in train_step.optimizers:
-        optimizer.zero_grad(set_to_none=not train_step.captured)
+    train_step.clear_gradients()
     return seconds
 
 
-def compile_forward(train_step, batch):
-    """Compile the model of a step, if this machine can; else print one line. Returns whether it is compiled."""
+def compile_forward(train_step: TrainStep, batch: tuple[Tensor, Tensor]) -> bool:
+    """Compile the model of a step if all ranks can, else print one line. Returns whether it is compiled."""
     plain = train_step.forward
     try:
         train_step.forward = torch.compile(plain, dynamic=False)
@@ -204,8 +224,7 @@ def compile_forward(train_step, batch):
         raise
     except Exception as error:  # no compiler, no Triton, or any bug in them: the plain model works
         failure = first_line(error)
-    for optimizer in train_step.optimizers:
-        optimizer.zero_grad(set_to_none=not train_step.captured)
+    train_step.clear_gradients()
     failures = [reason for reason in train_step.world.gather(failure) if reason]
     if failures:
         print(f"torch.compile is not available on this machine ({failures[0]}): training continues without it")

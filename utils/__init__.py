@@ -1,1 +1,1 @@
-"""Shared helpers: they import nothing else of this project."""
+"""Shared helpers, which import nothing else of this project."""

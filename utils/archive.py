@@ -1,4 +1,4 @@
-"""The zip archives that torch.save writes."""
+"""Checkpoint archives: the zip files that torch.save writes."""
 
 import errno
 import os
@@ -6,23 +6,28 @@ import pickle
 import stat
 import warnings
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from utils.errors import UserError
 
-HEADER = 30  # bytes of a member's header, not counting its name
+HEADER = 30  # bytes of a member's header, without its name
 
 
-def read_archive(path, mmap=False):
-    """Return what torch.save wrote to a file, without running code from it, with its tensors on the CPU; `mmap`: mapped
-    into memory, and read when they are used. Raises UserError."""
+def read_archive(path: Path | str, mmap: bool = False) -> Any:
+    """Return the object that torch.save wrote to a file, with its tensors on the CPU. No code in the file is run.
+
+    `mmap`: map the tensors into memory, to be read when they are used. Raises UserError if the file cannot be read, is
+    damaged, or contains code.
+    """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a device or a pipe may never end
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a device or a pipe might never end
             raise OSError(errno.EINVAL, "not a regular file")
         check_archive(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about rare kinds of tensors, which are errors here
+            warnings.simplefilter("ignore")  # about unusual tensor types, which are errors here
             return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no {path}: give the path of a checkpoint, or train a model first with "
@@ -36,11 +41,11 @@ def read_archive(path, mmap=False):
         raise UserError(f"{path} is damaged or not a checkpoint: download it again, or train again") from None
 
 
-def check_archive(path):
-    """Raise zipfile.BadZipFile unless the file `path` is a zip archive as torch.save writes it, with intact contents.
+def check_archive(path: Path | str) -> None:
+    """Raise zipfile.BadZipFile unless the file is a zip archive as torch.save writes it, with intact contents.
 
-    torch.load checks no CRC-32. It also believes the directory at the end of the archive: it reads nothing for a member
-    marked as a folder, which leaves a weight of uninitialized memory, and allocates whatever size is given there.
+    torch.load checks no CRC-32, and it trusts the directory at the end of the archive: it allocates whatever size is
+    given there, and for a member marked as a folder it reads nothing, which leaves a weight uninitialized.
     """
     with zipfile.ZipFile(path) as archive:
         members = sorted(archive.infolist(), key=lambda member: member.header_offset)

@@ -1,20 +1,21 @@
 """CUDA graphs: many kernels, one launch."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 
 
-def cuda_graph(function, pool=None):
-    """Record the CUDA kernels that `function()` launches, and return a function that launches all of them at once.
+def cuda_graph(function: Callable[[], object], pool: tuple[int, int] | None = None) -> Callable[[], None]:
+    """Capture the CUDA kernels that `function()` launches, and return a function that launches all of them at once.
 
     For a small model, launching a kernel from Python takes longer than running it, and a training step has hundreds.
-    The graph reads and writes the same memory every time, so whatever changes between launches has to be in a tensor,
-    and the recorded function must not wait for the device, as `.item()` does. Dropout draws new masks at every launch,
-    from the seed that is current then. Graphs that never run at the same time can share a memory `pool`.
+    The graph reads and writes the same memory at every replay, so everything that changes between replays must be in a
+    tensor, and `function` must not synchronize with the device, as `.item()` does. Dropout draws a new mask at every
+    replay, from the current seed. Graphs that never run at the same time can share a memory `pool`.
 
-    `function` is called four times, three of them as a warmup: libraries allocate workspaces in their first calls,
-    which cannot be recorded.
+    `function` is called four times. The first three calls are a warmup, in which libraries allocate workspaces: that
+    cannot be captured.
     """
     stream = side_stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -29,6 +30,6 @@ def cuda_graph(function, pool=None):
 
 
 @functools.cache
-def side_stream():
-    """The stream of all warmups and recordings: PyTorch keeps a cuBLAS workspace for every stream that was used."""
+def side_stream() -> torch.cuda.Stream:
+    """Return the stream of all warmups and captures: PyTorch keeps a cuBLAS workspace for each stream ever used."""
     return torch.cuda.Stream()

@@ -1,10 +1,12 @@
-"""Errors that users can fix are one line, never a traceback."""
+"""Error messages of one line, without a traceback, for everything that a user can fix."""
 
 import argparse
 import errno
 import functools
 import os
 import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 from utils.printable import one_line
 from utils.streams import discard, prepare_streams
@@ -13,16 +15,17 @@ CLOSED_PIPE = {errno.EPIPE, errno.EINVAL} if os.name == "nt" else {errno.EPIPE}
 
 
 class UserError(Exception):
-    """An error the user can fix: what is wrong, where, and what to do, in one line."""
+    """An error that the user can fix. The message says in one line what is wrong, where, and what to do."""
 
 
-def first_line(error):
-    """The first line of the message of an exception, or its class if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or the name of its class if it has no message."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
-def check_numbers(settings, positive=(), not_negative=()):
-    """Raise UserError if one of these attributes is too small or NaN; None is valid."""
+def check_numbers(settings: object, positive: Iterable[str] = (), not_negative: Iterable[str] = ()) -> None:
+    """Raise UserError if one of the named attributes of `settings` is too small or NaN; None is valid."""
     for name in positive:
         value = getattr(settings, name)
         if value is not None and not value > 0:
@@ -36,27 +39,27 @@ def check_numbers(settings, positive=(), not_negative=()):
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises UserError, and whose help keeps the line breaks of its description."""
 
-    def __init__(self, description=None, **more):
+    def __init__(self, description: str | None = None, **more: Any):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help shows all options)")
 
 
-def command(main):
-    """Decorate the `main` of a script: errors the user can fix end it with one line and exit code 2.
+def command(main: Callable[..., object]) -> Callable[..., object]:
+    """Decorate the `main` of a script so that an error that the user can fix prints one line, with exit code 2.
 
-    Ctrl-C ends it with exit code 130, and a reader of its output that has read enough, such as `head`, silently.
+    Ctrl-C exits with code 130. If the reader of the output, such as `head`, closes the pipe, the script exits silently.
     """
 
     @functools.wraps(main)
-    def run(*args, **kwargs):
+    def run(*args: Any, **kwargs: Any) -> object:
         prepare_streams()
         try:
             try:
                 return main(*args, **kwargs)
             finally:
-                sys.stdout.flush()  # errors of the last output are handled here, too
+                sys.stdout.flush()  # so that errors of the last output are handled here
         except UserError as error:
             fail(error)
         except KeyboardInterrupt:
@@ -73,6 +76,6 @@ def command(main):
     return run
 
 
-def fail(message):
+def fail(message: object) -> NoReturn:
     print(f"error: {one_line(str(message))}", file=sys.stderr)
     sys.exit(2)

@@ -1,9 +1,9 @@
-"""Values that come from a file, compared with the types that the fields of a dataclass declare."""
+"""Type checks for the fields of a dataclass, whose values may come from a file."""
 
 import math
 from dataclasses import fields
 from types import NoneType, UnionType
-from typing import Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from utils.errors import UserError
 from utils.printable import one_line
@@ -12,13 +12,16 @@ NAMES = {int: "an integer below 2^63", float: "a finite number", bool: "true or 
          list: "a list", dict: "an object"}
 
 
-def parts_of(kind):
-    """The types of a union, or the only type."""
-    return get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
+def check_types(settings: Any) -> None:
+    """Raise UserError unless every field of a dataclass instance has its declared type."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if not has_type(value, field.type):
+            raise UserError(f"{field.name} cannot be {one_line(str(value), limit=80)}: give {describe(field.type)}")
 
 
-def has_type(value, kind):
-    """Whether `value` has the type `kind`: a class, list[a class], a union of these, or a Literal of strings.
+def has_type(value: object, kind: Any) -> bool:
+    """Return whether `value` has the type `kind`: a class, list[a class], a union of these, or a Literal of strings.
 
     Numbers must be finite, and integers below 2^63. An int is a valid float; a bool is not a valid number.
     """
@@ -35,16 +38,13 @@ def has_type(value, kind):
     return isinstance(value, kind)
 
 
-def check_types(settings):
-    """Raise UserError unless every field of a dataclass instance has its declared type."""
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if not has_type(value, field.type):
-            raise UserError(f"{field.name} cannot be {one_line(str(value), limit=80)}: give {describe(field.type)}")
+def parts_of(kind: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or the only type."""
+    return get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
 
 
-def describe(kind):
-    """The values that `kind` accepts, in words.
+def describe(kind: Any) -> str:
+    """Return a description of the values that `kind` accepts.
 
     >>> describe(int | None)
     'an integer below 2^63 or None'

@@ -1,4 +1,4 @@
-"""Files and folders that are written completely or not at all, and the lock of a run."""
+"""Atomic writes of files and folders, the lock of a run, and JSON files."""
 
 import contextlib
 import errno
@@ -9,24 +9,26 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
 from utils.errors import UserError
 
-LARGEST_JSON = 1 << 24  # bytes of the JSON file of a model
-PROJECT = Path(__file__).resolve().parents[1]  # its folder; defaults do not depend on the working directory
+LARGEST_JSON = 1 << 24  # bytes of a model's JSON file
+PROJECT = Path(__file__).resolve().parents[1]  # for defaults that do not depend on the working directory
 ABANDONED_AFTER = 24 * 3600  # seconds without a write
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # network drives
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # of network drives
 
 
 class OutputFile(io.FileIO):
-    """A file that keeps the error of a failed write: torch.save hides it behind a RuntimeError."""
+    """A file that remembers the error of a failed write, which torch.save turns into a RuntimeError."""
 
-    error = None
+    error: OSError | None = None
 
-    def write(self, data):
+    def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
@@ -35,10 +37,10 @@ class OutputFile(io.FileIO):
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """Open a binary file that replaces the file `path` once it is complete; after a failure, that one is unchanged.
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a binary file that replaces the file `path` once it is complete; after a failure, `path` is unchanged.
 
-    Raises UserError if it cannot be written.
+    Raises UserError if the file cannot be written.
     """
     partial, output = partial_path(path), None
     try:
@@ -51,41 +53,40 @@ def replacing(path):
             os.fsync(file.fileno())
         rename(partial, path)
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise write_error(path, error) from None
     except RuntimeError:
         if output is None or output.error is None:
             raise
-        raise cannot_write(path, output.error) from None
+        raise write_error(path, output.error) from None
     finally:
         with contextlib.suppress(OSError):  # already renamed, or never created
             partial.unlink()
 
 
-def check_writable(path):
-    """Raise UserError if `replacing` could not write the file `path`, before the work on its content. Its folder is
-    created."""
+def check_writable(path: Path) -> None:
+    """Create the folder of the file `path`. Raises UserError if `replacing` could not write the file."""
     partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
         partial.unlink()
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise write_error(path, error) from None
 
 
-def partial_path(path):
-    """A new name beside the file `path`: two processes may write the same path. Raises UserError if it is a folder."""
-    if os.path.isdir(path):  # unlike Path.is_dir, without an exception for a name that is too long
-        raise cannot_write(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+def partial_path(path: Path) -> Path:
+    """Return a new name beside the file `path`, as two processes may write it. Raises UserError if it is a folder."""
+    if os.path.isdir(path):  # unlike Path.is_dir, does not raise for a name that is too long
+        raise write_error(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
 
 
 @contextlib.contextmanager
-def replacing_folder(path):
-    """Create an empty folder that replaces the folder `path` once the context ends; after a failure, that one is
-    unchanged. If the process is killed between two renames, it has the suffix `.old`, until the next call.
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Create an empty folder that replaces the folder `path` when the context ends; after a failure, `path` is kept.
 
-    Raises UserError if it cannot be written.
+    If the process is killed between the two renames, the previous folder has the suffix `.old` until the next call.
+    Raises UserError if the folder cannot be written.
     """
     token = secrets.token_hex(4)
     partial, old = (path.with_name(f"{path.name}.{token}.{suffix}") for suffix in ("partial", "old"))
@@ -108,14 +109,13 @@ def replacing_folder(path):
             raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise write_error(path, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # already renamed, or never created
 
 
-def restore(path):
-    """Give the folder `path` its name back if a process was killed that was replacing it; if it was killed later,
-    remove the one that it had replaced."""
+def restore(path: Path) -> None:
+    """Clean up after a killed process: give the previous folder its name back, or remove it if it was replaced."""
     for old in leftovers(path, "old"):
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -123,8 +123,8 @@ def restore(path):
             rename(old, path)
 
 
-def remove_abandoned(path):
-    """Remove what killed processes left when they were replacing the file or folder `path`."""
+def remove_abandoned(path: Path) -> None:
+    """Remove incomplete files and folders that killed processes left when they were replacing `path`."""
     for partial in leftovers(path, "partial"):
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > ABANDONED_AFTER:
@@ -134,13 +134,16 @@ def remove_abandoned(path):
                     partial.unlink()
 
 
-def leftovers(path, suffix):
-    """Yield what processes that are replacing `path`, or that were killed, have beside it under this suffix."""
+def leftovers(path: Path, suffix: str) -> Iterator[Path]:
+    """Yield the temporary files and folders of processes that are replacing `path`, or were killed while doing so."""
     return path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.{suffix}")
 
 
-def rename(partial, path):
-    """Rename a file, replacing `path`. On Windows this fails while a program such as a virus scanner reads `path`."""
+def rename(partial: Path, path: Path) -> None:
+    """Rename a file or folder to `path`, replacing a file.
+
+    Retries, because on Windows this fails while another program, such as a virus scanner, reads `path`.
+    """
     for wait in (0.1, 0.3, 1.0):
         try:
             return os.replace(partial, path)
@@ -149,13 +152,13 @@ def rename(partial, path):
     os.replace(partial, path)
 
 
-def cannot_write(path, error):
+def write_error(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot write {path}: {error.strerror or error}. Free some space, or choose another folder")
 
 
 @contextlib.contextmanager
-def lock_run(folder):
-    """Context in which no other process can use the folder of a run. It is created, and removed again if left empty.
+def lock_run(folder: Path) -> Iterator[None]:
+    """Lock the folder of a run while the context is open. The folder is created, and removed again if it stays empty.
 
     The operating system releases the lock when the process ends, even if it is killed. A leftover lock file has no
     effect. Raises UserError if another process holds the lock, or if the folder cannot be written.
@@ -171,12 +174,12 @@ def lock_run(folder):
                         "--run NAME") from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            raise cannot_write(folder, error) from None
+            raise write_error(folder, error) from None
         print(f"{folder} cannot be locked ({error.strerror}): do not use this run in two processes at once")
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows removes it when it is released
+        with contextlib.suppress(OSError):  # Windows removes it on release
             path.unlink()  # before the release: afterwards it may be the lock of another process
         lock.release()
         with contextlib.suppress(OSError):  # not empty
@@ -185,13 +188,13 @@ def lock_run(folder):
                 folder.parent.rmdir()
 
 
-def read_if_there(path):
-    """The object in a JSON file of a model, {} if there is no file. Raises UserError."""
+def read_if_there(path: Path) -> dict[str, Any]:
+    """Return the object in a model's JSON file, or {} if there is no file. Raises UserError if it is not readable."""
     return read_json_object(path) if path.is_file() else {}
 
 
-def read_json_object(path):
-    """The object in a JSON file of a model. Raises UserError."""
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a model's JSON file. Raises UserError if it is missing, too large or not a JSON object."""
     try:
         if not path.is_file():
             raise UserError(f"there is no file {path}: give the folder of a complete model")

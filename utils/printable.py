@@ -6,18 +6,18 @@ import re
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def escape_controls(text):
-    r"""Write control characters as escapes, so that printing `text` cannot move the cursor or change the terminal.
+def escape_controls(text: str) -> str:
+    r"""Escape control characters, so that printing `text` cannot move the cursor or change the terminal.
 
-    >>> print(escape_controls("red \x1b[31m, tab\t, line\nfeed"))
-    red \x1b[31m, tab	, line
+    >>> print(escape_controls("red \x1b[31m, line\nfeed"))
+    red \x1b[31m, line
     feed
     """
     return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def one_line(text, limit=1000):
-    r"""`text` on one printable line of at most `limit` characters; a longer text loses its middle.
+def one_line(text: str, limit: int = 1000) -> str:
+    r"""Return `text` as one printable line of at most `limit` characters; the middle of a longer text is cut.
 
     >>> one_line("two\nlines")
     'two\\nlines'

@@ -1,1 +1,1 @@
-"""The memory forecast: parameters, activations, a training step, communication."""
+"""The memory forecast: parameters, activations, a training step, inference, communication."""
