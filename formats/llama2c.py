@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from data.tokenizer import load_tokenizer
-from formats.foreign_model import ForeignModel, Tokenizer, check_finite, read_tensor
+from data.tokenizer import Tokenizer, load_tokenizer
+from formats.foreign_model import ForeignModel, check_finite, read_tensor
 from models.config import ModelConfig
 from utils.errors import UserError
 from utils.forecast.parameters import numbered, parameter_table

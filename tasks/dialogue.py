@@ -228,7 +228,8 @@ def reply_ids(model: nn.Module, tokenizer: Tokenizer, messages: list[str], confi
     candidates = []
     for i in range(config.candidates):
         sampling = config if config.seed is None else dataclasses.replace(config, seed=config.seed + i)
-        ids = generate(model, prompt, config.max_tokens, sampling, special, tokenizer.vocab_size, special)
+        ids = generate(model, prompt, config.max_tokens, sampling, special, vocab_size=tokenizer.vocab_size,
+                       exempt_ids=special)
         candidates.append(list(ids))
 
     def mutual_information(ids: list[int]) -> float:

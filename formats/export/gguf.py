@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from data.tokenizer import CharTokenizer
+from data.tokenizer import CharTokenizer, Tokenizer
 from formats.export.architectures import LLAMA_CPP, Checkpoint, ExportedModel, prepare_export
 from formats.export.tokenizer import CHAT_TASKS, CHAT_TEMPLATE, end_marker
 from formats.export.verification import verification_error
-from formats.foreign_model import Tokenizer
 from formats.weight_names import GPT2, LLAMA, export_weights
 from models.config import ModelConfig
 from utils.errors import UserError
@@ -131,7 +130,7 @@ def add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, task: str) -> None
 
     if isinstance(tokenizer, CharTokenizer):
         writer.add_tokenizer_model("rwkv")  # always takes the longest token that the text starts with
-        tokens = [escape_rwkv(token) for token in tokenizer.tokens]
+        tokens = [escape_rwkv(token.decode()) for token in tokenizer.tokens]
     else:
         description = json.loads(tokenizer.library.to_str())
         writer.add_tokenizer_model("gpt2")
@@ -187,8 +186,6 @@ def added_words(tokenizer: Tokenizer) -> list[int]:
     Raises UserError if llama.cpp would find them elsewhere: it knows none of their options, and takes the longest word
     first, not the leftmost.
     """
-    if isinstance(tokenizer, CharTokenizer):
-        return []
     words = {i: token for i, token in tokenizer.added.items() if i not in tokenizer.special_ids}
     for token in words.values():
         if token.single_word or token.lstrip or token.rstrip:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from formats.foreign_model import Tokenizer
+from data.tokenizer import Tokenizer
 
 CHAT_TEMPLATE = (  # the messages as data/dialogues.py writes them
     "{% set before = namespace(system='') %}"
