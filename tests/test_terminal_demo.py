@@ -166,7 +166,7 @@ def test_lines_of_a_pipe_are_prompts_and_start_their_replies(demo, model):
 def test_text_is_streamed(demo, monkeypatch):
     stdout, seen = io.BytesIO(), []
 
-    def pieces(*_):
+    def pieces(*_, **__):
         for piece in ("one ", "two ", "three"):
             yield piece
             seen.append(stdout.getvalue())
@@ -217,7 +217,7 @@ def test_many_unknown_characters_are_skipped_quickly_and_counted(demo):
 def test_control_characters_reach_a_pipe_and_not_a_terminal(demo, monkeypatch, terminal, expected):
     stdout = io.StringIO()
     stdout.isatty, stdout.reconfigure = lambda: terminal, lambda **_: None
-    monkeypatch.setattr(language, "generate_text", lambda *_: iter(["\x1b[2J", "\x9b\r\t\n"]))
+    monkeypatch.setattr(language, "generate_text", lambda *_, **__: iter(["\x1b[2J", "\x9b\r\t\n"]))
     monkeypatch.setattr(sys, "stdout", stdout)
     demo("--prompt", "")
     assert stdout.getvalue() == expected + "\n"
