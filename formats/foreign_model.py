@@ -10,13 +10,10 @@ import torch
 from torch import Tensor
 
 from data.chat_template import ChatTemplate
-from data.library_tokenizer import LibraryTokenizer
-from data.tokenizer import CharTokenizer
+from data.tokenizer import Tokenizer
 from models.config import ModelConfig
 from models.weights import is_finite
 from utils.errors import UserError
-
-Tokenizer = CharTokenizer | LibraryTokenizer
 
 
 class ForeignModel(NamedTuple):

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data.chat_template import config_token, read_chat_template
-from data.tokenizer import load_tokenizer
-from formats.foreign_model import ForeignModel, Tokenizer, check_exists, check_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer
+from formats.foreign_model import ForeignModel, check_exists, check_tokenizer
 from formats.huggingface_config import Fields, read_config
 from formats.weight_names import GPT2, LLAMA, PERSIMMON, NameTable, check_weights, import_weights
 from models.config import ReplyConfig
@@ -41,7 +41,7 @@ def open_huggingface(folder: str | Path) -> ForeignModel:
     if has_tied_head:
         check_tied_head(tensors, table, folder)
     check_tokenizer_config(folder)
-    tokenizer = load_tokenizer(folder.absolute())  # `gpt2` alone is a name there
+    tokenizer = load_tokenizer(folder.absolute())  # absolute, as `gpt2` alone would be a name
     check_tokenizer(tokenizer, config, folder)
     weights = import_weights(table, config, tensors.read, folder)
     return ForeignModel(model_class, config, tokenizer, weights, read_chat_template(folder),

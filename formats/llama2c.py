@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from data.tokenizer import load_tokenizer
-from formats.foreign_model import ForeignModel, Tokenizer, check_finite, read_tensor
+from data.tokenizer import Tokenizer, load_tokenizer
+from formats.foreign_model import ForeignModel, check_finite, read_tensor
 from models.config import ModelConfig
 from utils.errors import UserError
 from utils.forecast.parameters import numbered, parameter_table
 
 HEADER = struct.Struct("<7i")  # dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len
 MAGIC = b"24ka"  # of versions 1 and 2
-FLOAT = 4  # bytes
-ORDER = {  # {name in run.c: ours, without the number of the block}, in the order of a file
+FLOAT_BYTES = 4
+NAMES = {  # {name in run.c: ours, without the number of the block}, in the order of a file
     "token_embedding_table": "token_embedding.weight",
     "rms_att_weight": "blocks.attention_norm.weight",
     "wq": "blocks.attention.query.weight",
@@ -79,7 +79,7 @@ def read_config(path: Path) -> ModelConfig:
     except UserError as error:
         raise UserError(f"{path} is not a model of llama2.c, or is damaged (by its header, {error}): download it "
                         "again") from None
-    expected = HEADER.size + FLOAT * sum(stack.n_tensors * prod(stack.shape) for stack in file_layout(config))
+    expected = HEADER.size + FLOAT_BYTES * sum(stack.n_tensors * prod(stack.shape) for stack in file_layout(config))
     if size != expected:
         raise UserError(f"{path} has {size:,} bytes, but by its header {expected:,}: download it again, or use a model "
                         "of llama2.c")
@@ -89,35 +89,11 @@ def read_config(path: Path) -> ModelConfig:
 def file_layout(config: ModelConfig) -> Iterator[Stack]:
     """Yield all tensors in a file, in order."""
     rows = {row.component: row for row in parameter_table(config)}
-    for theirs, ours in ORDER.items():
+    for theirs, ours in NAMES.items():
         if ours is None:
             yield Stack(theirs, (config.block_size, config.head_size), 1)
         elif ours in rows:  # there is no tied head
             yield Stack(theirs, rows[ours].shape, rows[ours].blocks or 1)
-
-
-def read_weights(path: Path, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name in a checkpoint file, tensor) of all weights. Raises UserError for values that are not finite."""
-    offset = HEADER.size
-    for theirs, shape, n_tensors in file_layout(config):
-        ours = ORDER[theirs]
-        for i in range(n_tensors):
-            if ours is not None:
-                weight = read_tensor(path, offset, shape)
-                check_finite(weight, theirs, path)
-                yield numbered(ours, i), half_split(weight, config.head_size) if ours in ROTATED else weight
-            if ours == "token_embedding.weight" and config.tied:
-                yield "head.weight", weight
-            offset += FLOAT * prod(shape)
-
-
-def half_split(weight: Tensor, head_size: int) -> Tensor:
-    """Reorder the rows of queries or keys (nh hs, C) for our Rotary.
-
-    llama2.c rotates channels 2i and 2i + 1 of a head together; Rotary, channels i and i + hs / 2.
-    """
-    pairs = weight.view(-1, head_size // 2, 2, weight.size(1))  # (nh, hs / 2, 2, C)
-    return pairs.transpose(1, 2).reshape(weight.shape)  # (nh, 2, hs / 2, C) -> (nh hs, C)
 
 
 def find_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
@@ -133,3 +109,27 @@ def find_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
                                     f"{vocab_size:,}: copy the tokenizer.bin of the model to {path.parent}")
                 return tokenizer
     raise UserError(f"there is no tokenizer.bin for {path}: copy it to {path.parent}")
+
+
+def read_weights(path: Path, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name in a checkpoint file, tensor) of all weights. Raises UserError for values that are not finite."""
+    offset = HEADER.size
+    for theirs, shape, n_tensors in file_layout(config):
+        ours = NAMES[theirs]
+        for i in range(n_tensors):
+            if ours is not None:
+                weight = read_tensor(path, offset, shape)
+                check_finite(weight, theirs, path)
+                yield numbered(ours, i), pairs_to_halves(weight, config.head_size) if ours in ROTATED else weight
+            if ours == "token_embedding.weight" and config.tied:
+                yield "head.weight", weight
+            offset += FLOAT_BYTES * prod(shape)
+
+
+def pairs_to_halves(weight: Tensor, head_size: int) -> Tensor:
+    """Reorder the rows of queries or keys (nh hs, C) for our Rotary.
+
+    llama2.c rotates channels 2i and 2i + 1 of a head together; Rotary, channels i and i + hs / 2.
+    """
+    pairs = weight.view(-1, head_size // 2, 2, weight.size(1))  # (nh, hs / 2, 2, C)
+    return pairs.transpose(1, 2).reshape(weight.shape)  # (nh, 2, hs / 2, C) -> (nh hs, C)

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.tokenizer import load_from_folder, load_tokenizer
-from formats.foreign_model import ForeignModel, Tokenizer, check_tokenizer
+from data.tokenizer import Tokenizer, load_from_folder, load_tokenizer
+from formats.foreign_model import ForeignModel, check_tokenizer
 from formats.huggingface_config import Fields, make_config
 from formats.weight_names import GPT2, NameTable, check_weights, import_weights
 from utils.archive import read_archive
@@ -71,23 +71,6 @@ def open_nanogpt(path: Path, tanh: bool = False) -> ForeignModel:
     return ForeignModel("GPT2", config, tokenizer, import_weights(NAMES, config, tensors.read, path))
 
 
-def find_tokenizer(path: Path, settings: object, vocab_size: int) -> Tokenizer:
-    """Return the tokenizer beside a checkpoint, else in the data folder that its settings name, else GPT-2's.
-
-    Raises UserError.
-    """
-    dataset = settings.get("dataset") if isinstance(settings, dict) else None
-    dataset = dataset if isinstance(dataset, str) and re.fullmatch(r"\w[\w.-]*", dataset) else "NAME"
-    for folder in (path.parent, path.absolute().parent.parent / "data" / dataset):
-        tokenizer = load_from_folder(folder)
-        if tokenizer:
-            return tokenizer
-    if vocab_size in GPT2_VOCAB_SIZES:
-        return load_tokenizer("gpt2")
-    raise UserError(f"{path} has {vocab_size:,} tokens, and there is no meta.pkl that says which: copy "
-                    f"data/{dataset}/meta.pkl of nanoGPT to {path.parent}")
-
-
 class CheckpointTensors:
     """The tensors of the model in a checkpoint file; `shapes` maps their names to their shapes.
 
@@ -124,3 +107,20 @@ class CheckpointTensors:
 def drop_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return {name: tensor} without the prefix that torch.compile puts before the names."""
     return {str(name).removeprefix("_orig_mod."): tensor for name, tensor in tensors.items()}
+
+
+def find_tokenizer(path: Path, settings: object, vocab_size: int) -> Tokenizer:
+    """Return the tokenizer beside a checkpoint, else in the data folder that its settings name, else GPT-2's.
+
+    Raises UserError.
+    """
+    dataset = settings.get("dataset") if isinstance(settings, dict) else None
+    dataset = dataset if isinstance(dataset, str) and re.fullmatch(r"\w[\w.-]*", dataset) else "NAME"
+    for folder in (path.parent, path.absolute().parent.parent / "data" / dataset):
+        tokenizer = load_from_folder(folder)
+        if tokenizer:
+            return tokenizer
+    if vocab_size in GPT2_VOCAB_SIZES:
+        return load_tokenizer("gpt2")
+    raise UserError(f"{path} has {vocab_size:,} tokens, and there is no meta.pkl that lists them: copy "
+                    f"data/{dataset}/meta.pkl of nanoGPT to {path.parent}")

@@ -20,7 +20,7 @@ FOOTER = 48  # bytes, with the magic
 MAX_INDEX_BYTES = 1 << 20  # GPT-2 XL has 20 kB
 MAX_NAME_BYTES = 200
 FLOAT32 = 1  # in TensorFlow's types.proto
-FLOAT = 4  # bytes
+FLOAT_BYTES = 4
 
 
 class StoredTensor(NamedTuple):
@@ -61,7 +61,7 @@ def read_bundle(prefix: Path) -> dict[str, StoredTensor]:
     for name, (file_number, offset, shape) in entries.items():
         file = prefix.with_name(f"{prefix.name}.data-{file_number:05d}-of-{n_files:05d}")
         check_exists(file)
-        size, end = file.stat().st_size, offset + FLOAT * prod(shape)
+        size, end = file.stat().st_size, offset + FLOAT_BYTES * prod(shape)
         if end > size:
             raise UserError(f"{file} has {size:,} bytes, but its tensor {one_line(name, MAX_NAME_BYTES)} ends at "
                             f"{end:,}: download it again")
@@ -137,7 +137,7 @@ def read_entry(content: bytes) -> Entry:
     dtype, file_number, offset, size = (integer_field(fields, number) for number in (1, 3, 4, 5))
     dimensions = read_message(fields[2][0]).get(2, []) if 2 in fields else []
     shape = tuple(integer_field(read_message(dimension), 1) for dimension in dimensions)
-    if dtype != FLOAT32 or size != FLOAT * prod(shape) or 7 in fields:  # 7: slices
+    if dtype != FLOAT32 or size != FLOAT_BYTES * prod(shape) or 7 in fields:  # 7: slices
         raise ValueError("a tensor that is not one piece of float32")
     return Entry(file_number, offset, shape)
 

@@ -22,7 +22,7 @@ def open_tensorflow(folder: Path) -> ForeignModel:
     bundle = read_bundle(prefix)
     shapes = {name: drop_kernel_width(stored.shape) for name, stored in bundle.items()}
     check_weights(OPENAI, config, shapes, prefix)
-    tokenizer = load_tokenizer(folder.absolute())  # `gpt2` alone is a name there
+    tokenizer = load_tokenizer(folder.absolute())  # absolute, as `gpt2` alone would be a name
     check_tokenizer(tokenizer, config, folder)
 
     def read(name: str) -> Tensor:

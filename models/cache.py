@@ -14,38 +14,6 @@ if TYPE_CHECKING:
     from models.gpt import GPT
 
 
-class LayerCache:
-    """Keys and values of one layer, (1, nkv, block_size, hs) each, filled from the left."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
-        self.keys, self.values = torch.zeros(2, *shape, dtype=dtype, device=device)
-        self.length = 0
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store k and v (1, nkv, T, hs); return all keys and values so far, (1, nkv, S, hs) each, and no mask."""
-        end = self.length + k.size(2)
-        self.keys[:, :, self.length : end] = k
-        self.values[:, :, self.length : end] = v
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end], None
-
-
-class StaticLayerCache(LayerCache):
-    """A LayerCache for CUDA graphs: a single token is stored at `position`, a tensor (1), and shapes never change."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, position: Tensor):
-        super().__init__(shape, dtype, device)
-        self.position, self.positions = position, torch.arange(shape[2], device=device)
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store k and v; for a single token, return the whole cache and a mask (1, S) of its valid positions."""
-        if k.size(2) > 1:
-            return super().append(k, v)
-        self.keys.index_copy_(2, self.position, k.to(self.keys.dtype))
-        self.values.index_copy_(2, self.position, v.to(self.values.dtype))
-        return self.keys, self.values, (self.positions <= self.position)[None]
-
-
 class KVCache:
     """The caches of all layers, for one sequence of up to block_size tokens.
 
@@ -71,6 +39,25 @@ class KVCache:
             layer.length = 0
 
 
+class LayerCache:
+    """Keys and values of one layer, (1, nkv, block_size, hs) each, filled from the left."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
+        self.keys, self.values = torch.zeros(2, *shape, dtype=dtype, device=device)
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store k and v (1, nkv, T, hs); return all keys and values so far, (1, nkv, S, hs) each, and no mask."""
+        end = self.length + k.size(2)
+        self.keys[:, :, self.length : end] = k
+        self.values[:, :, self.length : end] = v
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end], None
+
+
+# ---- CUDA graphs -----------------------------------------------------------------------------------------------------
+
+
 class StaticKVCache(KVCache):
     """A KVCache for CUDA graphs: several tokens may follow only an empty cache; a single one goes to `position`."""
 
@@ -87,3 +74,19 @@ class StaticKVCache(KVCache):
     def clear(self) -> None:
         super().clear()
         self.position.zero_()
+
+
+class StaticLayerCache(LayerCache):
+    """A LayerCache for CUDA graphs: a single token is stored at `position`, a tensor (1), and shapes never change."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, position: Tensor):
+        super().__init__(shape, dtype, device)
+        self.position, self.positions = position, torch.arange(shape[2], device=device)
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store k and v; for a single token, return the whole cache and a mask (1, S) of its valid positions."""
+        if k.size(2) > 1:
+            return super().append(k, v)
+        self.keys.index_copy_(2, self.position, k.to(self.keys.dtype))
+        self.values.index_copy_(2, self.position, v.to(self.values.dtype))
+        return self.keys, self.values, (self.positions <= self.position)[None]

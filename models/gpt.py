@@ -64,11 +64,11 @@ class GPT(nn.Module):
         return self.final_norm.weight.dtype
 
     def reset_parameters(self) -> None:
-        """Initialize embeddings with std 0.02, the last matrix of each residual branch and the head with zeros.
+        """Initialize embeddings with std 0.02, the head and the last matrix of each residual branch with zeros.
 
-        This is stable at initialization: every block starts as the identity, and every token is equally likely. With a
-        tied head, each token would predict itself with high confidence, so there the last matrices have
-        std 0.02 / sqrt(2 n_blocks), as in GPT-2.
+        This is stable at initialization: every block starts as the identity, and every token is equally likely. A tied
+        head is not zero, and behind identities each token would predict itself with high confidence. With it, the last
+        matrices have std 0.02 / sqrt(2 n_blocks), as in GPT-2 (Radford et al., 2019, section 2.3).
         """
         for module in self.modules():
             if isinstance(module, nn.Embedding):

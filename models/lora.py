@@ -1,4 +1,4 @@
-"""LoRA: fine-tuning that adds a trained low-rank matrix to frozen ones (Hu et al., 2021)."""
+"""LoRA: fine-tuning that adds a trained low-rank matrix to frozen ones (Hu et al., 2021, section 4.1)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LoRALinear(nn.Linear):
-    """A frozen linear layer plus a trained low-rank one: y = x W^T + b + alpha / rank (x A^T) B^T (section 4.1).
+    """A frozen linear layer plus a trained low-rank one: y = x W^T + b + alpha / rank (x A^T) B^T.
 
     `lora_a` is A (rank, in) and `lora_b` is B (out, rank). B starts at zero, so that training starts from the frozen
     layer. W and b are the weight and bias of `linear`, and keep their names.

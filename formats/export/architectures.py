@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from formats.foreign_model import Tokenizer
+from data.tokenizer import Tokenizer
 from formats.huggingface_config import ACTIVATIONS
 from models.config import ModelConfig, ReplyConfig
 from models.gpt import GPT

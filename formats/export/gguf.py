@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from data.tokenizer import CharTokenizer
+from data.tokenizer import CharTokenizer, Tokenizer
 from formats.export.architectures import LLAMA_CPP, Checkpoint, ExportedModel, prepare_export
 from formats.export.tokenizer import CHAT_TASKS, CHAT_TEMPLATE, end_marker
 from formats.export.verification import verification_error
-from formats.foreign_model import Tokenizer
 from formats.weight_names import GPT2, LLAMA, export_weights
 from models.config import ModelConfig
 from utils.errors import UserError
@@ -94,11 +93,11 @@ def export_arrays(exported: ExportedModel) -> Iterator[NamedArray]:
     names = gguf.get_tensor_name_map(architectures[exported.class_name], exported.config.n_blocks)
     for name, tensor in export_weights(TABLES[exported.class_name], exported.config, exported.weights):
         if "q_proj" in name or "k_proj" in name:
-            tensor = interleave_halves(tensor, exported.config.head_size)
+            tensor = halves_to_pairs(tensor, exported.config.head_size)
         yield names.get_name(name, (".weight", ".bias")), tensor.numpy()
 
 
-def interleave_halves(tensor: Tensor, head_size: int) -> Tensor:
+def halves_to_pairs(tensor: Tensor, head_size: int) -> Tensor:
     """Reorder the rows of queries or keys (nh hs, ...) for llama.cpp.
 
     Our Rotary rotates channels i and i + hs / 2 of a head together; llama.cpp, channels 2i and 2i + 1.
@@ -187,8 +186,6 @@ def added_words(tokenizer: Tokenizer) -> list[int]:
     Raises UserError if llama.cpp would find them elsewhere: it knows none of their options, and takes the longest word
     first, not the leftmost.
     """
-    if isinstance(tokenizer, CharTokenizer):
-        return []
     words = {i: token for i, token in tokenizer.added.items() if i not in tokenizer.special_ids}
     for token in words.values():
         if token.single_word or token.lstrip or token.rstrip:

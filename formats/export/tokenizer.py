@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from formats.foreign_model import Tokenizer
+from data.tokenizer import Tokenizer
 
 CHAT_TEMPLATE = (  # the messages as data/dialogues.py writes them
     "{% set before = namespace(system='') %}"
@@ -20,11 +20,6 @@ def end_marker(tokenizer: Tokenizer, task: str) -> str | None:
     """Return the name in SPECIAL_TOKENS of the token that ends the output for a task, or None if there is none."""
     name = "message_end" if task in CHAT_TASKS else "end_of_text"
     return None if getattr(tokenizer, name) is None else name
-
-
-def token_name(token_id: int, tokenizer: Tokenizer) -> str:
-    """Return the name of a special token."""
-    return next(name for name, i in tokenizer.special_tokens.items() if i == token_id)
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -50,3 +45,8 @@ def tokenizer_config_json(tokenizer: Tokenizer, task: str, block_size: int) -> d
     if task in CHAT_TASKS:
         config["chat_template"] = CHAT_TEMPLATE
     return config
+
+
+def token_name(token_id: int, tokenizer: Tokenizer) -> str:
+    """Return the name of a special token."""
+    return next(name for name, i in tokenizer.special_tokens.items() if i == token_id)

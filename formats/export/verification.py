@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from data.dialogues import prompt_ids
+from data.tokenizer import Tokenizer
 from formats.export.architectures import Checkpoint
 from formats.export.tokenizer import CHAT_TASKS
-from formats.foreign_model import Tokenizer
 from formats.open_model import open_foreign
 from models.gpt import GPT
 from models.weights import SkipInitialization, load_file_weights
