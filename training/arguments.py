@@ -28,7 +28,7 @@ EXAMPLE = "config/dev_model.yaml is an example"
 MAX_YAML_BYTES = 1 << 20
 PATHS = ("init", "data.path", "data.val_path", "data.tokenizer", "output.folder")  # settings in which ~ is expanded
 UNUSABLE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # other surrogates stand for bytes of a file name
-ALIASES = {"run_name": "run"}  # torchrun takes --run for an abbreviation of one of its own options
+ALIASES = {"run_name": "run"}  # for torchrun, --run abbreviates an option of torchrun itself
 YES, NO = ("yes", "true", "on"), ("no", "false", "off")
 
 
@@ -233,7 +233,7 @@ def convert(name: str, value: str | list, where: str = "--") -> Any:
     Raises UserError, with `where` in front of the name of the setting.
     """
     kind = all_settings()[name].type
-    for part in sorted(parts_of(kind), key=lambda part: part is str):  # str is last: none and lists are text, too
+    for part in sorted(parts_of(kind), key=lambda part: part is str):  # str is last: every value is text
         try:
             converted = convert_to(part, value)
         except (ValueError, OverflowError):
