@@ -50,8 +50,8 @@ ON_TWO = {
     "classification": of_task("classification", "--data.auxiliary_lm=0.3"),
     "compiled": [*TEXTS, "--training.accumulation=3", "--training.compile=yes"],
     "compiled fsdp": [*TEXTS, "--training.compile=yes", FSDP],
-    "frozen": [*TEXTS, "--training.trainable_blocks=1"],
-    "lora": [*BASE, *LORA],
+    "frozen": [*TEXTS, "--training.trainable_blocks=1", "--training.accumulation=3"],
+    "lora": [*BASE, *LORA, "--training.accumulation=3"],
     "lora fsdp": [*BASE, *LORA, FSDP],
 }
 ON_FOUR = {
