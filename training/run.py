@@ -88,8 +88,9 @@ def train_in(folder: Path, settings: Settings, world: World) -> None:
     optimizers = make_optimizers(model, settings.optim, dtype, world)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     average = None if settings.optim.ema is None else WeightAverage(model, settings.optim.ema)
-    record = Record(folder=folder, settings=settings, model=model, task=task, optimizers=optimizers, scaler=scaler,
-                    average=average, dtype=dtype, batch_size=plan.batch_size, world=world)
+    with world.together():
+        record = Record(folder=folder, settings=settings, model=model, task=task, optimizers=optimizers, scaler=scaler,
+                        average=average, dtype=dtype, batch_size=plan.batch_size, world=world)
     progress = resume(record, saved) if saved else Progress()
     if progress.step >= training.max_iters:
         print(f"nothing is left to do: to continue, use a --training.max_iters above {progress.step}")
