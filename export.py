@@ -8,6 +8,7 @@ checkpoint; if they differ, nothing is written. An earlier export is replaced as
 """
 
 import json
+import math
 from pathlib import Path
 
 from formats.export.gguf import export_gguf
@@ -44,7 +45,7 @@ def measured_loss(checkpoint: str) -> float | None:
         return None
     try:
         lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-        return float(min(line[name] for line in lines for name in ("val_loss", "ema_val_loss") if name in line))
+        return float(min(min(line["val_loss"], line.get("ema_val_loss", math.inf)) for line in lines))
     except (ValueError, TypeError, LookupError):
         raise UserError(f"{metrics} is damaged: remove it, and the validation loss is left out") from None
 

@@ -105,7 +105,8 @@ class Demo:
                 replying = True
                 if line.strip().removeprefix("/") in ("exit", "quit"):
                     return
-                if line.startswith("/") or line.strip() == "flush" and self.session.has_history:
+                is_flush = line.strip() == "flush" and self.session.has_history
+                if is_flush or line.startswith("/"):
                     self.run_command(line)
                 else:
                     self.answer_line(line, interactive)

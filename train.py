@@ -6,7 +6,7 @@
     torchrun --nproc_per_node=4 train.py config/bard_gpt.yaml --run_name large
 
 The YAML file comes first, and may be left out; settings override it, as --name value or --name=value. With torchrun,
-use --run_name for --run, which torchrun takes for one of its own options.
+write --run_name instead of --run, which abbreviates an option of torchrun itself.
 """
 
 import os

@@ -103,7 +103,7 @@ class TemplateConversation(Conversation):
 
 
 def room_for_prompt(model: nn.Module, config: ReplyConfig) -> int:
-    """Return how many tokens the context has for the prompt of the longest reply. Raises UserError if none."""
+    """Return how many tokens of the context the longest reply leaves for the prompt. Raises UserError if none."""
     room = model.block_size - config.max_tokens
     if room < 1:
         raise UserError(f"max_tokens is {config.max_tokens}, but the context has only {model.block_size} tokens: use a "

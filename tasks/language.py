@@ -20,7 +20,7 @@ from utils.printable import one_line
 class Completion(Answers):
     """A language model, which continues each prompt, at most to the end of the text.
 
-    The tokens that end a text are `entry["stop_tokens"]` for a model of another project, else that of the tokenizer.
+    A text ends at `entry["stop_tokens"]` for a model of another project, else at the tokenizer's end-of-text token.
     """
 
     hint = "Type a prompt: the model continues it. An empty line generates text without a prompt. Ctrl-C stops it."

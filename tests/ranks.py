@@ -1,4 +1,4 @@
-"""Programs on several ranks, for tests: processes that call functions of this file together."""
+"""Programs on several ranks, for tests: processes that call functions in this file together."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def start_ranks(n, command, folder):
 
 
 def on_ranks(n, calls, folder):
-    """Call functions of this file on n ranks in a working directory.
+    """Call functions in this file on n ranks in a working directory.
 
     Each call is a list: the name of the function, and its arguments after the World.
     """

@@ -31,7 +31,7 @@ def command(script, *arguments, **more):
 
 
 def losses(folder):
-    """Step, training and validation loss of each line of metrics.jsonl."""
+    """Return the step, training loss and validation loss in each line of metrics.jsonl."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [(line["step"], line["train_loss"], line["val_loss"]) for line in map(json.loads, lines)]
 

@@ -1,4 +1,4 @@
-"""The classification task: labels, padding, and how the model is asked."""
+"""The classification task: labels, padding, probabilities, and the model in the demo."""
 
 import csv
 import importlib.util

@@ -1,6 +1,5 @@
 """Training on several ranks (gloo, on a CPU) against the same training in one process."""
 
-
 import os
 import signal
 import subprocess
@@ -51,8 +50,8 @@ ON_TWO = {
     "classification": of_task("classification", "--data.auxiliary_lm=0.3"),
     "compiled": [*TEXTS, "--training.accumulation=3", "--training.compile=yes"],
     "compiled fsdp": [*TEXTS, "--training.compile=yes", FSDP],
-    "frozen": [*TEXTS, "--training.trainable_blocks=1"],
-    "lora": [*BASE, *LORA],
+    "frozen": [*TEXTS, "--training.trainable_blocks=1", "--training.accumulation=3"],
+    "lora": [*BASE, *LORA, "--training.accumulation=3"],
     "lora fsdp": [*BASE, *LORA, FSDP],
 }
 ON_FOUR = {
@@ -185,6 +184,29 @@ def test_a_user_error_is_one_line_on_any_number_of_ranks(here):
     assert errors == ["error: cannot read nowhere.txt: No such file or directory. Check the path and its permissions\n",
                       ""]
     assert [process.returncode for process in processes] == [2, 2] and not (here / "checkpoints" / "mistake").exists()
+
+
+FAILS_ON_RANK_1 = """
+from training.distributed import open_world
+from utils.errors import UserError, command
+
+@command
+def main():
+    with open_world() as world:
+        with world.together():
+            if world.rank == 1:
+                raise UserError("this rank lacks a file")
+        print("all ranks have the file")
+
+main()
+"""
+
+
+def test_a_user_error_on_one_rank_ends_all_of_them(tmp_path):
+    processes = start_ranks(2, ["-c", FAILS_ON_RANK_1], tmp_path)
+    outputs = [process.communicate(timeout=90) for process in processes]
+    assert outputs == [("", ""), ("", "error: this rank lacks a file\n")]
+    assert [process.returncode for process in processes] == [2, 2]
 
 
 # ---- torchrun --------------------------------------------------------------------------------------------------------

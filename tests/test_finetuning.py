@@ -151,7 +151,7 @@ def test_merged_weights_are_those_of_the_base_plus_the_scaled_product_of_the_ada
         expected |= zip(parts, adapted[f"blocks.{i}.attention.qkv"].chunk(3), strict=True)
         expected[f"blocks.{i}.feed_forward.down.weight"] = adapted[f"blocks.{i}.feed_forward.down"]
     heads = {name: adapters.pop(name) for name in list(adapters) if name == "head.weight"}
-    assert not adapters and len(heads) == (kind == "classification")  # its head is trained, too
+    assert not adapters and len(heads) == (kind == "classification")  # its head is trained as well
     torch.testing.assert_close(merged, expected | heads)
     n_changed = sum(not torch.equal(merged[name], base[name]) for name in base)
     assert n_changed == 2 * 4 + len(heads)  # query, key, value and down of two blocks
@@ -160,7 +160,7 @@ def test_merged_weights_are_those_of_the_base_plus_the_scaled_product_of_the_ada
 @pytest.mark.parametrize("kind, half", [("dialogue", "false"), ("classification", "false"), ("instruction", "true")])
 def test_an_adapter_checkpoint_with_its_base_equals_the_trained_model(data, kind, half):
     init, more = make_base(kind), ["--model.dropout=0.01", "--training.max_iters=20", "--optim.adamw_lr=0.005"]
-    more.append(f"--data.val_path={FILES[kind]}")  # which improves, so that best.pt is not that of step 0
+    more.append(f"--data.val_path={FILES[kind]}")  # its loss improves, so best.pt is not from step 0
     for name, merge in (("merged", "true"), ("apart", "false")):
         run(task_settings(kind, name, init, *LORA, f"--lora.merge={merge}", *more))
     run(task_settings(kind, "small", init, *LORA, "--lora.merge=false", f"--output.half={half}", *more))
@@ -302,7 +302,7 @@ def test_an_adapter_checkpoint_finds_its_base_after_a_move_and_a_resume(data, mo
     run(task_settings("dialogue", "whole", *settings))
     ids, expected = torch.arange(12)[None], logits("checkpoints/whole", torch.arange(12)[None])
     interrupt(task_settings("dialogue", "tuned", *settings), monkeypatch, after=1)
-    for folder in ("once", "twice"):  # the second resumption reads what the first one has written
+    for folder in ("once", "twice"):  # the second resume reads what the first one wrote
         Path("checkpoints").rename(folder)
         run(parse_settings([f"--output.folder={folder}", "--run=tuned", "--resume"]))
         assert torch.equal(logits(f"{folder}/tuned", ids), expected)

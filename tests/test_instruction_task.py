@@ -1,4 +1,4 @@
-"""The instruction task: partial accumulation windows, overfitting word for word, and how the model is asked."""
+"""The instruction task: the last step of an epoch, memorized answers, and the prompt of a typed instruction."""
 
 import json
 

@@ -83,7 +83,7 @@ def test_the_average_follows_its_formula_and_pytorchs_own():
         average.update()
         rate = max(0.1, 9 / (step + 10))
         expected = (1 - rate) * expected + rate * model.head.weight.detach()
-        if step == 3:  # from here on the rate is constant, as PyTorch's is: continue from the same averages
+        if step == 3:  # from here on the rate is constant, as in PyTorch: continue from the same averages
             for other, mine in zip(theirs.module.parameters(), average.averages.values(), strict=True):
                 other.data.copy_(mine)
         if step > 3:

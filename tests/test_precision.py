@@ -33,7 +33,7 @@ print(mallinfo2().uordblks + mallinfo2().hblkhd)
 
 
 def keeps_kernels():
-    """Whether this machine has such kernels, and a C library that reports the size of its heap."""
+    """Return whether this machine has such kernels, and a C library that reports the size of its heap."""
     return (sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallinfo2")
             and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

@@ -1,4 +1,4 @@
-"""What a run says about memory before it starts, and when it runs out of memory all the same."""
+"""The memory check before a run starts, and the advice when it runs out of memory."""
 
 import dataclasses
 import re
@@ -84,7 +84,7 @@ def test_running_out_of_memory_ends_with_advice():
         torch.empty(2**50)
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("MPS backend out of memory"),
                   RuntimeError("[enforce fail at alloc_cpu.cpp:116] data. DefaultCPUAllocator: not enough memory: you "
-                               "tried to allocate 8 bytes")):  # the last is that of Windows
+                               "tried to allocate 8 bytes")):  # the last one on Windows
         with pytest.raises(UserError, match="^out of memory, "), memory_advice(CONFIG, Plan()):
             raise error
     with pytest.raises(RuntimeError, match="another"), memory_advice(CONFIG, Plan()):
@@ -92,7 +92,7 @@ def test_running_out_of_memory_ends_with_advice():
 
 
 def fit_on(n, **changes):
-    """`fit_to_memory` of HugeModel with a short context, seen from one of n ranks of a machine."""
+    """Return `fit_to_memory` of HugeModel with a short context, seen from one of n ranks of a machine."""
     world = SimpleNamespace(size=n, local_size=n, gather=lambda value: [value] * n)
     dtype = changes.pop("dtype", torch.float32)
     return fit_to_memory(Settings(training=TrainingSettings(**changes)), HUGE, "cpu", dtype, world)

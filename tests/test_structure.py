@@ -1,4 +1,4 @@
-"""What may import what, and that importing does nothing."""
+"""The layers of imports, and that importing a module has no effect."""
 
 import ast
 import os

@@ -225,7 +225,7 @@ def test_a_run_does_not_overwrite_another(folder):
     run(tiny_settings())
     with pytest.raises(UserError, match="already contains a run: add --resume"):
         run(tiny_settings())
-    (folder / "checkpoints" / "tiny" / "last.pt").unlink()  # as where a model ships
+    (folder / "checkpoints" / "tiny" / "last.pt").unlink()  # as in a folder that ships a model
     with pytest.raises(UserError, match="no last.pt to resume from: pick another --run NAME"):
         run(tiny_settings())
     with pytest.raises(UserError, match="there is no .*none.*last.pt"):
@@ -302,7 +302,7 @@ def test_a_model_whose_backward_pass_cannot_be_compiled_trains_eagerly(capsys, m
     def no_backward(model, dynamic):
         def faster(x, y):
             logits, loss = model(x, y)
-            loss.register_hook(lambda gradient: (_ for _ in ()).throw(AssertionError()))  # a mistake without a word
+            loss.register_hook(lambda gradient: (_ for _ in ()).throw(AssertionError()))  # an error without a message
             return logits, loss
         return faster
 
@@ -382,7 +382,7 @@ def test_estimate_counts_characters_and_compares_bpe_tokens_with_the_baselines_o
     text = open_tokens("data/texts.json", tokenizer=load_model("checkpoints/tiny/best.pt")[1])
     monkeypatch.setitem(estimate.REFERENCES, text.title, [(1.0, "another model")])
     out = run_main(estimate.main, "checkpoints/tiny/best.pt", "--data", "data/texts.json", "--device", "cpu")
-    out = out.split("split val")[1]  # what training printed came before
+    out = out.split("split val")[1]  # after the output of training
     loss, bits = (float(re.search(rf"{what} +([\d.]+)", out)[1]) for what in ("loss", "character"))
     characters = len(re.sub(r"<\|\w+\|>", "", text.tokenizer.decode(text.val[1:])))
     assert bits == pytest.approx(loss * (len(text.val) - 1) / characters / math.log(2), rel=1e-3)

@@ -28,7 +28,7 @@ EXAMPLE = "config/dev_model.yaml is an example"
 MAX_YAML_BYTES = 1 << 20
 PATHS = ("init", "data.path", "data.val_path", "data.tokenizer", "output.folder")  # settings in which ~ is expanded
 UNUSABLE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # other surrogates stand for bytes of a file name
-ALIASES = {"run_name": "run"}  # torchrun takes --run for an abbreviation of one of its own options
+ALIASES = {"run_name": "run"}  # for torchrun, --run abbreviates an option of torchrun itself
 YES, NO = ("yes", "true", "on"), ("no", "false", "off")
 
 
@@ -65,10 +65,10 @@ def parse_settings(arguments: list[str]) -> Settings:
         elif "init" in before:
             given["init"] = before["init"]
     for name, value in (given | options).items():
-        section, _, short = name.rpartition(".")
+        where = "--" if path is None or name in options else f"{path}: "
+        section, _, field = name.rpartition(".")
         fields = sections.setdefault(section, {}) if section else top
-        in_yaml = path is not None and name not in options
-        fields[short or section] = convert(name, value, f"{path}: " if in_yaml else "--")
+        fields[field] = convert(name, value, where)
     for section, fields in sections.items():
         try:
             top[section] = Settings.__dataclass_fields__[section].type(**fields)
@@ -90,8 +90,8 @@ def check_init(options: dict[str, str], before: dict[str, Any]) -> None:
         return
     new, old = (convert("init", settings["init"]) for settings in (options, before))
     if start_folder(new) != start_folder(old):
-        new, old = ("new weights" if init is None else init for init in (new, old))
-        raise UserError(f"the run started from {old}, not {new}: leave out --init, or start a new run with --run NAME")
+        raise UserError(f"the run started from {old or 'new weights'}, not {new or 'new weights'}: leave out --init, "
+                        "or start a new run with --run NAME")
 
 
 def start_folder(init: str | None) -> str | None:
@@ -233,7 +233,7 @@ def convert(name: str, value: str | list, where: str = "--") -> Any:
     Raises UserError, with `where` in front of the name of the setting.
     """
     kind = all_settings()[name].type
-    for part in sorted(parts_of(kind), key=lambda part: part is str):  # str is last: none and lists are text, too
+    for part in sorted(parts_of(kind), key=lambda part: part is str):  # str is last: every value is text
         try:
             converted = convert_to(part, value)
         except (ValueError, OverflowError):

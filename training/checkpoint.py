@@ -65,7 +65,7 @@ def to_half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def save_best(path: str | Path, model: nn.Module, tokenizer: Tokenizer, settings: Settings, base: list[str] | None,
               **more: Any) -> None:
-    """Save a trained model as its settings ask for.
+    """Save a trained model in the form that its settings ask for.
 
     LoRA adapters are merged into its weights, or saved alone, with `base`, the places of the model that they belong to.
     Raises UserError if the file cannot be written.

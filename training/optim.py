@@ -78,11 +78,11 @@ class Muon(torch.optim.Optimizer):
             for stack in self.stacks(group["params"]):
                 updates = torch.stack(self.nesterov(stack, group["momentum"]))
                 updates /= updates.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # float16 has no smaller numbers
-                updates = updates.to(self.dtype)  # (N, r, c); a line of its own, which frees the float32 numbers
+                updates = updates.to(self.dtype)  # (N, r, c); a separate statement, which frees the float32 tensor
                 updates = self.orthogonalize(updates).float()
                 updates *= group["lr"] * max(1, updates.size(1) / updates.size(2)) ** 0.5
                 self.apply(stack, updates, 1 - group["lr"] * group["weight_decay"])
-                del updates  # before those of the next stack
+                del updates  # before the next stack allocates its own
 
     def stacks(self, weights: list[Tensor]) -> Iterator[Stack]:
         """Yield matrices of equal shape, as lists of (weight, its rows), of at most MUON_STACK elements each."""

@@ -24,6 +24,7 @@ def replicate(model: nn.Module) -> nn.parallel.DistributedDataParallel:
         replicas.zero_grad()
         _, loss = replicas(x, y)
         loss.backward()
+    replicas.zero_grad(set_to_none=False)
     return replicas
 
 

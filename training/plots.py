@@ -82,8 +82,7 @@ def draw_losses(metrics: list[dict], title: str) -> Figure:
             steps, losses = zip(*points, strict=True)
             axes.plot(steps, losses, color=color, marker=".", label=f"{label} (lowest {min(losses):.4f})")
     if len(metrics) > 3:  # the first loss, of random weights, would leave little height for the others
-        losses = [line[key] for line in metrics[1:] for key in CURVES if line.get(key) is not None]
-        axes.set_ylim(top=1.05 * max(losses))
+        axes.set_ylim(top=1.05 * max(highest_loss(line) for line in metrics[1:]))
     axes.set(xlabel="steps", ylabel="loss (nats per token)")
     axes.set_title(one_line(title, limit=80), parse_math=False)
     axes.grid(alpha=0.3)
@@ -98,6 +97,11 @@ def draw_losses(metrics: list[dict], title: str) -> Figure:
                                                        lambda x: np.interp(x, millions, steps)))
         above.set_xlabel("million tokens seen")
     return figure
+
+
+def highest_loss(line: dict) -> float:
+    """Return the highest loss in a line of metrics."""
+    return max(line[key] for key in CURVES if line.get(key) is not None)
 
 
 def draw_confusion(scores: Scores) -> Figure:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import shlex
+from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -48,9 +49,11 @@ from utils.printable import one_line
 
 
 def train(settings: Settings) -> None:
-    """Train the model that `settings` describe, or resume its training. Raises UserError."""
-    train_here = report_errors(train_rank) if uses_torchrun() else train_rank  # into torchrun's report
-    train_here(settings)
+    """Train the model that the settings describe, or resume its training. Raises UserError."""
+    if uses_torchrun():
+        report_errors(train_rank)(settings)  # torchrun prints them
+    else:
+        train_rank(settings)
 
 
 def train_rank(settings: Settings) -> None:
@@ -85,30 +88,20 @@ def train_in(folder: Path, settings: Settings, world: World) -> None:
     optimizers = make_optimizers(model, settings.optim, dtype, world)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     average = None if settings.optim.ema is None else WeightAverage(model, settings.optim.ema)
-    record = Record(folder=folder, settings=settings, model=model, task=task, optimizers=optimizers, scaler=scaler,
-                    average=average, dtype=dtype, batch_size=plan.batch_size, world=world)
-    progress = Progress()
-    if saved:
-        with world.together():
-            load_state(record, progress, saved, folder / "last.pt")
-        record.complete(progress)
-        print(f"resuming at step {progress.step}")
-        if progress.step >= training.max_iters:
-            print(f"nothing is left to do: to continue, use a --training.max_iters above {progress.step}")
-            return
+    with world.together():
+        record = Record(folder=folder, settings=settings, model=model, task=task, optimizers=optimizers, scaler=scaler,
+                        average=average, dtype=dtype, batch_size=plan.batch_size, world=world)
+    progress = resume(record, saved) if saved else Progress()
+    if progress.step >= training.max_iters:
+        print(f"nothing is left to do: to continue, use a --training.max_iters above {progress.step}")
+        return
     saved = start = None  # as large as the model and its optimizers
 
     forward = replicate(model) if world.size > 1 and plan.strategy == "ddp" else model
-    train_step = TrainStep(forward, optimizers, grad_clip=training.grad_clip, dtype=dtype, scaler=scaler,
-                           average=average, seed=training.seed, world=world)
-    shares = Shares(batches, parts_per_micro_batch(training.batch_size, training.accumulation, world.size), world)
-    trainer = Trainer(train_step=train_step, shares=shares,
-                      lr_factor=partial(lr_factor, settings=settings.optim, max_iters=training.max_iters),
-                      evaluate=record.evaluate_and_save, max_iters=training.max_iters,
-                      eval_interval=training.eval_interval, world=world)
+    trainer = make_trainer(record, forward, batches)
     micro_steps = (training.max_iters - progress.step) * plan.accumulation
     with memory_advice(config, plan):
-        record.compiled = accelerate(train_step, shares, training.compile, micro_steps)
+        record.compiled = accelerate(trainer.train_step, trainer.shares, training.compile, micro_steps)
         record.write_settings()
         fit(trainer, progress)
     print_end(progress, folder)
@@ -247,8 +240,8 @@ def resolve_epochs(training: TrainingSettings, steps_per_epoch: int) -> Training
 def build_model(settings: Settings, config: ModelConfig, saved: dict | None, start: dict | None) -> nn.Module:
     """Return the model of a run, in main memory, with LoRA adapters or frozen blocks if the settings ask for them.
 
-    Its weights are those of `saved`, its last.pt, or of `start`, the checkpoint that it starts from, or initialized.
-    Raises UserError if the model has no such matrices or blocks.
+    Its weights come from `saved`, its last.pt, or from `start`, its --init; without these they are initialized. Raises
+    UserError if the model has no such matrices or blocks.
     """
     lora = settings.lora
     with SkipInitialization() if saved or start else contextlib.nullcontext():
@@ -271,10 +264,25 @@ def print_model(model: nn.Module, settings: Settings, dtype: torch.dtype, plan: 
     """Print the size of a model, and the device and dtype that it is trained in."""
     n_params = sum(weight.numel() for weight in model.parameters())
     n_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    trained = "" if n_trained == n_params else f" ({n_trained:,} of them are trained)"
-    ranks = f", {plan.strategy.upper()} on {plan.gpus} ranks" if plan.gpus > 1 else ""
-    print(f"model: {settings.model.name}, {n_params:,} parameters{trained}, on {model.device.type} in "
-          f"{str(dtype).removeprefix('torch.')}{ranks}")
+    text = f"model: {settings.model.name}, {n_params:,} parameters"
+    if n_trained < n_params:
+        text += f" ({n_trained:,} of them are trained)"
+    text += f", on {model.device.type} in {str(dtype).removeprefix('torch.')}"
+    if plan.gpus > 1:
+        text += f", {plan.strategy.upper()} on {plan.gpus} ranks"
+    print(text)
+
+
+def make_trainer(record: Record, forward: nn.Module, batches: Callable) -> Trainer:
+    """Return the Trainer of a run; `forward` is its model, or the DistributedDataParallel of it."""
+    training, optim, world = record.settings.training, record.settings.optim, record.world
+    train_step = TrainStep(forward, record.optimizers, grad_clip=training.grad_clip, dtype=record.dtype,
+                           scaler=record.scaler, average=record.average, seed=training.seed, world=world)
+    parts = parts_per_micro_batch(training.batch_size, training.accumulation, world.size)
+    return Trainer(train_step=train_step, shares=Shares(batches, parts, world),
+                   lr_factor=partial(lr_factor, settings=optim, max_iters=training.max_iters),
+                   evaluate=record.evaluate_and_save, max_iters=training.max_iters,
+                   eval_interval=training.eval_interval, world=world)
 
 
 # ---- Resuming --------------------------------------------------------------------------------------------------------
@@ -296,7 +304,7 @@ def check_same_run(saved: dict, settings: Settings, config: ModelConfig, task: T
 
 
 def resolve_as_before(training: TrainingSettings, run_config: dict) -> TrainingSettings:
-    """Return the settings with `auto` resolved as when the run started."""
+    """Return the settings with each `auto` resolved as when the run started."""
     same_device = pick_device(training.device) == run_config["device"]
     if training.batch_size == "auto":
         training = dataclasses.replace(training, batch_size=run_config["batch_size"],
@@ -308,14 +316,25 @@ def resolve_as_before(training: TrainingSettings, run_config: dict) -> TrainingS
     return training
 
 
-def load_state(record: Record, progress: Progress, saved: dict, path: Path) -> None:
-    """Load the state in last.pt, read from `path`, into a new run. Raises UserError if it does not match."""
+def resume(record: Record, saved: dict) -> Progress:
+    """Load the state in last.pt into a new run, and return its Progress. Raises UserError if it does not match."""
+    with record.world.together():
+        load_state(record, saved, record.folder / "last.pt")
+    progress = Progress(**saved["progress"])
+    record.complete(progress)
+    print(f"resuming at step {progress.step}")
+    return progress
+
+
+def load_state(record: Record, saved: dict, path: Path) -> None:
+    """Load what last.pt, read from `path`, has besides the model. Raises UserError if it does not match."""
     check_optimizer_states(record.optimizers, saved["optimizer_states"], path)
     for optimizer, state in zip(record.optimizers, saved["optimizer_states"], strict=True):
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        state = {i: {name: shard_like(value, weights[i]) for name, value in values.items()}
-                 for i, values in state.items()}
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})  # learning rates are those of today
+        own = {}  # of this rank
+        for i, values in state.items():
+            own[i] = {name: shard_like(value, weights[i]) for name, value in values.items()}
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": own})  # with the current learning rates
     if saved["scaler"]:  # empty unless the run used float16
         record.scaler.load_state_dict(saved["scaler"])
     if record.average and saved.get("average"):
@@ -325,8 +344,6 @@ def load_state(record: Record, progress: Progress, saved: dict, path: Path) -> N
         record.average.load(dict(record.model.named_parameters()))  # the run had none: it starts here
     record.metrics += saved["metrics"]
     record.base = saved["run_config"].get("base", record.base)  # the settings may have its path before a move
-    for name, value in saved["progress"].items():
-        setattr(progress, name, value)
 
 
 def print_changes(path: Path, settings: Settings) -> None:

@@ -57,7 +57,8 @@ def check_values(values: Any, types: dict[str, Any], entry: str, path: Path) -> 
         raise damage_error(path, f"{entry} must have the keys {', '.join(types)}")
     for name, value in values.items():
         kind = types[name]
-        if not has_type(value, kind) or has_type(value, float) and value < 0:
+        is_negative = has_type(value, float) and value < 0
+        if is_negative or not has_type(value, kind):
             raise damage_error(path, f"{entry} has an invalid {name}")
 
 
@@ -70,7 +71,8 @@ def check_optimizer_states(optimizers: list[torch.optim.Optimizer], states: list
         raise damage_error(path, f"it has {len(states)} optimizer states, not {len(optimizers)}")
     for optimizer, state in zip(optimizers, states, strict=True):
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        if not isinstance(state, dict) or state and state.keys() != set(range(len(weights))):  # empty before a step
+        numbers = set(range(len(weights)))
+        if not isinstance(state, dict) or state.keys() not in (set(), numbers):  # empty before the first step
             raise damage_error(path, f"the optimizer state must have {len(weights)} entries")
         names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum"}
         for i, values in state.items():
