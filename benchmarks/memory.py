@@ -50,7 +50,7 @@ from utils.forecast.inference import inference_memory  # noqa: E402
 from utils.forecast.parameters import count_parameters  # noqa: E402
 from utils.forecast.plan import Plan, cublas_workspace  # noqa: E402
 from utils.forecast.step import training_memory  # noqa: E402
-from utils.forecast.units import MIB, readable  # noqa: E402
+from utils.forecast.units import MIB, format_bytes  # noqa: E402
 
 HALF = ("float32", "bfloat16")
 Row = tuple[str, dict[str, Any], dict[str, Any]]  # a model of the zoo, changes to its configuration, a plan
@@ -207,7 +207,8 @@ def measure_training(device: str, workspace: int, title: str, rows: Iterable[Row
             config = ZOO[name](**changes).config
         predicted = training_memory(config, plan)
         if device == "cuda" and predicted.total > torch.cuda.mem_get_info()[1]:
-            print(f"(left out: {name} with batch size {plan.batch_size} in {plan.dtype}, {readable(predicted.total)})")
+            needed = format_bytes(predicted.total)
+            print(f"(skipped: {name} with batch size {plan.batch_size} in {plan.dtype} needs {needed})")
             continue
         measured = peak_bytes(lambda name=name, changes=changes: ZOO[name](**changes).to(device),
                               lambda model, plan=plan: train(model, plan, world), device)

@@ -8,7 +8,7 @@ from formats.foreign import Foreign, read_tensor
 from models.config import ModelConfig
 from models.weights import is_finite
 from utils.errors import UserError
-from utils.forecast.parameters import numbered, parameter_table
+from utils.forecast.parameters import block_weight_name, parameter_table
 
 HEADER = struct.Struct("<7i")  # dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len
 MAGIC = b"24ka"  # of versions 1 and 2
@@ -93,7 +93,7 @@ def read_weights(path, config):
                 weight = read_tensor(path, offset, shape)
                 if not is_finite(weight):
                     raise UserError(f"{path}: {theirs} has values that are not finite: use another model")
-                yield numbered(ours, i), half_split(weight, config.head_size) if ours in ROTATED else weight
+                yield block_weight_name(ours, i), half_split(weight, config.head_size) if ours in ROTATED else weight
             if ours == "token_embedding.weight" and config.tied:
                 yield "head.weight", weight
             offset += FLOAT * prod(shape)

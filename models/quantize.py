@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from models.lora import children
 from utils.forecast.parameters import weight_bytes
-from utils.forecast.units import readable
+from utils.forecast.units import format_bytes
 
 KERNEL_COLUMNS = 16  # the kernel reads rows in pieces of this length, and beyond the end of rows of other lengths
 
@@ -93,4 +93,4 @@ def quantize_int8(model):
 def int8_summary(config):
     """A line with the sizes of the weights of a model, for its ModelConfig."""
     before, after = weight_bytes(config, "float32"), weight_bytes(config, "int8")
-    return f"int8 weights: {readable(after)}, {after / before:.3f} times the {readable(before)} of float32"
+    return f"int8 weights: {format_bytes(after)}, {after / before:.3f} times the {format_bytes(before)} of float32"

@@ -13,7 +13,7 @@ from models.zoo import ZOO
 from utils import num_params_calculate, quantities
 from utils.forecast.flops import flops_per_token
 from utils.forecast.parameters import count_parameters
-from utils.forecast.units import GIB, MIB, readable
+from utils.forecast.units import GIB, MIB, format_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "utils" / "num_params_calculate.py"
@@ -79,7 +79,7 @@ def test_the_command_prints_communication(monkeypatch, capsys):
     flops, n = flops_per_token(ZOO["GPT2"].config), count_parameters(ZOO["GPT2"].config)
     options = ["--model", "GPT2", "--optimizer", "adamw", "--gpus", 2, "--batch_size", 10]
     out, _, _ = calculate(monkeypatch, capsys, *options, "--flops", 10 * 1024 * flops, "--link", f"{8 * n / 1000}KB")
-    assert f"each GPU sends {readable(4 * n)} per step: gradients" in out
+    assert f"each GPU sends {format_bytes(4 * n)} per step: gradients" in out
     assert "computation 1, communication 0.5\n" in out  # 4 n bytes, of which the link sends 8 n per second
     assert "without overlap: 13,653 tokens per second, 67%" in out and "with full overlap: 20,480 tokens" in out
     out, _, _ = calculate(monkeypatch, capsys, *options, "--device", "cpu", "--memory", "8GiB")

@@ -19,13 +19,14 @@ from models.layers import Block, Rotary
 from models.zoo import ZOO
 from utils.errors import UserError
 from utils.forecast.activations import Sizes, attention_ops, feed_forward_ops
+from utils.forecast.context import CACHED_KERNELS, CONTEXT, KERNEL_SIZE, OPTIMIZER_CODE
 from utils.forecast.fit import advice, fitting_plan, largest_batch
 from utils.forecast.inference import cache_bytes, inference_memory
 from utils.forecast.ledger import Ledger
 from utils.forecast.parameters import count_parameters, weight_bytes
-from utils.forecast.plan import CACHED_KERNELS, CONTEXT, KERNEL_SIZE, OPTIMIZER_CODE, Plan
+from utils.forecast.plan import Plan
 from utils.forecast.step import training_memory
-from utils.forecast.units import GIB, MIB, readable
+from utils.forecast.units import GIB, MIB, format_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -408,7 +409,7 @@ def test_an_invalid_plan_is_an_error(changes):
 
 
 def test_sizes_are_printed_with_a_unit():
-    assert [readable(n) for n in (512, 3 * MIB // 2, 1536 * MIB)] == ["0.50 KiB", "1.50 MiB", "1.50 GiB"]
+    assert [format_bytes(n) for n in (512, 3 * MIB // 2, 1536 * MIB)] == ["0.50 KiB", "1.50 MiB", "1.50 GiB"]
 
 
 def test_the_forecast_does_not_import_torch():

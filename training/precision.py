@@ -6,7 +6,7 @@ import timeit
 import torch
 
 from utils.errors import UserError
-from utils.forecast.plan import CACHED_KERNELS
+from utils.forecast.context import CACHED_KERNELS
 
 
 def pick_device(name="auto"):

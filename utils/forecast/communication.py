@@ -69,7 +69,7 @@ def sent_bytes(config: Architecture, plan: Plan) -> dict[str, int]:
     if plan.optimizer == "muon" and trained.matrices:
         sent["Muon"] = 2 * fraction * BYTES[plan.dtype] * trained.matrices
         if plan.strategy == "fsdp":
-            sent["Muon"] += 4 * fraction * trained.blocks * gathered_per_block(config)
+            sent["Muon"] += 4 * fraction * trained.n_blocks * gathered_per_block(config)
     return {part: round(size) for part, size in sent.items()}
 
 

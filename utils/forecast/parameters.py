@@ -109,13 +109,13 @@ def weight_shapes(config: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]
     for i in range(config.n_blocks):
         for row in table:
             if row.blocks is not None:
-                yield numbered(row.component, i), row.shape
+                yield block_weight_name(row.component, i), row.shape
 
 
-def numbered(component: str, i: int) -> str:
+def block_weight_name(component: str, i: int) -> str:
     """Return the name of a weight of block i.
 
-    >>> numbered("blocks.attention.out.weight", 3)
+    >>> block_weight_name("blocks.attention.out.weight", 3)
     'blocks.3.attention.out.weight'
     """
     return component.replace("blocks", f"blocks.{i}", 1)
