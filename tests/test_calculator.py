@@ -20,7 +20,7 @@ SCRIPT = ROOT / "utils" / "num_params_calculate.py"
 
 
 def calculate(monkeypatch, capsys, *arguments):
-    """Standard output, standard error and exit code of the command."""
+    """Run the command; return its standard output, standard error and exit code."""
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
     try:
         num_params_calculate.main()

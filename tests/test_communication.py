@@ -90,7 +90,7 @@ class RingBytes(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
     def reduce_bucket(self, bucket):
-        """A communication hook for DDP, whose own all-reduce does not work on fake ranks."""
+        """Count the bytes of a bucket: a communication hook, as DDP's own all-reduce does not work on fake ranks."""
         self.sent += 2 * (self.size - 1) / self.size * bucket.buffer().nbytes
         reduced = torch.futures.Future()
         reduced.set_result(bucket.buffer())

@@ -190,7 +190,7 @@ with lock_run(Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds the lock of tmp_path / "run"."""
+    """Return a process that holds the lock of tmp_path / "run"."""
     process = subprocess.Popen([sys.executable, "-c", HOLD_THE_LOCK, str(tmp_path / "run")], cwd=ROOT, text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout.readline() == "locked\n"

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def benchmark():
-    """benchmarks/memory.py, for its measurements."""
+    """Return the module benchmarks/memory.py, for its measurements."""
     spec = importlib.util.spec_from_file_location("memory_benchmark", ROOT / "benchmarks" / "memory.py")
     module = importlib.util.module_from_spec(spec)
     before = os.environ.copy(), list(sys.path)
@@ -204,7 +204,7 @@ def test_a_block_saves_what_autograd_saves(kind, dtype):
 
 @pytest.fixture
 def one_thread():
-    """The scratch memory of oneDNN grows by some 0.2 MB per thread, too much for the tolerance of small models."""
+    """Use one thread: each adds about 0.2 MB of oneDNN's scratch memory, too much for the tolerance of small models."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -17,7 +17,7 @@ from utils.forecast.parameters import count_parameters, lora_targets, parameter_
 
 
 def weights_by_kind(model):
-    """Shape and total number of elements of each kind of weight in a model, all blocks together."""
+    """Return the shape and the total number of elements, over all blocks, of each kind of weight in a model."""
     found = {}
     for name, weight in file_weights(model).items():
         if model.config.tied_head and name == "head.weight":
@@ -83,7 +83,7 @@ TRAINED = [{"trainable_blocks": n} for n in (0, 1, 3)] + [
 
 
 def counted_flops(config, recompute, trainable_blocks=None, lora_rank=None, lora_targets=()):
-    """Operations of matrix products in a training step on two sequences, counted by PyTorch."""
+    """Return the operations of matrix products in a training step on two sequences, counted by PyTorch."""
     model = build(config).bfloat16()  # on a CPU: attention as plain matrix products
     model.activation_checkpointing = recompute
     if lora_rank is not None:
