@@ -13,6 +13,7 @@ from models.zoo import ZOO
 from utils import num_params_calculate, quantities
 from utils.forecast.flops import flops_per_token
 from utils.forecast.parameters import count_parameters
+from utils.forecast.plan import Plan
 from utils.forecast.units import GIB, MIB, format_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,14 +70,14 @@ def test_the_command_covers_lora_and_freezing(monkeypatch, capsys):
 
 
 def test_the_command_prints_time_and_cost(monkeypatch, capsys):
-    flops = flops_per_token(ZOO["GPT2"].config)
+    flops = flops_per_token(ZOO["GPT2"].config, Plan())
     out, _, _ = calculate(monkeypatch, capsys, "--model", "GPT2", "--flops", 1e14, "--gpus", 2, "--tokens",
                           3600 * 2e14 / flops * 10, "--price", 3)
     assert "10.00 hours" in out and "cost: 60.00" in out  # ten hours of two GPUs
 
 
 def test_the_command_prints_communication(monkeypatch, capsys):
-    flops, n = flops_per_token(ZOO["GPT2"].config), count_parameters(ZOO["GPT2"].config)
+    flops, n = flops_per_token(ZOO["GPT2"].config, Plan()), count_parameters(ZOO["GPT2"].config)
     options = ["--model", "GPT2", "--optimizer", "adamw", "--gpus", 2, "--batch_size", 10]
     out, _, _ = calculate(monkeypatch, capsys, *options, "--flops", 10 * 1024 * flops, "--link", f"{8 * n / 1000}KB")
     assert f"each GPU sends {format_bytes(4 * n)} per step: gradients" in out
@@ -88,13 +89,13 @@ def test_the_command_prints_communication(monkeypatch, capsys):
 
 
 def test_the_hours_depend_on_what_is_trained_and_recomputed(monkeypatch, capsys):
-    for options, words, expected in (
-            (["--lora_rank", 8], {"lora_rank": 8, "lora_targets": ["qkv", "out"]}, 0.7),
-            (["--trainable_blocks", 2], {"trainable_blocks": 2}, 0.5),
-            (["--activation_checkpointing"], {"activation_checkpointing": True}, 1.25)):
+    for options, plan, expected in (
+            (["--lora_rank", 8], Plan(lora_rank=8), 0.7),
+            (["--trainable_blocks", 2], Plan(trainable_blocks=2), 0.5),
+            (["--activation_checkpointing"], Plan(activation_checkpointing=True), 1.25)):
         config = ZOO["GPT2"].config
-        flops = flops_per_token(config, **words)
-        assert flops / flops_per_token(config) == pytest.approx(expected, abs=0.05)
+        flops = flops_per_token(config, plan)
+        assert flops / flops_per_token(config, Plan()) == pytest.approx(expected, abs=0.05)
         out, _, _ = calculate(monkeypatch, capsys, "--model", "GPT2", *options, "--flops", 1e14, "--tokens",
                               3600 * 1e14 / flops * 10)
         assert "10.00 hours" in out and f"forward and backward: {flops:.4g}\n" in out

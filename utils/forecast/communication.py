@@ -42,9 +42,7 @@ def step_time(config: Architecture, plan: Plan, flops: float, link: float) -> St
     all network adapters of a machine: NCCL builds a ring for each.
     """
     tokens = plan.batch_size * plan.accumulation * config.block_size
-    operations = flops_per_token(config, plan.trainable_blocks, plan.lora_rank, plan.lora_targets,
-                                 plan.activation_checkpointing)
-    return StepTime(tokens * operations / flops, sum(sent_bytes(config, plan).values()) / link)
+    return StepTime(tokens * flops_per_token(config, plan) / flops, sum(sent_bytes(config, plan).values()) / link)
 
 
 def sent_bytes(config: Architecture, plan: Plan) -> dict[str, int]:

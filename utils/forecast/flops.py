@@ -5,10 +5,10 @@ from math import prod
 
 from utils.forecast.architecture import Architecture
 from utils.forecast.parameters import linear_shapes
+from utils.forecast.plan import Plan
 
 
-def flops_per_token(config: Architecture, trainable_blocks: int | None = None, lora_rank: int | None = None,
-                    lora_targets: Collection[str] = (), activation_checkpointing: bool = False) -> int:
+def flops_per_token(config: Architecture, plan: Plan) -> int:
     """Return the floating-point operations per token of the matrix products, forward and backward.
 
     A product with a matrix of N weights takes 2 N operations forward, 2 N for the gradient of its input and 2 N for the
@@ -19,25 +19,27 @@ def flops_per_token(config: Architecture, trainable_blocks: int | None = None, l
     Activation checkpointing repeats the forward pass of each block with a trained weight.
     """
     names, L = linear_shapes(config).keys(), config.n_blocks
-    adapted = names & set(lora_targets) if lora_rank is not None else set()
-    if lora_rank is None:
-        n_trained = L if trainable_blocks is None else trainable_blocks
+    if plan.lora_rank is None:
+        adapted = set()
+        n_trained = L if plan.trainable_blocks is None else plan.trainable_blocks
         reached = True  # norms are trained: the final one, and those of trained blocks
         frozen = (L - n_trained) * block_flops(config, reached=False)
         blocks = frozen + n_trained * block_flops(config, reached=True, trained=names)
-        head_trained = trainable_blocks is None or not config.tied_head
+        head_trained = plan.trainable_blocks is None or not config.tied_head
     else:
+        adapted = names & set(plan.lora_targets)
         n_trained, reached = L if adapted else 0, bool(adapted)
-        first = block_flops(config, reached=False, trained=adapted, lora_rank=lora_rank)
-        blocks = first + (L - 1) * block_flops(config, reached=reached, trained=adapted, lora_rank=lora_rank)
+        first = block_flops(config, reached=False, trained=adapted, lora_rank=plan.lora_rank)
+        blocks = first + (L - 1) * block_flops(config, reached=reached, trained=adapted, lora_rank=plan.lora_rank)
         # The loss merges an adapter of the head into its weight.
-        head_trained = config.n_labels is not None or "head" in lora_targets
+        head_trained = config.n_labels is not None or "head" in plan.lora_targets
     heads = matrix_flops((config.n_outputs, config.n_embd), reached=reached, trained=head_trained)
     if config.auxiliary_lm:
-        all_trained = lora_rank is None and trainable_blocks is None
+        all_trained = plan.lora_rank is None and plan.trainable_blocks is None
         heads += matrix_flops((config.vocab_size, config.n_embd), reached=reached, trained=all_trained)
-    recomputed = n_trained * recomputed_flops(config, adapted, lora_rank) if activation_checkpointing else 0
-    return blocks + heads + recomputed
+    if not plan.activation_checkpointing:
+        return blocks + heads
+    return blocks + heads + n_trained * recomputed_flops(config, adapted, plan.lora_rank)
 
 
 def block_flops(config: Architecture, *, reached: bool, trained: Collection[str] = (),

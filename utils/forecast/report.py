@@ -106,8 +106,7 @@ def print_time(config: Architecture, plan: Plan, *, flops: float | None, tokens_
     `flops` are the operations per second of one GPU, `tokens_per_second` is the throughput of all, `price` that of one
     GPU for one hour; None: unknown.
     """
-    per_token = flops_per_token(config, plan.trainable_blocks, plan.lora_rank, plan.lora_targets,
-                                plan.activation_checkpointing)
+    per_token = flops_per_token(config, plan)
     print(f"\nTraining time\n  floating-point operations per token, forward and backward: {per_token:.4g}")
     if flops and not tokens_per_second:
         tokens_per_second = flops * plan.gpus / per_token
