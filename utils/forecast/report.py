@@ -15,7 +15,7 @@ from utils.forecast.units import format_bytes
 def print_parameters(config: Architecture) -> None:
     """Print every kind of weight with its shape, its count as a formula, and its share of all parameters."""
     total = count_parameters(config)
-    print("Parameters, where")
+    print("Parameters")
     for letter, (name, value) in symbols(config).items():
         print(f"  {letter} = {value:<8,} {name}")
     print(f"\n  {'weight':36}{'shape':>16}  {'formula':38}{'count':>15}{'share':>8}")
@@ -38,6 +38,8 @@ def print_training(config: Architecture, plan: Plan) -> None:
     context = memory.parts["context and allocator"]
     peaks = ", ".join(f"{phase} {format_bytes(peak + context)}" for phase, peak in memory.phases.items())
     print(f"  peak of each phase: {peaks}")
+    if plan.is_sharded:
+        print(f"  FSDP divides weights, gradients and optimizer state among the {device_name(plan)}s")
     if plan.device == "cuda":
         print("  measured within 3% on an H100, before training steps became CUDA graphs; torch.compile needs less")
 
