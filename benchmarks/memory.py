@@ -51,16 +51,18 @@ from utils.forecast.inference import inference_memory  # noqa: E402
 from utils.forecast.parameters import count_parameters  # noqa: E402
 from utils.forecast.plan import Plan, cublas_workspace  # noqa: E402
 from utils.forecast.step import training_memory  # noqa: E402
-from utils.forecast.units import MIB, readable  # noqa: E402
+from utils.forecast.units import MIB, format_bytes  # noqa: E402
 
-HALF = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16")
+MODELS = [  # with changes, and a batch size
+    ("RainbowGPT", {}, 4), ("UltimateModel", {}, 4), ("BardGPT", {}, 8), ("HugeModel", {}, 2), ("PoemGPT", {}, 2),
+    ("SmallGPT90M", {}, 2), ("EasyGPT", {"block_size": 512}, 2), ("GPT2", {}, 1),
+]
 Row = tuple[str, dict[str, Any], dict[str, Any]]  # a model of the zoo, changes to its configuration, a plan
 TRAINING: list[Row] = [
     *(("TransformerModel", {"block_size": T}, {"batch_size": B, "dtype": dtype, "optimizer": optimizer})
-      for B, T, dtype, optimizer in itertools.product((2, 16), (64, 256), HALF, ("muon", "adamw"))),
-    *((name, changes, {"batch_size": B, "dtype": dtype}) for (name, changes, B), dtype in itertools.product((
-        ("RainbowGPT", {}, 4), ("UltimateModel", {}, 4), ("BardGPT", {}, 8), ("HugeModel", {}, 2), ("PoemGPT", {}, 2),
-        ("SmallGPT90M", {}, 2), ("EasyGPT", {"block_size": 512}, 2), ("GPT2", {}, 1)), HALF)),
+      for B, T, dtype, optimizer in itertools.product((2, 16), (64, 256), DTYPES, ("muon", "adamw"))),
+    *((name, changes, {"batch_size": B, "dtype": dtype}) for name, changes, B in MODELS for dtype in DTYPES),
     ("TransformerModel", {}, {"batch_size": 8, "dtype": "float16"}),
     ("BardGPT", {}, {"batch_size": 4, "accumulation": 4}),
     ("BardGPT", {}, {"batch_size": 8, "dtype": "bfloat16", "activation_checkpointing": True}),
@@ -74,11 +76,11 @@ TRAINING: list[Row] = [
 ]
 RANKS: list[Row] = [
     *(("BardGPT", {}, {"batch_size": 2, "dtype": dtype, "optimizer": optimizer})
-      for dtype, optimizer in itertools.product(HALF, ("muon", "adamw"))),
+      for dtype, optimizer in itertools.product(DTYPES, ("muon", "adamw"))),
     ("BardGPT", {}, {"batch_size": 2, "accumulation": 2}),
-    *(("GPT2", {"block_size": 256}, {"batch_size": 1, "dtype": dtype}) for dtype in HALF),
+    *(("GPT2", {"block_size": 256}, {"batch_size": 1, "dtype": dtype}) for dtype in DTYPES),
     ("GPT2", {"block_size": 256}, {"batch_size": 1, "optimizer": "adamw", "accumulation": 2}),
-    *(("EasyGPT", {"block_size": 256, "vocab_size": 500}, {"batch_size": 1, "dtype": dtype}) for dtype in HALF),
+    *(("EasyGPT", {"block_size": 256, "vocab_size": 500}, {"batch_size": 1, "dtype": dtype}) for dtype in DTYPES),
 ]
 GENERATION = ["TransformerModel", "UltimateModel", "BardGPT", "PoemGPT", "SmallGPT90M", "GPT2"]
 
@@ -185,7 +187,7 @@ def measure_generation(device: str, workspace: int) -> None:
     """Print the table of generation."""
     print_title("Generation")
     errors = []
-    for name, dtype in itertools.product(GENERATION, HALF):
+    for name, dtype in itertools.product(GENERATION, DTYPES):
         config = ZOO[name].config
         measured = peak_bytes(lambda name=name, dtype=dtype: ZOO[name]().to(device, getattr(torch, dtype)),
                               lambda model, T=config.block_size: continue_prompt(model, T), device)
@@ -208,7 +210,8 @@ def measure_training(device: str, workspace: int, title: str, rows: Iterable[Row
             config = ZOO[name](**changes).config
         predicted = training_memory(config, plan)
         if device == "cuda" and predicted.total > torch.cuda.mem_get_info()[1]:
-            print(f"(left out: {name} with batch size {plan.batch_size} in {plan.dtype}, {readable(predicted.total)})")
+            needed = format_bytes(predicted.total)
+            print(f"(skipped: {name} with batch size {plan.batch_size} in {plan.dtype} needs {needed})")
             continue
         built_on = "cpu" if plan.strategy == "fsdp" else device  # `shard` moves it
         measured = peak_bytes(lambda name=name, changes=changes, place=built_on: ZOO[name](**changes).to(place),

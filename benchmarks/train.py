@@ -50,6 +50,7 @@ from training.shares import Shares  # noqa: E402
 from training.step import TrainStep, accelerate  # noqa: E402
 from utils.errors import Parser, check_numbers, command  # noqa: E402
 from utils.forecast.flops import flops_per_token  # noqa: E402
+from utils.forecast.plan import Plan  # noqa: E402
 
 
 @dataclass
@@ -137,7 +138,7 @@ def print_speeds(checkout: Path, device: str, steps: int, turns: int) -> None:
         speeds = measure(case, checkout, device, steps, turns)
         theirs = speeds.pop("nanoGPT")
         for optimizer, ours in speeds.items():
-            utilization = ours * flops_per_token(config) / rate
+            utilization = ours * flops_per_token(config, Plan()) / rate
             print_row(case.model, f"{case.batch_size} x {config.block_size}", optimizer, f"{ours:,.0f}",
                       f"{theirs:,.0f}", f"{ours / theirs:.2f}", f"{utilization:.0%}")
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -16,7 +17,7 @@ PROMPT, OPTIONS = "JULIET:", ["--seed", "1", "--max_tokens", "593"]
 BASELINES = {"5-gram model": 1.6688, "nanoGPT, as published": 1.4697}  # docs/results.md
 
 
-def draw_losses(axes):
+def draw_losses(axes: Axes) -> None:
     """Draw the losses of the run over its minutes."""
     lines = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for key, label in (("train_loss", "training"), ("val_loss", "validation")):
@@ -30,7 +31,7 @@ def draw_losses(axes):
     axes.legend()
 
 
-def draw_terminal(axes):
+def draw_terminal(axes: Axes) -> None:
     """Draw a terminal in which terminal_demo.py continues PROMPT."""
     done = subprocess.run([sys.executable, "terminal_demo.py", *OPTIONS], input=PROMPT, cwd=PROJECT, text=True,
                           stdout=subprocess.PIPE, check=True)
@@ -41,7 +42,7 @@ def draw_terminal(axes):
               linespacing=1.35, parse_math=False)
 
 
-def main():
+def main() -> None:
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     draw_losses(left)

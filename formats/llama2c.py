@@ -12,7 +12,7 @@ from data.tokenizer import Tokenizer, load_tokenizer
 from formats.foreign_model import ForeignModel, check_finite, read_tensor
 from models.config import ModelConfig
 from utils.errors import UserError
-from utils.forecast.parameters import numbered, parameter_table
+from utils.forecast.parameters import block_weight_name, parameter_table
 
 HEADER = struct.Struct("<7i")  # dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len
 MAGIC = b"24ka"  # of versions 1 and 2
@@ -120,7 +120,9 @@ def read_weights(path: Path, config: ModelConfig) -> Iterator[tuple[str, Tensor]
             if ours is not None:
                 weight = read_tensor(path, offset, shape)
                 check_finite(weight, theirs, path)
-                yield numbered(ours, i), pairs_to_halves(weight, config.head_size) if ours in ROTATED else weight
+                if ours in ROTATED:
+                    weight = pairs_to_halves(weight, config.head_size)
+                yield block_weight_name(ours, i), weight
             if ours == "token_embedding.weight" and config.tied:
                 yield "head.weight", weight
             offset += FLOAT_BYTES * prod(shape)

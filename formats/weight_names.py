@@ -13,7 +13,7 @@ from torch import Tensor
 from formats.foreign_model import check_finite
 from models.config import ModelConfig
 from utils.errors import UserError
-from utils.forecast.parameters import numbered, parameter_table
+from utils.forecast.parameters import block_weight_name, parameter_table
 
 
 class Layer(NamedTuple):
@@ -201,7 +201,7 @@ def weights_of_layer(layer: Layer, shapes: dict[str, tuple[int, ...]], num_heads
         names = [f"{name}.{kind}" for name in layer.ours]
         if names[0] not in shapes:
             continue
-        rows = {numbered(name, i): shapes[name][0] for name in names}
+        rows = {block_weight_name(name, i): shapes[name][0] for name in names}
         shape = (sum(rows.values()), *shapes[names[0]][1:])
         transposed = layer.transposed and kind == "weight"
         yield TheirWeight(f"{layer.theirs}{ending}".format(i=i), shape[::-1] if transposed else shape, rows, transposed,

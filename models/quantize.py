@@ -13,7 +13,7 @@ from models.config import ModelConfig
 from models.gpt import GPT
 from models.lora import find_modules
 from utils.forecast.parameters import weight_bytes
-from utils.forecast.units import readable
+from utils.forecast.units import format_bytes
 
 KERNEL_COLUMNS = 16  # the kernel reads rows in pieces of this length, beyond the end of rows of other lengths
 
@@ -97,4 +97,4 @@ def quantize_int8(model: GPT) -> None:
 def int8_summary(config: ModelConfig) -> str:
     """Return a line with the size of a model's weights in int8 and in float32."""
     before, after = weight_bytes(config, "float32"), weight_bytes(config, "int8")
-    return f"int8 weights: {readable(after)}, {after / before:.3f} times the {readable(before)} of float32"
+    return f"int8 weights: {format_bytes(after)}, {after / before:.3f} times the {format_bytes(before)} of float32"

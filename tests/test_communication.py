@@ -1,6 +1,6 @@
-"""The bytes that ranks send, and the shards that they keep, by formula, by hand and in training steps.
+"""Communication and sharding, against hand computation and training steps on PyTorch's fake ranks.
 
-The steps run on the fake ranks of PyTorch, whose collectives do nothing.
+The collectives of fake ranks do nothing.
 """
 
 from math import prod
@@ -40,15 +40,15 @@ REST = (128 + 32 + 128) * 64 + 128 + 2 * 64
      {"weights": 3 * 2 * (6 * BLOCK + REST), "gradients": 3 * 2 * (3 * BLOCK + REST)}),
     (Plan(gpus=1), {"gradients": 0, "Muon": 0}),
 ])
-def test_the_bytes_that_a_rank_sends_are_those_computed_by_hand(plan, expected):
+def test_sent_bytes_by_hand(plan, expected):
     assert sent_bytes(SMALL, plan) == expected
 
 
-def test_a_step_takes_the_time_of_computation_and_communication_or_that_of_the_longer_one():
-    c, plan = ZOO["GPT2"].config, Plan(batch_size=8, accumulation=2, gpus=16)
-    time = step_time(c, plan, flops=1e14, link=50e9)
-    assert time.computation == pytest.approx(16 * 1024 * flops_per_token(c) / 1e14)
-    assert time.communication == pytest.approx(sum(sent_bytes(c, plan).values()) / 50e9)
+def test_computation_and_communication_take_their_sum_or_with_full_overlap_the_longer_one():
+    config, plan = ZOO["GPT2"].config, Plan(batch_size=8, accumulation=2, gpus=16)
+    time = step_time(config, plan, flops=1e14, link=50e9)
+    assert time.computation == pytest.approx(16 * 1024 * flops_per_token(config, plan) / 1e14)
+    assert time.communication == pytest.approx(sum(sent_bytes(config, plan).values()) / 50e9)
     assert time.without_overlap == time.computation + time.communication and time.with_full_overlap == max(time)
 
 
@@ -57,7 +57,7 @@ def test_a_step_takes_the_time_of_computation_and_communication_or_that_of_the_l
 
 @pytest.fixture
 def fake_ranks():
-    """Return a function that makes this process the first of any number of ranks, and returns its World."""
+    """Return a function that makes this process rank 0 of any number of ranks, and returns its World."""
     fake_pg = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
 
     def start(size):
@@ -69,7 +69,7 @@ def fake_ranks():
 
 
 class RingBytes(TorchDispatchMode):
-    """Counts what a rank would send for the collectives in its context."""
+    """Counts the bytes that a rank would send for the collectives in its context."""
 
     def __init__(self, size):
         super().__init__()
@@ -91,7 +91,7 @@ class RingBytes(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
     def reduce_bucket(self, bucket):
-        """Count a bucket, as a communication hook for DDP: fake ranks lack its own all-reduce."""
+        """Count the bytes of a bucket: a communication hook, as DDP's own all-reduce does not work on fake ranks."""
         self.sent += 2 * (self.size - 1) / self.size * bucket.buffer().nbytes
         reduced = torch.futures.Future()
         reduced.set_result(bucket.buffer())
@@ -115,7 +115,7 @@ def counted_replicas(counted):
     {"strategy": "fsdp"}, {"strategy": "fsdp", "accumulation": 3, "dtype": "bfloat16"},
     {"strategy": "fsdp", "optimizer": "adamw", "activation_checkpointing": True},
 ], ids=lambda changes: "-".join(map(str, changes.values())) or "ddp")
-def test_the_bytes_that_a_rank_sends_are_those_of_a_training_step(fake_ranks, config, size, changes, monkeypatch):
+def test_sent_bytes_match_a_training_step(fake_ranks, config, size, changes, monkeypatch):
     plan, world = Plan(gpus=size, batch_size=2, **changes), fake_ranks(size)
     model = ZOO["TransformerModel"](**vars(config))
     model.activation_checkpointing = plan.activation_checkpointing
@@ -136,10 +136,10 @@ def test_the_bytes_that_a_rank_sends_are_those_of_a_training_step(fake_ranks, co
     counted.sent = 0
     with counted:
         step(1, share, 1.0)
-    assert counted.sent == pytest.approx(sum(sent_bytes(config, plan).values()), rel=0.002)  # and norms of gradients
+    assert counted.sent == pytest.approx(sum(sent_bytes(config, plan).values()), rel=0.002)  # plus gradient norms
 
 
-def test_each_of_64_ranks_keeps_a_64th_of_a_model_and_its_optimizer_state_as_the_forecast_says(fake_ranks):
+def test_each_of_64_ranks_keeps_a_64th_of_the_weights_and_optimizer_state_as_forecast(fake_ranks):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     world = fake_ranks(64)

@@ -1,4 +1,4 @@
-"""How the scripts end, and what they print then."""
+"""Error messages and exit codes of the scripts."""
 
 import argparse
 import errno
@@ -12,7 +12,7 @@ from utils.errors import Parser, UserError, check_numbers, command
 
 @pytest.fixture
 def end(capsys):
-    """A function that runs a script that raises an exception, and returns its exit code and standard error."""
+    """Return a function that runs a script that raises an exception, and returns its exit code and standard error."""
 
     def run(error):
         def main():
@@ -32,8 +32,8 @@ def end(capsys):
                                                           "Free some space\n"),
     (KeyboardInterrupt(), 130, ""), (SystemExit(3), 3, ""),
 ])
-def test_errors_of_the_user_are_one_line_and_exit_code_2(end, monkeypatch, error, code, printed):
-    monkeypatch.setattr("utils.errors.discard", lambda stream: None)  # the stream of pytest has no descriptor
+def test_user_errors_are_one_line_with_exit_code_2(end, monkeypatch, error, code, printed):
+    monkeypatch.setattr("utils.errors.discard", lambda stream: None)  # pytest's stream has no file descriptor
     assert end(error) == (code, printed)
 
 
@@ -59,7 +59,7 @@ def test_a_bug_keeps_its_traceback():
         command(main)()
 
 
-def test_a_wrong_command_line_is_one_line_that_quotes_it():
+def test_an_invalid_command_line_is_quoted_in_one_line():
     parser = Parser("What it does.")
     parser.add_argument("--n", type=int)
     parser.add_subparsers().add_parser("go")

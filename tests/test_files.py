@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and the lock of a run."""
+"""Atomic writes of files and folders, and the lock of a run."""
 
 import errno
 import os
@@ -47,7 +47,7 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug"), ValueError("another")])
-def test_another_exception_passes_through_and_leaves_the_previous_file(tmp_path, error):
+def test_other_exceptions_pass_through_and_keep_the_previous_file(tmp_path, error):
     path = tmp_path / "file"
     path.write_bytes(b"previous")
     with pytest.raises(type(error)) as raised, replacing(path) as file:
@@ -76,7 +76,7 @@ for limit in map(int, sys.argv[2:]):  # bytes
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits the size of files as POSIX does")
-def test_a_full_disk_during_torch_save_is_one_line_wherever_it_happens_and_leaves_the_previous_file(tmp_path):
+def test_a_full_disk_during_torch_save_is_reported_in_one_line_and_keeps_the_previous_file(tmp_path):
     path = tmp_path / "last.pt"
     path.write_bytes(b"previous")
     limits = [0, 10, 700, 1000, 100_000, 399_000, 401_000]  # in the header, the weights and the directory
@@ -88,7 +88,7 @@ def test_a_full_disk_during_torch_save_is_one_line_wherever_it_happens_and_leave
     assert path.read_bytes() == b"previous" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_path_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
+def test_a_path_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "below", tmp_path / "folder"):
@@ -107,7 +107,7 @@ def test_two_writers_of_the_same_path_do_not_disturb_each_other(tmp_path):
     assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
 
 
-def test_what_killed_writers_left_is_removed_after_a_day(tmp_path):
+def test_incomplete_files_of_killed_writers_are_removed_after_a_day(tmp_path):
     path = tmp_path / "a[1].pt"  # special characters of a glob pattern
     others = [tmp_path / f"{name}.partial" for name in ("a[1].pt", "b.a[1].pt.01234567", "a1.pt.01234567")]
     for other in others:  # an interrupted download, for example
@@ -131,12 +131,12 @@ def test_what_killed_writers_left_is_removed_after_a_day(tmp_path):
 # ---- Replacing a folder ----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_replaced_as_a_whole_and_abandoned_ones_are_removed(tmp_path):
+def test_a_folder_is_replaced_as_a_whole_and_abandoned_folders_are_removed(tmp_path):
     folder = tmp_path / "new" / "folder"
     for name in ("first", "second"):
         with replacing_folder(folder) as partial:
             (partial / name).touch()
-            assert [path.name for path in folder.glob("*")] == ["first"] * (name == "second")
+            assert [path.name for path in folder.glob("*")] == ([] if name == "first" else ["first"])
         abandoned = folder.with_name(f"folder.{'0' * 8}.partial")
         abandoned.mkdir()
         os.utime(abandoned, (time.time() - 2 * DAY,) * 2)
@@ -145,7 +145,7 @@ def test_a_folder_is_replaced_as_a_whole_and_abandoned_ones_are_removed(tmp_path
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_the_previous_folder_is_back_if_the_new_one_cannot_be_renamed(tmp_path, monkeypatch):
+def test_the_previous_folder_is_restored_if_the_new_one_cannot_be_renamed(tmp_path, monkeypatch):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "previous").touch()
@@ -161,7 +161,7 @@ def test_the_previous_folder_is_back_if_the_new_one_cannot_be_renamed(tmp_path, 
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "previous"]
 
 
-def test_what_a_kill_between_two_renames_left_is_restored_and_after_them_removed(tmp_path):
+def test_the_previous_folder_of_a_killed_process_is_restored_or_removed_if_replaced(tmp_path):
     folder, old = tmp_path / "folder", tmp_path / f"folder.{'0' * 8}.old"
     old.mkdir()
     (old / "previous").touch()
@@ -190,7 +190,7 @@ with lock_run(Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds the lock of tmp_path / "run"."""
+    """Return a process that holds the lock of tmp_path / "run"."""
     process = subprocess.Popen([sys.executable, "-c", HOLD_THE_LOCK, str(tmp_path / "run")], cwd=ROOT, text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout.readline() == "locked\n"
@@ -199,7 +199,7 @@ def holder(tmp_path):
     process.communicate()
 
 
-def test_a_run_in_use_is_refused_at_once_and_another_one_is_not(tmp_path, holder):
+def test_a_run_in_use_is_refused_immediately_and_other_runs_are_not(tmp_path, holder):
     started = time.monotonic()
     with pytest.raises(UserError, match=r"another process is using the run .*--run NAME"), lock_run(tmp_path / "run"):
         pytest.fail("both processes have the lock")
@@ -216,7 +216,7 @@ def test_a_killed_process_blocks_nothing(tmp_path, holder):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_lock_leaves_the_files_of_a_run_and_nothing_else(tmp_path):
+def test_the_lock_leaves_only_the_files_of_a_run(tmp_path):
     folder = tmp_path / "checkpoints" / "run"
     for error in (None, UserError("no such text")):
         with pytest.raises(UserError) if error else lock_run(folder):
@@ -235,14 +235,14 @@ def test_errors_inside_the_lock_pass_through(tmp_path):
         assert raised.value is error
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+def test_a_run_folder_that_cannot_be_written_is_reported_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write .*run: "), lock_run(tmp_path / "file" / "run"):
         pass
 
 
 @pytest.mark.skipif(os.name == "nt", reason="patches the lock of POSIX")
-def test_a_drive_without_locks_is_reported_and_used(tmp_path, monkeypatch, capsys):
+def test_a_drive_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, capsys):
     def flock(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.forecast.plan import CACHED_KERNELS, KERNEL_SIZE
+from utils.forecast.context import CACHED_KERNELS, KERNEL_SIZE
 
 # Prints the bytes in use on the C heap before the first product, after those of 100 shapes, and after 200 more.
 PRODUCTS = """

@@ -13,9 +13,10 @@ from training.optim import WeightAverage
 from training.preflight import fit_to_memory, memory_advice
 from training.settings import OptimSettings, Settings, TrainingSettings
 from utils.errors import UserError
-from utils.forecast.plan import CONTEXT, Plan
+from utils.forecast.context import CONTEXT
+from utils.forecast.plan import Plan
 from utils.forecast.step import training_memory
-from utils.forecast.units import GIB, MIB, readable
+from utils.forecast.units import GIB, MIB, format_bytes
 
 CONFIG = ZOO["DevModel"].config
 HUGE = dataclasses.replace(ZOO["HugeModel"].config, block_size=8)
@@ -37,7 +38,7 @@ def test_a_run_that_fits_is_unchanged_and_says_what_it_needs(free, capsys):
     training, plan = fit(batch_size=8, accumulation=3)
     assert training == TrainingSettings(batch_size=8, accumulation=3)
     assert plan == Plan(batch_size=8, accumulation=3)
-    needed = readable(training_memory(CONFIG, plan).total)
+    needed = format_bytes(training_memory(CONFIG, plan).total)
     assert capsys.readouterr().out == f"memory: {needed} of 100.25 GiB for batch size 8\n"
 
 

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, redirected, or whose other end goes away."""
+"""Standard streams that are closed or redirected, closed pipes, and full disks."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ def script(body):
     return f"import sys\nfrom utils.errors import command\n@command\ndef main():\n    {body}\nmain()"
 
 
-# ---- Closed from the start -------------------------------------------------------------------------------------------
+# ---- Closed at the start ---------------------------------------------------------------------------------------------
 
 
 @POSIX
@@ -43,7 +43,7 @@ def test_scripts_run_with_closed_streams(command, closed, code):
 
 
 @POSIX
-def test_a_closed_stream_takes_nothing_from_files_opened_later(tmp_path):
+def test_a_closed_stream_does_not_write_to_files_opened_later(tmp_path):
     body = "file = open(sys.argv[1], 'w'); print('output'); print('errors', file=sys.stderr); file.write('content')"
     done = shell('$0 -c "$1" "$2" <&- >&- 2>&-', script(body), tmp_path / "file")
     assert done.returncode == 0 and (tmp_path / "file").read_text() == "content"
@@ -56,25 +56,25 @@ def test_a_closed_stream_takes_nothing_from_files_opened_later(tmp_path):
 @pytest.mark.parametrize("environment", [
     {}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "latin-1"},
 ])
-def test_redirected_output_is_utf8_and_no_character_fails(environment):
+def test_redirected_output_is_utf8_and_every_character_can_be_printed(environment):
     body = "print('\\udcff 中'); print('\\udcff 中', file=sys.stderr)"
     done = shell('$0 -c "$1"', script(body), env=os.environ | environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "? 中\n", "? 中\n")
 
 
-# ---- A reader that ends ----------------------------------------------------------------------------------------------
+# ---- Closed pipes and full disks -------------------------------------------------------------------------------------
 
 
 @POSIX
 @pytest.mark.parametrize("body", ["print('line\\n' * 10**6)", "print('line')", "print('line'); sys.exit()"])
-def test_a_short_script_ends_silently_when_its_reader_has_ended(body):
+def test_a_short_script_exits_silently_when_its_reader_has_exited(body):
     done = shell('$0 -c "$1" | true; echo ${PIPESTATUS[0]}', f"import time; time.sleep(0.5)\n{script(body)}")
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("body", ["print('line\\n' * 10**6)", "print('line')"])
-def test_a_full_disk_under_the_output_is_one_line(body):
+def test_output_to_a_full_disk_is_reported_in_one_line(body):
     done = shell('$0 -c "$1" > /dev/full', script(body))
     assert done.returncode == 2
     assert done.stderr == f"error: cannot write the output: {os.strerror(errno.ENOSPC)}. Free some space\n"
@@ -89,7 +89,7 @@ TRAIN = " ".join(["$0 $1/train.py --run tiny --training.max_iters 6 --training.e
     ("| head -1", errno.EPIPE), ("2>&1 | head -1", None), ("> /dev/full", errno.ENOSPC), ("2> /dev/full", None),
     ("> /dev/full 2>&1", None),
 ])
-def test_training_continues_without_its_output(folder, redirected, reason):
+def test_training_continues_when_its_output_cannot_be_written(folder, redirected, reason):
     if "/dev/full" in redirected and not Path("/dev/full").exists():
         pytest.skip("needs a device that is always full")
     done = shell(f"{TRAIN} {redirected}; exit ${{PIPESTATUS[0]}}", ROOT, cwd=folder)

@@ -1,4 +1,4 @@
-"""The layers of imports, and that importing a module has no effect."""
+"""Imports point down, and importing has no side effects."""
 
 import ast
 import os
@@ -17,12 +17,12 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("._
 SCRIPTS = [*(name for name, path in FILES.items() if path.parent == ROOT), "utils.num_params_calculate"]
 
 
-def parsed(module):
+def parse(module):
     return ast.parse(FILES[module].read_text(encoding="utf-8"))
 
 
-def imported(tree):
-    """Return the modules of this project that are imported anywhere in a syntax tree."""
+def imports_of(tree):
+    """Return the modules of this project that a syntax tree imports, at any level."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -37,35 +37,35 @@ def package(module):
     return module.split(".")[0]
 
 
-def test_all_the_rooms_are_there():
+def test_all_packages_are_found():
     assert BELOW.keys() <= {package(module) for module in FILES} and "train" in SCRIPTS
-    assert imported(parsed("training.checks")) >= {"data.tokenizer", "models.zoo", "tasks.kinds", "utils.errors"}
+    assert imports_of(parse("training.checks")) >= {"data.tokenizer", "models.zoo", "tasks.kinds", "utils.errors"}
 
 
 @pytest.mark.parametrize("module", [module for module in FILES if package(module) in BELOW and module not in SCRIPTS])
-def test_a_module_imports_from_its_own_room_and_those_below(module):
-    assert {package(name) for name in imported(parsed(module))} <= BELOW[package(module)] | {package(module)}
+def test_a_module_imports_only_from_its_own_package_and_those_below(module):
+    assert {package(name) for name in imports_of(parse(module))} <= BELOW[package(module)] | {package(module)}
 
 
 @pytest.mark.parametrize("module", SCRIPTS)
 def test_a_script_imports_no_other_script(module):
-    assert {package(name) for name in imported(parsed(module))} <= BELOW.keys()
+    assert {package(name) for name in imports_of(parse(module))} <= BELOW.keys()
 
 
 @pytest.mark.parametrize("module", ["training.loop", "training.evaluate"])
-def test_the_loop_and_the_evaluation_import_no_model_and_no_text_even_indirectly(module):
+def test_the_loop_and_the_evaluation_import_neither_models_nor_data_even_indirectly(module):
     reached, new = set(), {module}
     while new:
         reached |= new
-        new = {name for known in new for name in imported(parsed(known))} - reached
+        new = {name for known in new for name in imports_of(parse(known))} - reached
     assert {package(name) for name in reached} <= {"training", "utils"}
 
 
-def test_transformer_4d_stands_alone_but_for_one_import_inside_a_function():
-    tree = parsed("transformer_4d")
-    assert imported(tree) == {"data.corpora"}
+def test_transformer_4d_imports_one_module_inside_a_function_and_nothing_else():
+    tree = parse("transformer_4d")
+    assert imports_of(tree) == {"data.corpora"}
     tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
-    assert imported(tree) == set()
+    assert imports_of(tree) == set()
 
 
 def run(code, *arguments, folder):
@@ -81,12 +81,12 @@ def test_importing_prints_nothing_and_creates_no_file(tmp_path):
         copy.write_bytes(path.read_bytes())
     before = sorted(tmp_path.rglob("*"))
     code = "import importlib, logging, sys; logging.disable(); [importlib.import_module(name) for name in sys.argv[1:]]"
-    done = run(code, *FILES, folder=tmp_path)  # without logging: matplotlib's, when it first looks for fonts
+    done = run(code, *FILES, folder=tmp_path)  # logging is off, as matplotlib logs its first search for fonts
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_settings_are_read_without_torch_so_that_help_is_quick():
+def test_settings_are_read_without_torch_so_that_help_is_fast():
     code = "import models.config, training.settings, train, sys; print(sorted({'torch', 'numpy'} & sys.modules.keys()))"
     done = run(code, folder=ROOT)
     assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -23,7 +23,7 @@ from utils.archive import read_archive
 from utils.errors import UserError
 from utils.files import PROJECT, replacing
 from utils.forecast.inference import inference_memory
-from utils.forecast.units import readable
+from utils.forecast.units import format_bytes
 
 FORMAT_VERSION = 1
 SHIPPED = PROJECT / "checkpoints" / "shakespeare" / "best.pt"
@@ -152,8 +152,8 @@ def build_to_load(path: str | Path, model_class: str, config: ModelConfig) -> nn
     # The context length sizes the KV cache and the rotary tables, but with rotary positions no weight.
     needed, free = inference_memory(config, prompt_tokens=1).allocated, free_memory()
     if needed > free:
-        raise UserError(f"the model in {path} needs {readable(needed)} of memory, and {readable(free)} is free: use a "
-                        "smaller model, or a machine with more memory")
+        raise UserError(f"the model in {path} needs {format_bytes(needed)} of memory, and {format_bytes(free)} is "
+                        "free: use a smaller model, or a machine with more memory")
     with SkipInitialization():
         return ZOO[model_class](**vars(config))
 

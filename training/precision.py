@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.forecast.plan import CACHED_KERNELS
+from utils.forecast.context import CACHED_KERNELS
 
 
 def pick_device(name: str = "auto") -> str:

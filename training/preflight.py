@@ -12,10 +12,11 @@ from training.distributed import ALONE, World, uses_torchrun
 from training.settings import Settings, TrainingSettings
 from training.shares import parts_per_micro_batch
 from utils.errors import UserError
+from utils.forecast.context import CONTEXT
 from utils.forecast.fit import advice, fitting_plan
-from utils.forecast.plan import CONTEXT, Plan, cublas_workspace
+from utils.forecast.plan import Plan, cublas_workspace
 from utils.forecast.step import training_memory
-from utils.forecast.units import readable
+from utils.forecast.units import format_bytes
 
 # In the messages of CUDA and MPS, of Linux, and of Windows.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -82,10 +83,10 @@ def fit_to_memory(settings: Settings, model_config: ModelConfig, device: str, dt
         training = replace(training, batch_size=plan.batch_size, accumulation=plan.accumulation * world.size)
 
     if needed > free:
-        raise UserError(f"training needs {readable(needed)} of memory, and {readable(free)} is free: "
+        raise UserError(f"training needs {format_bytes(needed)} of memory, and {format_bytes(free)} is free: "
                         f"{advice(model_config, plan, free)}")
     per_rank = " per rank" if world.size > 1 else ""
-    print(f"memory: {readable(needed)} of {readable(free)}{per_rank} for batch size {plan.batch_size}")
+    print(f"memory: {format_bytes(needed)} of {format_bytes(free)}{per_rank} for batch size {plan.batch_size}")
     return training, plan
 
 

@@ -42,9 +42,7 @@ def step_time(config: Architecture, plan: Plan, flops: float, link: float) -> St
     all network adapters of a machine: NCCL builds a ring for each.
     """
     tokens = plan.batch_size * plan.accumulation * config.block_size
-    operations = flops_per_token(config, plan.trainable_blocks, plan.lora_rank, plan.lora_targets,
-                                 plan.activation_checkpointing)
-    return StepTime(tokens * operations / flops, sum(sent_bytes(config, plan).values()) / link)
+    return StepTime(tokens * flops_per_token(config, plan) / flops, sum(sent_bytes(config, plan).values()) / link)
 
 
 def sent_bytes(config: Architecture, plan: Plan) -> dict[str, int]:
@@ -69,7 +67,7 @@ def sent_bytes(config: Architecture, plan: Plan) -> dict[str, int]:
     if plan.optimizer == "muon" and trained.matrices:
         sent["Muon"] = 2 * fraction * BYTES[plan.dtype] * trained.matrices
         if plan.strategy == "fsdp":
-            sent["Muon"] += 4 * fraction * trained.blocks * gathered_per_block(config)
+            sent["Muon"] += 4 * fraction * trained.n_blocks * gathered_per_block(config)
     return {part: round(size) for part, size in sent.items()}
 
 

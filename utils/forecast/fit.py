@@ -6,7 +6,7 @@ from math import isqrt
 from utils.forecast.architecture import Architecture
 from utils.forecast.plan import Plan
 from utils.forecast.step import training_memory
-from utils.forecast.units import readable
+from utils.forecast.units import format_bytes
 
 
 def advice(config: Architecture, plan: Plan, memory: int) -> str:
@@ -15,7 +15,7 @@ def advice(config: Architecture, plan: Plan, memory: int) -> str:
     if fitting:
         accumulation = fitting.accumulation * fitting.gpus  # train.py divides the micro-batches among the GPUs
         return (f"--training.batch_size {fitting.batch_size} --training.accumulation {accumulation} takes "
-                f"{readable(training_memory(config, fitting).total)} for as many tokens per step")
+                f"{format_bytes(training_memory(config, fitting).total)} for as many tokens per step")
     if not plan.activation_checkpointing:
         return "not even a batch of 1 fits: try --training.activation_checkpointing true or a smaller model"
     return "not even a batch of 1 fits: use a smaller model or a shorter context"

@@ -2,8 +2,9 @@
 
 from utils.forecast.activations import block_activations
 from utils.forecast.architecture import Architecture
+from utils.forecast.context import CONTEXT
 from utils.forecast.parameters import rotary_bytes, weight_bytes
-from utils.forecast.plan import CONTEXT, Memory, Plan
+from utils.forecast.plan import Memory, Plan
 from utils.forecast.units import BYTES
 
 

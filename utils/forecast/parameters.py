@@ -1,6 +1,6 @@
 """The parameters of a model, counted from its configuration without building it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -109,13 +109,13 @@ def weight_shapes(config: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]
     for i in range(config.n_blocks):
         for row in table:
             if row.blocks is not None:
-                yield numbered(row.component, i), row.shape
+                yield block_weight_name(row.component, i), row.shape
 
 
-def numbered(component: str, i: int) -> str:
+def block_weight_name(component: str, i: int) -> str:
     """Return the name of a weight of block i.
 
-    >>> numbered("blocks.attention.out.weight", 3)
+    >>> block_weight_name("blocks.attention.out.weight", 3)
     'blocks.3.attention.out.weight'
     """
     return component.replace("blocks", f"blocks.{i}", 1)
@@ -144,7 +144,7 @@ def lora_targets(config: Architecture) -> dict[str, tuple[int, int]]:
     return linear_shapes(config) | head
 
 
-def check_lora(config: Architecture, rank: int, targets: Iterable[str]) -> None:
+def check_lora(config: Architecture, rank: int, targets: Collection[str]) -> None:
     """Raise UserError unless LoRA of this rank can adapt these matrices of the model."""
     valid = lora_targets(config)
     if rank < 1:
@@ -159,7 +159,7 @@ def check_lora(config: Architecture, rank: int, targets: Iterable[str]) -> None:
             raise UserError(f"the LoRA target {target} {reason}: choose from {', '.join(valid)}")
 
 
-def lora_parameters(config: Architecture, rank: int, targets: Iterable[str]) -> int:
+def lora_parameters(config: Architecture, rank: int, targets: Collection[str]) -> int:
     """Return the number of weights in LoRA adapters: rank (outputs + inputs) for each matrix."""
     total = 0
     for name, shape in lora_targets(config).items():

@@ -11,7 +11,7 @@ from utils.forecast.parameters import count_parameters
 from utils.forecast.plan import PARTS, Plan
 from utils.forecast.report import describe_plan, device_name
 from utils.forecast.step import training_memory
-from utils.forecast.units import GIB, readable
+from utils.forecast.units import GIB, format_bytes
 
 POINTS = 32  # of a curve
 
@@ -48,7 +48,7 @@ def plot_memory(config: Architecture, plan: Plan, memory: int | None, path: Path
         axes.stackplot(xs, curves, labels=parts, colors=[colors[part] for part in parts])
         axes.axvline(planned, color="black", linewidth=0.8, linestyle=":")
         if memory:
-            axes.axhline(memory / GIB, color="black", linestyle="--", label=f"available: {readable(memory)}")
+            axes.axhline(memory / GIB, color="black", linestyle="--", label=f"available: {format_bytes(memory)}")
         axes.set(xlabel=label, xlim=(xs[0], xs[-1]))
         axes.grid(alpha=0.3)
     first = figure.axes[0]

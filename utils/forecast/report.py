@@ -9,13 +9,13 @@ from utils.forecast.parameters import count_parameters, parameter_table, symbols
 from utils.forecast.plan import PARTS, Plan
 from utils.forecast.step import training_memory
 from utils.forecast.trained_weights import TrainedWeights
-from utils.forecast.units import readable
+from utils.forecast.units import format_bytes
 
 
 def print_parameters(config: Architecture) -> None:
     """Print every kind of weight with its shape, its count as a formula, and its share of all parameters."""
     total = count_parameters(config)
-    print("Parameters, where")
+    print("Parameters")
     for letter, (name, value) in symbols(config).items():
         print(f"  {letter} = {value:<8,} {name}")
     print(f"\n  {'weight':36}{'shape':>16}  {'formula':38}{'count':>15}{'share':>8}")
@@ -33,11 +33,13 @@ def print_training(config: Architecture, plan: Plan) -> None:
     print(f"\nTraining memory: {describe_plan(plan)}")
     print(f"  trained parameters: {TrainedWeights(config, plan).total:,}")
     for part, size in memory.parts.items():
-        print(f"  {part:22}{readable(size):>12}{size / memory.total:>8.1%}   {PARTS[part]}")
-    print(f"  {'total':22}{readable(memory.total):>12}{1:>8.1%}")
+        print(f"  {part:22}{format_bytes(size):>12}{size / memory.total:>8.1%}   {PARTS[part]}")
+    print(f"  {'total':22}{format_bytes(memory.total):>12}{1:>8.1%}")
     context = memory.parts["context and allocator"]
-    peaks = ", ".join(f"{phase} {readable(peak + context)}" for phase, peak in memory.phases.items())
+    peaks = ", ".join(f"{phase} {format_bytes(peak + context)}" for phase, peak in memory.phases.items())
     print(f"  peak of each phase: {peaks}")
+    if plan.is_sharded:
+        print(f"  FSDP divides weights, gradients and optimizer state among the {device_name(plan)}s")
     if plan.device == "cuda":
         print("  measured within 3% on an H100, before training steps became CUDA graphs; torch.compile needs less")
 
@@ -80,18 +82,18 @@ def print_inference(config: Architecture, device: str) -> None:
         print(f"\nInference memory: classifying one text of {T:,} tokens, the full context length")
     for dtype in ("float32", "bfloat16", "int8"):
         peak = inference_memory(config, T, dtype, device).total
-        print(f"  {dtype:9} weights {readable(weight_bytes(config, dtype)):>11}   peak {readable(peak):>11}")
+        print(f"  {dtype:9} weights {format_bytes(weight_bytes(config, dtype)):>11}   peak {format_bytes(peak):>11}")
     if config.n_labels is None:
         dtype = cache_dtype("bfloat16", device)
         counts = sorted({1, max(1, T // 4), T})
-        fill = ", ".join(f"{readable(cache_bytes(config, n, dtype))} after {n:,}" for n in counts)
+        fill = ", ".join(f"{format_bytes(cache_bytes(config, n, dtype))} after {n:,}" for n in counts)
         print(f"  KV cache in {dtype}: {fill} tokens; allocated in full at the start")
 
 
 def print_fit(config: Architecture, plan: Plan, memory: int) -> None:
     """Print the largest batch size that fits in `memory` bytes, and settings that fit if the plan does not."""
     per_device = f" per {device_name(plan)}" if plan.gpus > 1 else ""
-    print(f"\nWith {readable(memory)} of memory{per_device}")
+    print(f"\nWith {format_bytes(memory)} of memory{per_device}")
     print(f"  largest batch size: {largest_batch(config, plan, memory)}")
     if training_memory(config, plan).total <= memory:
         print("  this plan fits")
@@ -106,8 +108,7 @@ def print_time(config: Architecture, plan: Plan, *, flops: float | None, tokens_
     `flops` are the operations per second of one GPU, `tokens_per_second` is the throughput of all, `price` that of one
     GPU for one hour; None: unknown.
     """
-    per_token = flops_per_token(config, plan.trainable_blocks, plan.lora_rank, plan.lora_targets,
-                                plan.activation_checkpointing)
+    per_token = flops_per_token(config, plan)
     print(f"\nTraining time\n  floating-point operations per token, forward and backward: {per_token:.4g}")
     if flops and not tokens_per_second:
         tokens_per_second = flops * plan.gpus / per_token
@@ -125,8 +126,8 @@ def print_time(config: Architecture, plan: Plan, *, flops: float | None, tokens_
 def print_communication(config: Architecture, plan: Plan, flops: float | None, link: float | None) -> None:
     """Print what several GPUs send in a training step and, given `flops` and `link`, how long that takes."""
     sent = sent_bytes(config, plan)
-    parts = ", ".join(f"{part} {readable(size)}" for part, size in sent.items())
-    print(f"\nCommunication\n  each {device_name(plan)} sends {readable(sum(sent.values()))} per step: {parts}")
+    parts = ", ".join(f"{part} {format_bytes(size)}" for part, size in sent.items())
+    print(f"\nCommunication\n  each {device_name(plan)} sends {format_bytes(sum(sent.values()))} per step: {parts}")
     if not (flops and link):
         print("  for seconds, give --flops and --link")
         return

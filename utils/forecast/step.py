@@ -18,22 +18,11 @@ from dataclasses import replace
 
 from utils.forecast.activations import Op, Sizes, attention_ops, block_activations, feed_forward_ops, norm_op
 from utils.forecast.architecture import Architecture
+from utils.forecast.context import context_and_allocator
 from utils.forecast.ledger import Ledger
 from utils.forecast.muon import muon_buffers
 from utils.forecast.parameters import count_parameters, rotary_bytes
-from utils.forecast.plan import (
-    CACHED_KERNELS,
-    CONTEXT,
-    CPU_SLACK,
-    CUDA_SLACK,
-    FRAGMENTED,
-    KERNEL_SIZE,
-    LOGITS_CHUNK,
-    OPTIMIZER_CODE,
-    PARTS,
-    Memory,
-    Plan,
-)
+from utils.forecast.plan import LOGITS_CHUNK, PARTS, Memory, Plan
 from utils.forecast.sharding import Sharding
 from utils.forecast.trained_weights import TrainedWeights
 from utils.forecast.units import BYTES
@@ -49,13 +38,7 @@ def training_memory(config: Architecture, plan: Plan) -> Memory:
     step.forward()
     step.backward()
     step.update()
-    if plan.device == "cuda":
-        context = CONTEXT["cuda"] + int(CUDA_SLACK * step.peak)
-    else:
-        kernels = CACHED_KERNELS * KERNEL_SIZE if plan.autocast else 0
-        slack = int(CPU_SLACK * sum(step.parts.get(part, 0) for part in FRAGMENTED))
-        context = CONTEXT["cpu"] + OPTIMIZER_CODE + kernels + slack
-    parts = step.parts | {"context and allocator": context}
+    parts = step.parts | {"context and allocator": context_and_allocator(plan, step.parts)}
     return Memory({part: parts[part] for part in PARTS if parts.get(part)}, dict(step.phases))
 
 
@@ -67,36 +50,36 @@ class Step(Ledger):
         self.config, self.plan, self.sizes = config, plan, Sizes(config, plan)
         self.block = attention_ops(config, self.sizes, plan) + feed_forward_ops(config, self.sizes, plan)
         self.trained = trained = TrainedWeights(config, plan)
-        self.n = count_parameters(config) + trained.adapters
+        self.n_weights = count_parameters(config) + trained.adapters
         self.shards, self.sharding = 1, None
         if plan.is_sharded:
             self.shards = plan.gpus
-            rest = self.n - config.n_blocks * trained.in_each_block
+            rest = self.n_weights - config.n_blocks * trained.in_each_block
             self.sharding = Sharding(self, plan, block=4 * trained.in_each_block, rest=4 * rest)
-        # The lowest trained block: if the embeddings are frozen, backward ends at its first trained weight.
-        self.first_block = self.block
-        if trained.blocks and not trained.embeddings:
+        # In the lowest trained block, backward ends at the first trained weight if the embeddings are frozen.
+        self.lowest_block = self.block
+        if trained.n_blocks and not trained.has_embeddings:
             first = next(i for i, op in enumerate(self.block) if op.trained)
-            self.first_block = self.block[first:]
+            self.lowest_block = self.block[first:]
         self.in_head = config.head_rows * config.n_embd
         # The gradient of the head's weight, with its adapter merged if it has one.
-        self.head_gradient = 4 * self.in_head if trained.head or trained.embeddings else 0
+        self.head_gradient = 4 * self.in_head if trained.head or trained.has_embeddings else 0
         self.half = 2 if plan.autocast else 0  # bytes per element of an autocast copy
-        captured = (plan.device == "cuda" and plan.gpus == 1 and plan.dtype != "float16"
-                    and not plan.activation_checkpointing)  # the step, in a CUDA graph
-        in_buckets = plan.gpus > 1 and not plan.is_sharded
-        # Whether gradients exist before the backward pass: of earlier micro-batches, in a CUDA graph, in DDP's buckets.
-        self.keeps_gradients = plan.accumulation > 1 or captured or in_buckets
+        # Gradients exist before the backward pass: of earlier micro-batches, in a CUDA graph, or in DDP's buckets.
+        has_cuda_graph = (plan.device == "cuda" and plan.gpus == 1 and plan.dtype != "float16"
+                          and not plan.activation_checkpointing)
+        has_buckets = plan.gpus > 1 and not plan.is_sharded
+        self.keeps_gradients = plan.accumulation > 1 or has_cuda_graph or has_buckets
 
     def allocate_persistent(self) -> None:
         """Add the memory that exists before the step starts and after it ends."""
         plan, trained = self.plan, self.trained
         if self.sharding and plan.device == "cpu":  # each rank builds the whole model there first
             self.phase = "building"
-            self.add("weights", 4 * self.n)
-            self.drop("weights", 4 * self.n)
+            self.add("weights", 4 * self.n_weights)
+            self.drop("weights", 4 * self.n_weights)
         self.phase = "forward"
-        self.add("weights", 4 * self.n // self.shards + rotary_bytes(self.config))
+        self.add("weights", 4 * self.n_weights // self.shards + rotary_bytes(self.config))
         muon = trained.matrices if plan.optimizer == "muon" else 0
         state = 4 * muon + 8 * (trained.total - muon)  # momentum; AdamW's two moments
         if plan.ema:
@@ -108,11 +91,11 @@ class Step(Ledger):
             self.add("gradients", 4 * trained.total // self.shards)
 
     def forward(self) -> None:
-        config, plan, sizes, n_blocks = self.config, self.plan, self.sizes, self.trained.blocks
+        config, plan, sizes, n_blocks = self.config, self.plan, self.sizes, self.trained.n_blocks
         if self.sharding:
             self.sharding.gather_rest()
         self.add("activations", sizes.ids)
-        if config.dropout and self.trained.embeddings:
+        if config.dropout and self.trained.has_embeddings:
             self.add("activations", sizes.embedding_mask)
         if n_blocks < config.n_blocks:  # frozen blocks save nothing
             M = plan.batch_size * config.block_size
@@ -120,7 +103,7 @@ class Step(Ledger):
         if plan.activation_checkpointing:
             self.add("activations", n_blocks * sizes.residual)
         elif n_blocks:
-            for times, ops in ((1, self.first_block), (n_blocks - 1, self.block)):
+            for times, ops in ((1, self.lowest_block), (n_blocks - 1, self.block)):
                 self.add("activations", times * sum(op.saved for op in ops))
                 self.add("autocast copies", times * self.half * copied_weights(ops))
         if self.sharding:
@@ -141,7 +124,7 @@ class Step(Ledger):
         merged = 4 * self.in_head if "head" in plan.lora_targets and plan.lora_rank else 0
         self.add("weights", merged)
         M, element = plan.batch_size * config.block_size, BYTES[plan.dtype]
-        chunk = min(M, max(1, LOGITS_CHUNK // config.head_rows)) * config.head_rows
+        chunk = min(M, max(1, LOGITS_CHUNK // config.head_rows)) * config.head_rows  # logits of a chunk of tokens
         in_loss = 8 * chunk  # logits, and log_softmax or softmax
         # The gradient of the logits, its product with the input and, with autocast on a CPU, the cast product.
         product = (6 if plan.autocast and plan.device == "cpu" else element) * self.in_head
@@ -158,22 +141,22 @@ class Step(Ledger):
             self.add("backward buffers", sizes.residual)
             self.drop("backward buffers", sizes.embd)
         self.backward_head()
-        norm = norm_op(config, sizes, plan)  # the gradient it passes on is from here on that of the residual path
-        in_place = config.norm == "layer" or plan.device == "cuda"  # within a block it always is
+        norm = norm_op(config, sizes, plan)  # passes on the gradient along the residual path
+        in_place = config.norm == "layer" or plan.device == "cuda"  # inside a block, the addition always is
         buffers = norm.buffers if in_place else norm.buffers + sizes.residual
         self.backward_op(replace(norm, buffers=buffers, passed=sizes.residual), incoming=sizes.residual)
-        if self.sharding and trained.blocks:
+        if self.sharding and trained.n_blocks:
             self.sharding.prefetch_block()
-        if trained.blocks > 1:  # not in `repeat`: no gradients of a previous block are being reduced yet
+        if trained.n_blocks > 1:  # not in `repeat`: no gradients of a previous block are being reduced yet
             self.backward_block(self.block)
-        if trained.blocks > 2:
-            self.repeat(trained.blocks - 2, lambda: self.backward_block(self.block))
-        if trained.blocks:
-            self.backward_block(self.first_block, last=True)
-        if trained.embeddings:
+        if trained.n_blocks > 2:
+            self.repeat(trained.n_blocks - 2, lambda: self.backward_block(self.block))
+        if trained.n_blocks:
+            self.backward_block(self.lowest_block, last=True)
+        if trained.has_embeddings:
             self.backward_embeddings()
         if self.sharding:
-            self.sharding.reduce_rest(gradients=4 * (trained.total - trained.blocks * trained.per_block))
+            self.sharding.reduce_rest(gradients=4 * (trained.total - trained.n_blocks * trained.per_block))
         self.drop("backward buffers", sizes.residual)
         self.drop("activations", sizes.ids)
 
@@ -189,7 +172,7 @@ class Step(Ledger):
             self.add_gradient(self.in_head + bias)
         elif self.head_gradient:
             self.add_gradient(bias)
-            if self.keeps_gradients and not config.tied_head:  # a tied one is added to the embedding's later
+            if self.keeps_gradients and not config.tied_head:  # if tied, it is added to the embedding's later
                 self.drop("gradients", self.head_gradient)
 
     def backward_block(self, ops: Sequence[Op], last: bool = False) -> None:
@@ -250,7 +233,7 @@ class Step(Ledger):
         """Add what the optimizers allocate: AdamW works in place, Muon does not."""
         self.phase = "optimizer step"
         if self.plan.optimizer == "muon" and self.trained.matrices:
-            self.add("backward buffers", muon_buffers(self.config, self.plan, self.trained.blocks))
+            self.add("backward buffers", muon_buffers(self.config, self.plan, self.trained.n_blocks))
 
 
 def copied_weights(ops: Sequence[Op]) -> int:

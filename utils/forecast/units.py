@@ -4,10 +4,10 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
 
-def readable(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Format a number of bytes.
 
-    >>> readable(3 * 2**29)
+    >>> format_bytes(3 * 2**29)
     '1.50 GiB'
     """
     if size >= GIB:
