@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,22 +46,66 @@ from utils.errors import Parser, UserError, check_numbers, command  # noqa: E402
 STEPS, NANOGPT_STEPS = 460, 1080  # about the fewest that reach 1.60 on a CPU
 
 
-def run_script(arguments: list[str], folder: Path, prefixes: tuple[str, ...]) -> tuple[float, ...]:
-    """Run a Python script; return the seconds until it prints a line with each of `prefixes`, and until it exits."""
-    env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compile_cache")}
-    start, seconds = time.perf_counter(), {}
-    with subprocess.Popen([sys.executable, "-u", *arguments], cwd=folder, env=env, stdout=subprocess.PIPE, text=True,
-                          encoding="utf-8", errors="replace") as process:
-        for line in process.stdout:
-            if line.startswith("iter "):  # nanoGPT's progress
-                print(line, end="", file=sys.stderr, flush=True)
-            for prefix in prefixes:
-                if line.startswith(prefix):
-                    seconds[prefix] = time.perf_counter() - start
-    total = time.perf_counter() - start
-    if process.returncode or len(seconds) < len(prefixes):
-        raise UserError(f"{folder.name}/{arguments[0]} failed with exit code {process.returncode}: see output above")
-    return *(seconds[prefix] for prefix in prefixes), total
+class Result(NamedTuple):
+    """A trained model's validation loss, and the times of its training in seconds."""
+
+    name: str
+    steps: int
+    loss: float
+    training: float
+    compiling: float
+    process: float
+
+
+@command
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("nanogpt", type=Path, help="a checkout of nanoGPT")
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of transformer_4d.py (%(default)s)")
+    parser.add_argument("--nanogpt_steps", type=int, default=NANOGPT_STEPS,
+                        help="training steps of nanoGPT (%(default)s)")
+    parser.add_argument("--target", type=float, default=1.60, help="validation loss to reach (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=Config.batch_size, help="sequences per step (%(default)s)")
+    devices = [name for name, available in DEVICES.items() if available]
+    parser.add_argument("--device", choices=devices, default=Config.device, help="device of both (%(default)s)")
+    args = parser.parse_args()
+    check_numbers(args, positive=("steps", "nanogpt_steps", "target", "batch_size"))
+    if not (args.nanogpt / "train.py").is_file():
+        raise UserError(f"{args.nanogpt / 'train.py'} does not exist: give the folder of a checkout of nanoGPT")
+    with tempfile.TemporaryDirectory() as folder:
+        results = train_all(Path(folder), args)
+    title = name_of(DEFAULT_PATH.read_text(encoding="utf-8"))
+    print(f"\n{title}, batch size {args.batch_size} x {Config.block_size}, {args.device}\n")
+    print_results(results, args.target)
+
+
+def train_all(folder: Path, args: argparse.Namespace) -> list[Result]:
+    """Train transformer_4d.py, nanoGPT, and transformer_4d.py again, with copies of both in `folder`."""
+    try:
+        vocab, *tokens = transformer_4d.load_data(Config(device="cpu"))
+    except transformer_4d.UserError as error:
+        raise UserError(str(error)) from None
+    train_tokens, val_tokens = (ids.numpy().astype(np.uint16) for ids in tokens)
+    ours, nanogpt = folder / "ours", folder / "nanogpt"
+    (ours / "data").mkdir(parents=True)
+    shutil.copy(ROOT / "transformer_4d.py", ours)
+    shutil.copy(DEFAULT_PATH, ours / "data")
+    shutil.copytree(args.nanogpt, nanogpt, ignore=shutil.ignore_patterns(".git"))
+    prepared = nanogpt / "data" / "shakespeare_char"
+    train_tokens.tofile(prepared / "train.bin")
+    val_tokens.tofile(prepared / "val.bin")
+    (prepared / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(vocab)}))
+    results = []
+    for name, steps, train, copy in (
+        ("transformer_4d.py", args.steps, train_ours, ours),
+        ("nanoGPT", args.nanogpt_steps, train_nanogpt, nanogpt),
+        ("transformer_4d.py", args.steps, train_ours, ours),
+    ):
+        model, *times = train(copy, steps, args)
+        loss = estimate_loss(model, ConsecutiveWindows(val_tokens, Config.block_size, 64))
+        results.append(Result(name, steps, loss, *times))
+        print(f"{name}: validation loss {loss:.4f}, {results[-1].process:.1f} s", file=sys.stderr, flush=True)
+    return results
 
 
 def train_ours(folder: Path, steps: int, args: argparse.Namespace) -> tuple[torch.nn.Module, float, float, float]:
@@ -95,66 +140,43 @@ def train_nanogpt(folder: Path, steps: int, args: argparse.Namespace) -> tuple[t
     return model, last - first - compile_time, compile_time, process_time
 
 
+def run_script(arguments: list[str], folder: Path, prefixes: tuple[str, ...]) -> tuple[float, ...]:
+    """Run a Python script; return the seconds until it prints a line with each of `prefixes`, and until it exits."""
+    env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compile_cache")}
+    start, seconds = time.perf_counter(), {}
+    with subprocess.Popen([sys.executable, "-u", *arguments], cwd=folder, env=env, stdout=subprocess.PIPE, text=True,
+                          encoding="utf-8", errors="replace") as process:
+        for line in process.stdout:
+            if line.startswith("iter "):  # nanoGPT's progress
+                print(line, end="", file=sys.stderr, flush=True)
+            for prefix in prefixes:
+                if line.startswith(prefix):
+                    seconds[prefix] = time.perf_counter() - start
+    total = time.perf_counter() - start
+    if process.returncode or len(seconds) < len(prefixes):
+        raise UserError(f"{folder.name}/{arguments[0]} failed with exit code {process.returncode}: see output above")
+    return *(seconds[prefix] for prefix in prefixes), total
+
+
+def print_results(results: list[Result], target: float) -> None:
+    """Print a Markdown table and the ratios of the times. Raises UserError if a loss is above the target."""
+    print_header("", "steps", "validation loss", "training (s)", "compile (s)", "process (s)")
+    for result in results:
+        print_row(result.name, result.steps, f"{result.loss:.4f}", f"{result.training:.1f}",
+                  f"{result.compiling:.1f}", f"{result.process:.1f}")
+    for result in results:
+        if not result.loss <= target:
+            raise UserError(f"{result.name} did not reach a validation loss of {target}: increase its number of steps")
+    print(f"\nTo reach {target}, nanoGPT takes this many times as long as transformer_4d.py:\n"
+          f"- training, without compile time: {ratio([result.training for result in results])}\n"
+          f"- training, with compile time: {ratio([result.training + result.compiling for result in results])}\n"
+          f"- process: {ratio([result.process for result in results])}")
+
+
 def ratio(times: Sequence[float]) -> str:
     """Return nanoGPT's time divided by that of transformer_4d.py, as a range over its runs before and after."""
     before, nanogpt, after = times
     return f"{nanogpt / max(before, after):.2f} to {nanogpt / min(before, after):.2f}"
-
-
-@command
-def main() -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("nanogpt", type=Path, help="a checkout of nanoGPT")
-    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of transformer_4d.py (%(default)s)")
-    parser.add_argument("--nanogpt_steps", type=int, default=NANOGPT_STEPS,
-                        help="training steps of nanoGPT (%(default)s)")
-    parser.add_argument("--target", type=float, default=1.60, help="validation loss to reach (%(default)s)")
-    parser.add_argument("--batch_size", type=int, default=Config.batch_size, help="sequences per step (%(default)s)")
-    devices = [name for name, available in DEVICES.items() if available]
-    parser.add_argument("--device", choices=devices, default=Config.device, help="device of both (%(default)s)")
-    args = parser.parse_args()
-    check_numbers(args, positive=("steps", "nanogpt_steps", "target", "batch_size"))
-    if not (args.nanogpt / "train.py").is_file():
-        raise UserError(f"{args.nanogpt / 'train.py'} does not exist: give the folder of a checkout of nanoGPT")
-    try:
-        vocab, train_tokens, val_tokens = transformer_4d.load_data(Config(device="cpu"))
-    except transformer_4d.UserError as error:
-        raise UserError(str(error)) from None
-
-    train_tokens, val_tokens = (tokens.numpy().astype(np.uint16) for tokens in (train_tokens, val_tokens))
-    title = name_of(DEFAULT_PATH.read_text(encoding="utf-8"))
-    rows = []
-    with tempfile.TemporaryDirectory() as temporary:
-        ours, nanogpt = Path(temporary) / "ours", Path(temporary) / "nanogpt"
-        (ours / "data").mkdir(parents=True)
-        shutil.copy(ROOT / "transformer_4d.py", ours)
-        shutil.copy(DEFAULT_PATH, ours / "data")
-        shutil.copytree(args.nanogpt, nanogpt, ignore=shutil.ignore_patterns(".git"))
-        train_tokens.tofile(nanogpt / "data" / "shakespeare_char" / "train.bin")
-        val_tokens.tofile(nanogpt / "data" / "shakespeare_char" / "val.bin")
-        (nanogpt / "data" / "shakespeare_char" / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(vocab)}))
-        for name, steps, train, folder in (
-            ("transformer_4d.py", args.steps, train_ours, ours),
-            ("nanoGPT", args.nanogpt_steps, train_nanogpt, nanogpt),
-            ("transformer_4d.py", args.steps, train_ours, ours),
-        ):
-            model, *times = train(folder, steps, args)
-            loss = estimate_loss(model, ConsecutiveWindows(val_tokens, Config.block_size, 64))
-            print(f"{name}: validation loss {loss:.4f}, {times[-1]:.1f} s", file=sys.stderr, flush=True)
-            rows.append((name, steps, loss, *times))
-
-    print(f"\n{title}, batch size {args.batch_size} x {Config.block_size}, {args.device}\n")
-    print_header("", "steps", "validation loss", "training (s)", "compile (s)", "process (s)")
-    for name, steps, loss, *times in rows:
-        print_row(name, steps, f"{loss:.4f}", *(f"{seconds:.1f}" for seconds in times))
-    for name, _, loss, *_ in rows:
-        if not loss <= args.target:
-            raise UserError(f"{name} did not reach a validation loss of {args.target}: increase its number of steps")
-    _, _, _, training, compiling, process = (np.array(column) for column in zip(*rows, strict=True))
-    print(f"\nTo reach {args.target}, nanoGPT takes this many times as long as transformer_4d.py:\n"
-          f"- training, without compile time: {ratio(training)}\n"
-          f"- training, with compile time: {ratio(training + compiling)}\n"
-          f"- process: {ratio(process)}")
 
 
 if __name__ == "__main__":
