@@ -28,9 +28,9 @@ from tasks.kinds import answers_class
 from training.arguments import parse_settings
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.evaluate import estimate_loss
+from training.inputs import model_config
 from training.loop import Progress, Trainer, fit
 from training.optim import Muon, lr_factor, make_optimizers
-from training.run import model_config
 from training.run import train as run
 from training.settings import OptimSettings
 from training.shares import Shares
