@@ -70,7 +70,7 @@ def load_data(config):
             download_tiny_shakespeare(path)
         text = path.read_bytes().decode().removeprefix("\ufeff").replace("\r\n", "\n")
     except (OSError, RuntimeError, UnicodeDecodeError) as error:
-        require(False, f"cannot read {path} ({error}): save a text there, encoded as UTF-8")
+        raise UserError(f"cannot read {path} ({error}): save a text there, encoded as UTF-8") from None
     vocab = "".join(sorted(set(text)))
     tokens = torch.tensor([vocab.index(character) for character in text], device=config.device)
     require(len(text) > 10 * config.block_size, f"{path} is too short: use over {10 * config.block_size} characters")
@@ -181,7 +181,7 @@ def cuda_graph(step):
     return graph.replay
 
 def make_train_step(model, config, dtype):
-    """Return train_step(sequences, lr_factor): train on sequences (B, T + 1), return the loss, a tensor it reuses."""
+    """Return train_step(sequences, lr_factor), which trains on sequences (B, T + 1) and returns the loss, a tensor."""
     warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # AdamW outside a graph
     matrices = [weight for weight in model.blocks.parameters() if weight.ndim == 2]
     others = [weight for name, weight in model.named_parameters() if weight.ndim == 1 or "blocks" not in name]
@@ -196,7 +196,7 @@ def make_train_step(model, config, dtype):
         adamw.step()
         model.zero_grad()
         last_loss.copy_(loss.detach())
-    run_update = cuda_graph(update) if config.device == "cuda" else update  # its warmup changes states: zero them
+    run_update = cuda_graph(update) if config.device == "cuda" else update
     torch._foreach_zero_([*muon.averages, *(x for state in adamw.state.values() for x in state.values())])
     def train_step(sequences, lr_factor):
         muon_lr.fill_(config.muon_lr * lr_factor)
@@ -247,7 +247,7 @@ def train(config):
         if loss < min(losses.values(), default=math.inf):
             path.parent.mkdir(exist_ok=True)
             buffer = io.BytesIO()
-            torch.save(checkpoint, buffer)  # not to the disk: torch.save would hide that it is full
+            torch.save(checkpoint, buffer)  # to memory first: torch.save does not report a full disk
             with ExitStack() as cleanup:
                 cleanup.callback(path.with_suffix(".partial").unlink, missing_ok=True)  # what a full disk leaves
                 path.with_suffix(".partial").write_bytes(buffer.getvalue())

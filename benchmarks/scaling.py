@@ -27,11 +27,11 @@ PER_MACHINE = 8
 
 
 def print_table(name: str, args: argparse.Namespace) -> None:
-    """Print the Markdown table of a model; `equal at`: the batch size that computes for as long as it communicates."""
+    """Print the Markdown table of a model; with the batch size at which computation takes as long as communication."""
     config = ZOO[name].config
     print(f"\n{name}, {args.batch_size} sequences of {config.block_size:,} tokens per GPU and step\n")
     print_header("GPUs", "strategy", "GiB per GPU", "computation, s", "communication, s", "tokens/s without overlap",
-                 "tokens/s with full overlap", "efficiency", "equal at")
+                 "tokens/s with full overlap", "efficiency", "break-even sequences per GPU")
     for gpus in GPUS:
         for strategy in ("ddp", "fsdp") if gpus > 1 else ("ddp",):
             plan = Plan(batch_size=args.batch_size, dtype="bfloat16", device="cuda", gpus=gpus, strategy=strategy,

@@ -27,7 +27,7 @@ MAX_NAME_BYTES = 200  # of the 255 of a file name, so that the longest suffix fi
 RECORD = ".source.json"
 
 
-def derive(corpus: Corpus, description: Any, suffix: str, build: Callable[[Path], None],
+def cached_file(corpus: Corpus, description: Any, suffix: str, build: Callable[[Path], None],
            is_complete: Callable[[Path], bool] = Path.exists) -> Path:
     """Return the path of something derived from a corpus, which `build(path)` creates unless it exists.
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from data.cache import derive
+from data.cache import cached_file
 from data.corpora import Corpus, Paths, open_corpus
 from data.pieces import Piece
 from data.readers import DEFAULTS, ReadOptions
@@ -24,7 +24,7 @@ from data.tokenizer import MAX_BYTES, Tokenizer, load_tokenizer, train_tokenizer
 from utils.errors import UserError
 from utils.files import replacing
 
-BATCH = 1 << 20  # characters, about, that are encoded at once
+BATCH = 1 << 20  # about how many characters are encoded at once
 SAVE_SECONDS = 5
 
 
@@ -40,19 +40,19 @@ def open_tokens(path: Paths, options: ReadOptions = DEFAULTS, tokenizer: Tokeniz
     most `max_bytes` of the text) or what `load_tokenizer` takes. A folder that contains its tokenizer needs none.
     Raises UserError.
     """
-    is_built = tokenizer in ("char", "bpe")
-    if isinstance(tokenizer, str | Path) and not is_built:
+    built_from_text = tokenizer in ("char", "bpe")
+    if isinstance(tokenizer, str | Path) and not built_from_text:
         tokenizer = load_tokenizer(tokenizer)
     if isinstance(path, str | Path) and token_files_in(path):
         if val_path is not None:
             raise UserError(f"{path} contains tokens, and val.bin among them: leave out val_path")
-        return open_prepared(path, None if is_built else tokenizer, dtype)
+        return open_prepared(path, None if built_from_text else tokenizer, dtype)
     if dtype is not None:
         raise UserError(f"dtype is for a folder with train.bin and val.bin, and {path} is a text: leave it out")
     corpus = open_corpus(path, options)
     if val_path is not None:
         corpus = SplitCorpus(corpus, open_corpus(val_path, options))
-    if is_built:
+    if built_from_text:
         tokenizer = build_tokenizer(corpus, tokenizer, vocab_size, max_bytes, path)
     return prepare(corpus, tokenizer)
 
@@ -85,7 +85,7 @@ def build_tokenizer(corpus: Corpus, kind: str, vocab_size: int, max_bytes: int,
     description = {"kind": kind}
     if kind == "bpe":
         description |= {"vocab_size": vocab_size, "max_bytes": max_bytes}
-    return load_tokenizer(derive(corpus, description, ".tokenizer.json", build))
+    return load_tokenizer(cached_file(corpus, description, ".tokenizer.json", build))
 
 
 def prepare(corpus: Corpus, tokenizer: Tokenizer) -> Prepared:
@@ -109,7 +109,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer) -> Prepared:
         print(f"prepared: {progress.characters:,} characters as {progress.train:,} tokens for training and "
               f"{progress.val:,} for validation, in {folder}")
 
-    folder = derive(corpus, tokenizer.to_dict(), "", build, is_prepared)
+    folder = cached_file(corpus, tokenizer.to_dict(), "", build, is_prepared)
     dtype = token_dtype(tokenizer.vocab_size)
     return dataclasses.replace(open_prepared(folder, dtype=dtype), title=corpus.title())
 
@@ -118,7 +118,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer) -> Prepared:
 
 
 @dataclasses.dataclass
-class Progress:
+class WriteProgress:
     """How much of a corpus has been written, as saved in done.json. `train` and `val` count tokens."""
 
     pieces: int = 0
@@ -127,7 +127,7 @@ class Progress:
     val: int = 0
 
 
-def write_tokens(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Progress:
+def write_tokens(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> WriteProgress:
     """Write train.bin and val.bin, resuming from the progress saved in the folder. Return the progress at the end."""
     itemsize = np.dtype(DTYPES[token_dtype(tokenizer.vocab_size)]).itemsize
     progress = read_progress(folder, itemsize)
@@ -152,22 +152,22 @@ def write_tokens(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Progress
     return progress
 
 
-def read_progress(folder: Path, itemsize: int) -> Progress:
+def read_progress(folder: Path, itemsize: int) -> WriteProgress:
     """Return the progress saved in a folder; none if it is unreadable, or if the files are shorter than it claims."""
     try:
         saved = json.loads((folder / "done.json").read_text(encoding="utf-8"))
-        progress = Progress(**{field.name: saved[field.name] for field in dataclasses.fields(Progress)})
+        progress = WriteProgress(**{field.name: saved[field.name] for field in dataclasses.fields(WriteProgress)})
         written = {split: (folder / f"{split}.bin").stat().st_size // itemsize for split in SPLITS}
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
-        return Progress()
+        return WriteProgress()
     counts = vars(progress)
     is_valid = all(type(count) is int and count >= 0 for count in counts.values())
     if is_valid and all(counts[split] <= written[split] for split in SPLITS):
         return progress
-    return Progress()
+    return WriteProgress()
 
 
-def save_progress(progress: Progress, folder: Path, *files: BinaryIO) -> None:
+def save_progress(progress: WriteProgress, folder: Path, *files: BinaryIO) -> None:
     """Save the progress, once the files are on the disk."""
     for file in files:
         file.flush()

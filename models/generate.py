@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
     special_ids: frozenset[int]
 
     def stream(self, before: list[int]) -> Callable[..., str]:
-        """Return a function from the next token id to the text that it completes, and from nothing to what is left."""
+        """Return a function that returns the text completed by the next token id or, without an id, the rest."""
 
 
 def generate_text(model: GPT, tokenizer: Tokenizer, ids: list[int], max_new_tokens: int, sampling: SamplingConfig,
@@ -58,7 +58,7 @@ def generate(model: GPT, ids: list[int], max_new_tokens: int, sampling: Sampling
     """Yield token ids, one by one, that continue the non-empty list `ids`.
 
     Ends after `max_new_tokens`, or before the first of `stop_tokens`. The context window moves as in `window_start`.
-    The model should be in evaluation mode. `vocab_size` is the number of tokens, if the model has more logits. The
+    The model should be in evaluation mode. `vocab_size` is that of the tokenizer, if the model has more logits. The
     repetition penalty does not apply to the tokens `exempt_ids`. Raises UserError if a logit is NaN.
     """
     sampler_class = GraphSampler if model.device.type == "cuda" else Sampler
@@ -143,7 +143,7 @@ class Sampler:
 
 @contextlib.contextmanager
 def use_onednn(enabled: bool) -> Iterator[None]:
-    """Enable or disable oneDNN: for one token in bfloat16, it takes three times as long as PyTorch's own kernels."""
+    """Enable or disable oneDNN, which for one token in bfloat16 takes three times as long as PyTorch's own kernels."""
     before = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = enabled
     try:
@@ -170,7 +170,7 @@ def draw(logits: Tensor, in_context: Tensor, sampling: SamplingConfig, noise: Te
     probabilities = F.softmax(logits, dim=-1)  # (V)
     if sampling.top_p is not None and sampling.top_p < 1:  # nucleus sampling: Holtzman et al., 2020, section 3.1
         descending, order = probabilities.sort(descending=True)
-        in_nucleus = descending.cumsum(0) - descending < sampling.top_p  # the likelier tokens do not reach top_p yet
+        in_nucleus = descending.cumsum(0) - descending < sampling.top_p  # those before it sum to less than top_p
         probabilities = torch.zeros_like(probabilities).scatter(0, order, descending * in_nucleus)
     return (probabilities / noise).argmax()
 

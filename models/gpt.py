@@ -67,8 +67,8 @@ class GPT(nn.Module):
         """Initialize embeddings with std 0.02, the head and the last matrix of each residual branch with zeros.
 
         This is stable at initialization: every block starts as the identity, and every token is equally likely. A tied
-        head is not zero, and behind identities each token would predict itself with high confidence. With it, the last
-        matrices have std 0.02 / sqrt(2 n_blocks), as in GPT-2 (Radford et al., 2019, section 2.3).
+        head is the token embedding, which is not zero: behind identities, each token would predict itself. With it, the
+        last matrices have std 0.02 / sqrt(2 n_blocks), as in GPT-2 (Radford et al., 2019, section 2.3).
         """
         for module in self.modules():
             if isinstance(module, nn.Embedding):
@@ -104,7 +104,8 @@ class GPT(nn.Module):
         """Return (logits, None) for token ids x (B, T), or (None, loss) with targets y (B, T).
 
         Logits are (B, T, V) in float32; in a classifier, with one per class in place of V. The loss is the mean
-        cross-entropy; targets of -100 are ignored.
+        cross-entropy; targets of -100 are ignored. With targets, logits are computed in chunks, and never exist as a
+        whole: models/loss.py.
         """
         h = self.features(x)
         if y is None:

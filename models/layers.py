@@ -20,7 +20,7 @@ Rotation = tuple[Tensor, Tensor] | None  # cosines and sines, (T, 1, hs) each; N
 
 
 def make_norm(config: ModelConfig, size: int, learned: bool = True) -> nn.Module:
-    """Return the configured norm over `size` channels; `learned`: with weights.
+    """Return the configured norm over `size` channels, with learned weights or without.
 
     LayerNorm (Ba et al., 2016, section 3) gives mean 0 and variance 1; RMSNorm (Zhang and Sennrich, 2019, section 4)
     gives mean square 1, and has no bias.
@@ -49,7 +49,7 @@ class NoRotation(nn.Module):
 class Rotary(nn.Module):
     """Rotary position embedding, RoPE (Su et al., 2021, section 3.2), in the half-split layout of Llama.
 
-    Channels i and i + hs / 2 of a head are a point in the plane, which is rotated by position / theta^(2i / hs). The
+    Channels i and i + hs / 2 of a head are a point in the plane, rotated by the angle position / theta^(2i / hs). The
     product of a query and a key then depends on their positions only through the distance between them.
     """
 
@@ -72,14 +72,14 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     if rotation is None:
         return x
     cos, sin = (table.to(x.dtype) for table in rotation)  # (T, 1, hs) each
-    swapped = x.roll(x.size(-1) // 2, dims=-1)  # exchanges the two halves
+    swapped = x.roll(x.size(-1) // 2, dims=-1)  # (a, b) -> (b, a); result: (a cos - b sin, b cos + a sin)
     return torch.addcmul(x * cos, swapped, sin)
 
 
 # ---- Attention -------------------------------------------------------------------------------------------------------
 
 
-def reference_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return scaled dot-product attention (Vaswani et al., 2017, section 3.2.1), causal, as in the paper.
 
     q, k, v and the result are (B, nh, T, hs).
@@ -96,7 +96,7 @@ class Attention(nn.Module):
     et al., 2023, section 2.2). With `qk_norm`, queries and keys are normalized, which bounds the scores (Dehghani et
     al., 2023, section 2).
 
-    Queries, keys and values come from one fused matrix, of which `qkv_rows` has the number of rows of each: generation
+    Queries, keys and values come from one fused matrix; `qkv_rows` says how many of its rows belong to each. Generation
     is about 10% faster than with three matrices, and under autocast one copy of the input is kept for the backward pass
     instead of three. Checkpoint files have three matrices: see models/weights.py.
     """
@@ -125,8 +125,8 @@ class Attention(nn.Module):
         if group_size > 1:
             k, v = k.repeat_interleave(group_size, dim=1), v.repeat_interleave(group_size, dim=1)  # (B, nh, S, hs)
         if T > 1 and k.dtype == torch.bfloat16 and k.device.type == "cpu":
-            y = reference_attention(q, k, v)  # half the time of scaled_dot_product_attention there
-        else:  # several tokens start with an empty cache; a single one attends to all before it
+            y = plain_attention(q, k, v)  # on a CPU in bfloat16, faster than scaled_dot_product_attention
+        else:  # several tokens only follow an empty cache; a single token may attend to all before it
             y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, mask, is_causal=T > 1).to(q.dtype)  # (B, nh, T, hs)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))  # (B, nh, T, hs) -> (B, T, nh hs) -> (B, T, C)
 

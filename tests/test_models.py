@@ -11,7 +11,7 @@ from small_models import SIZES, sizes, small_model
 import transformer_4d
 from data.tokenizer import CharTokenizer
 from models.config import ModelConfig
-from models.layers import reference_attention
+from models.layers import plain_attention
 from models.weights import file_weights, load_file_weights
 from models.zoo import ZOO
 from training.checkpoint import load_model, save_checkpoint
@@ -158,11 +158,11 @@ def test_dropout_is_active_in_training_only():
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_reference_attention_equals_pytorchs_fused_attention(dtype, tolerance):
+def test_plain_attention_equals_pytorchs_fused_attention(dtype, tolerance):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 7, 8, dtype=dtype)  # (B, nh, T, hs) = (2, 3, 7, 8) each
     fast = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    torch.testing.assert_close(reference_attention(q, k, v), fast, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(plain_attention(q, k, v), fast, atol=tolerance, rtol=tolerance)
 
 
 # ---- transformer_4d.py -----------------------------------------------------------------------------------------------

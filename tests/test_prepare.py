@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from data import cache, readers, tokenizer
 from data import prepare as module
-from data.cache import cache_key, derive
+from data.cache import cache_key, cached_file
 from data.corpora import Files, open_corpus
 from data.prepare import open_tokens, prepare
 from data.token_files import is_prepared, open_prepared
@@ -448,10 +448,10 @@ def test_failed_build_leaves_what_was_derived_before(tmp_path, monkeypatch):
     """A corpus changes, and building from its new version fails."""
     monkeypatch.setattr(cache, "FALLBACK", tmp_path / "fallback")
     corpus = SimpleNamespace(folder=tmp_path, name="c", identity=lambda: {"files": [["/c", 1, 2]]})
-    first = derive(corpus, "what", ".x", lambda path: path.write_text("first"))
+    first = cached_file(corpus, "what", ".x", lambda path: path.write_text("first"))
     corpus.identity = lambda: {"files": [["/c", 1, 3]]}
     with pytest.raises(ZeroDivisionError):
-        derive(corpus, "what", ".x", lambda path: 1 / 0)
+        cached_file(corpus, "what", ".x", lambda path: 1 / 0)
     assert first.read_text() == "first"
 
 

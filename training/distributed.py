@@ -1,7 +1,8 @@
 """Ranks: processes that train one model together, each on a GPU or on a share of a CPU.
 
 torchrun starts them. A program that it did not start is the only rank of its world, and communicates nothing. What
-ranks have to agree on is exchanged between CPUs (gloo), and gradients between the devices that have them (CUDA: NCCL).
+ranks have to agree on is exchanged between CPUs (gloo). Gradients are averaged between devices (CUDA: NCCL), which
+training/parallel.py sets up.
 """
 
 import contextlib

@@ -24,10 +24,11 @@ from utils.printable import one_line
 
 
 def open_inputs(folder: Path, settings: Settings) -> tuple[dict | None, dict | None, Task, ModelConfig]:
-    """Return what a run starts from: (saved, start, task, config), and complete its settings.
+    """Return what a run starts from: (saved, start, task, config).
 
-    `saved` is the content of its last.pt, and `start` that of the checkpoint --init; each may be None. Raises UserError
-    if a file is missing or does not match the settings.
+    `saved` is the content of its last.pt, and `start` that of the checkpoint --init; each may be None. Completes the
+    settings: limits of sampling, the name of the model, and what `auto` meant when the run started. Raises UserError if
+    a file is missing or does not match the settings.
     """
     saved = open_run(folder, settings)
     start = None if saved else open_start(settings)
@@ -94,6 +95,7 @@ def open_task(settings: Settings, checkpoint: dict | None) -> Task:
             entry = checkpoint["task"]
     else:
         file = checkpoint_file(tokenizer)
+        # A .pt file, or a folder with a best.pt. A .pt file that is missing is an error of read_checkpoint.
         if file.suffix == ".pt" and (file.is_file() or file == Path(tokenizer)):
             tokenizer = tokenizer_from_dict(read_checkpoint(file)["tokenizer"], "the checkpoint")
     options = ReadOptions(data.column, data.encoding, data.delimiter, data.document_separator)

@@ -1,4 +1,8 @@
-"""The training loop. It imports neither texts nor models: it is handed both."""
+"""The training loop. It imports neither texts nor models: it is handed both.
+
+A step trains on one or more micro-batches. A rank is one of the processes that train together, often the only one; its
+share of a step is the micro-batches that it computes. A target is a token to predict.
+"""
 
 import contextlib
 import math
@@ -18,7 +22,7 @@ from utils.errors import UserError
 
 @dataclass
 class Progress:
-    """How far a run is: with the weights and the optimizer states, all that resuming needs."""
+    """How far a run has got: with the weights and the optimizer states, all that resuming needs."""
 
     step: int = 0
     tokens: int = 0

@@ -80,7 +80,7 @@ class Record:
         if self.average:
             with self.average.in_model():
                 line["ema_val_loss"] = self.validation_loss()
-        with self.better_weights(line):
+        with self.with_better_weights(line):
             model = self.whole_model()
             if self.world.is_first:
                 with autocast(model.device.type, self.dtype):
@@ -110,7 +110,7 @@ class Record:
             self.model.reshard()  # only a backward pass frees the weights outside the blocks
         return loss
 
-    def better_weights(self, line: dict) -> AbstractContextManager[None]:
+    def with_better_weights(self, line: dict) -> AbstractContextManager[None]:
         """Context in which the model has the averaged weights if they had the lower validation loss."""
         if line.get("ema_val_loss", np.inf) < line["val_loss"]:
             return self.average.in_model()
@@ -150,7 +150,7 @@ class Record:
         """Write the files that follow from last.pt: best.pt if the loss improved, metrics.jsonl and loss.png."""
         line = self.metrics[-1]
         if improved:
-            with self.better_weights(line):
+            with self.with_better_weights(line):
                 model = self.whole_model()
                 if self.world.is_first:
                     save_best(self.folder / "best.pt", model, self.task.tokenizer, self.settings, self.base,
@@ -189,7 +189,7 @@ class Record:
             tqdm.write("    " + escape_controls(sample.strip()).replace("\n", "\n    "))
         model.train()
 
-    def complete(self, progress: Progress) -> None:
+    def write_results_again(self, progress: Progress) -> None:
         """Write the results of a resumed run again, in case it was killed after it wrote last.pt."""
         line = self.metrics[-1]
         self.save_results(improved=progress.best_loss in (line["val_loss"], line.get("ema_val_loss")))
@@ -200,7 +200,7 @@ class Record:
         del settings["resume"]  # settings.yaml starts a new run
         if self.settings.init is not None and not hub_name(self.settings.init):
             settings["init"] = os.path.abspath(self.settings.init)  # the run may be resumed in another folder
-        # A blank value is the default, which is another path after the project has been moved.
+        # Default paths are left blank: they are in the project folder, which may be moved before the run is resumed.
         if self.settings.data.path == DataSettings().path:
             settings["data"]["path"] = ""
         if self.settings.output.folder == OutputSettings().folder:

@@ -140,7 +140,7 @@ def resume(record: Record, saved: dict) -> Progress:
     with record.world.together():
         load_state(record, saved, record.folder / "last.pt")
     progress = Progress(**saved["progress"])
-    record.complete(progress)
+    record.write_results_again(progress)
     print(f"resuming at step {progress.step}")
     return progress
 

@@ -1,4 +1,4 @@
-"""The training state in the last.pt of a run: what --resume needs besides the model."""
+"""Reading last.pt, checked to be complete and undamaged. Whether it is the same run, training/inputs.py checks."""
 
 from dataclasses import fields
 from pathlib import Path

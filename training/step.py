@@ -62,7 +62,8 @@ class TrainStep:
         self.loss.zero_()
         for i, (x, y) in enumerate(share.batches):
             seed_micro_batch(self.seed, step, share.first + i)
-            # Weighted means add up to the mean of one large batch; gradients are then averaged over the ranks.
+            # Each micro-batch counts by its part of the step's targets, so that losses and gradients are means over the
+            # step. DDP and FSDP divide gradients by the number of ranks, hence the factor.
             self.loss_weight.fill_(self.world.size * int((y != -100).sum()) / share.n_targets)
             self.load(x, y)
             last = i == len(share.batches) - 1
@@ -157,8 +158,8 @@ def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[tuple[int
 def accelerate(train_step: TrainStep, shares: Shares, compile: str, micro_steps: int) -> bool:
     """Use torch.compile and CUDA graphs where they pay; print one line that says what was chosen and why.
 
-    `compile` is auto, yes or no; `micro_steps` is the number of micro-batches left to train on. Returns whether the
-    model is compiled.
+    `compile` is auto (on CUDA, if the run is long enough), yes or no; `micro_steps` is the number of micro-batches left
+    to train on. Returns whether the model is compiled.
     """
     on_cuda, world = train_step.device.type == "cuda", train_step.world
     batch = shares(0).batches[0]
@@ -176,7 +177,7 @@ def accelerate(train_step: TrainStep, shares: Shares, compile: str, micro_steps:
     compiled = False
     if compile == "yes":
         if train_step.captured:
-            train_step.release()  # its memory is needed
+            train_step.release()  # compiling needs the memory of its graphs
         compiled = compile_forward(train_step, batch)
     if can_capture and not train_step.captured:
         train_step.capture(*batch)
