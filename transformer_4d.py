@@ -196,7 +196,7 @@ def make_train_step(model, config, dtype):
         adamw.step()
         model.zero_grad()
         last_loss.copy_(loss.detach())
-    run_update = cuda_graph(update) if config.device == "cuda" else update
+    run_update = cuda_graph(update) if config.device == "cuda" else update  # its warmup changed states: zero them
     torch._foreach_zero_([*muon.averages, *(x for state in adamw.state.values() for x in state.values())])
     def train_step(sequences, lr_factor):
         muon_lr.fill_(config.muon_lr * lr_factor)
@@ -247,7 +247,7 @@ def train(config):
         if loss < min(losses.values(), default=math.inf):
             path.parent.mkdir(exist_ok=True)
             buffer = io.BytesIO()
-            torch.save(checkpoint, buffer)  # to memory first: torch.save does not report a full disk
+            torch.save(checkpoint, buffer)  # the current weights; to a file, it would not report a full disk
             with ExitStack() as cleanup:
                 cleanup.callback(path.with_suffix(".partial").unlink, missing_ok=True)  # what a full disk leaves
                 path.with_suffix(".partial").write_bytes(buffer.getvalue())
