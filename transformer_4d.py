@@ -266,7 +266,7 @@ def train(config):
     print_sample(model.eval(), vocab, config)
     trend = "still falling" if best == step + 1 else f"rose after step {best}: overfitting"
     print(f"\n\nvalidation loss {losses[best]:.4f}, {trend}; uniform baseline ln V = {math.log(len(vocab)):.4f}")
-    print(f"checkpoint: {path}; is its loss normal? python estimate.py {path.relative_to(HERE)}", flush=True)
+    print(f"talk to it: python terminal_demo.py {path}\nis its loss normal? python estimate.py {path}", flush=True)
 
 @torch.no_grad()
 def print_sample(model, vocab, config):

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from side_by_side import print_header, print_row  # noqa: E402
 
-from utils.errors import Parser, check_numbers, command  # noqa: E402
+from utils.errors import Parser, UserError, check_numbers, command  # noqa: E402
 from utils.files import PROJECT  # noqa: E402
 
 PROMPT = "Once upon a time"
@@ -72,6 +72,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
     args = parser.parse_args()
     check_numbers(args, positive=("tokens", "turns", "threads"))
+    if not (args.folder / "config.json").is_file():
+        raise UserError(f"{args.folder / 'config.json'} does not exist: give the folder of a Hugging Face model")
     values = {"folder": str(args.folder), "project": str(PROJECT), "prompt": PROMPT, "tokens": args.tokens,
               "threads": args.threads}
     programs = {"ours": (OURS, {"fast": True}), "ours, float32": (OURS, {"fast": False}),

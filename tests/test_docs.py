@@ -47,6 +47,11 @@ def test_both_languages_have_the_same_commands_and_figures(path):
 
 
 @pytest.mark.parametrize("path", [*PAGES, *map(chinese, PAGES)], ids=lambda path: path.name)
+def test_no_placeholder_is_left(path):
+    assert not re.search(r"^[A-Z]+[-_][A-Z]+$|TODO|TBD", read(path), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", [*PAGES, *map(chinese, PAGES)], ids=lambda path: path.name)
 def test_links_lead_to_files_in_the_same_language(path):
     for target in re.findall(r"\]\(([^)#]+)", read(path)):
         linked = path.parent / target

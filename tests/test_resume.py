@@ -151,6 +151,25 @@ def test_an_evaluation_after_ctrl_c_does_not_count_for_patience(folder, monkeypa
     assert [step for step, _, _ in losses(folder / "checkpoints" / "tiny")] == [0, 2, 3, 4, 6]
 
 
+@pytest.mark.parametrize("during", [0, 4])
+def test_ctrl_c_during_an_evaluation_is_answered_at_once_and_ends_the_run_after_it(folder, during, monkeypatch, capfd):
+    evaluate_and_save = Record.evaluate_and_save
+
+    def ctrl_c(record, progress, train_loss):
+        if progress.step == during:
+            signal.raise_signal(signal.SIGINT)
+            assert capfd.readouterr().err.count("interrupted: the run evaluates, saves and ends") == 1
+        return evaluate_and_save(record, progress, train_loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "evaluate_and_save", ctrl_c)
+        run(tiny_settings())
+    assert [step for step, _, _ in losses(folder / "checkpoints" / "tiny")] == list(range(0, during + 1, 2))
+    run(tiny_settings("--resume"))
+    run(tiny_settings("--run=uninterrupted"))
+    assert_same_run(folder, "tiny", "uninterrupted")
+
+
 def test_the_settings_of_a_resumed_run_start_a_new_one(folder, monkeypatch):
     interrupt(tiny_settings(), monkeypatch, after=2)
     run(tiny_settings("--resume"))

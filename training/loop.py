@@ -6,6 +6,7 @@ share of a step is the micro-batches that it computes. A target is a token to pr
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -18,6 +19,8 @@ from tqdm import tqdm
 from training.distributed import ALONE, World
 from training.shares import Share
 from utils.errors import UserError
+
+INTERRUPTED = b"\ninterrupted: the run evaluates, saves and ends (a second Ctrl-C ends it at once)\n"
 
 
 @dataclass
@@ -66,11 +69,10 @@ def fit(trainer: Trainer, progress: Progress) -> None:
             last = interrupted or step == trainer.max_iters
             due = last or step % trainer.eval_interval == 0
             if due and not (step == first and evaluated_at_start):
-                if interrupted:
-                    tqdm.write("interrupted: one last evaluation (a second Ctrl-C ends the run at once)")
                 train_loss = mean_loss(loss_sum / n_losses, step, world) if n_losses else None
                 progress.step, progress.seconds = step, time.perf_counter() - started
                 last |= trainer.evaluate(progress, train_loss)
+                last |= world.any(signal_received.is_set())  # this step has been saved: no need for another one
                 loss_sum, n_losses = 0.0, 0
             if last:
                 return
@@ -100,6 +102,9 @@ def interrupt_as_flag(world: World) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
     def set_flag(*_: object) -> None:
+        if world.is_first and not interrupted.is_set():
+            with contextlib.suppress(OSError):  # print is not safe here: the signal may have interrupted another print
+                os.write(2, INTERRUPTED)
         interrupted.set()
         if world.size == 1:
             restore()

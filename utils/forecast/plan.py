@@ -12,15 +12,15 @@ LOGITS_CHUNK = 2**26  # elements of the logits that models/loss.py computes at o
 
 PARTS = {  # of the memory of a training step
     "weights": "4 bytes each",
-    "gradients": "4 bytes per trained weight",
-    "optimizer state": "bytes per trained weight: Muon 4, AdamW 8, moving average 4",
+    "gradients": "4 bytes per weight, of the gradients that exist at the peak",
+    "optimizer state": "bytes per trained weight: Muon 4, AdamW 8; a moving average 4 more",
     "autocast copies": "weights in half precision, 2 bytes each",
     "activations": "saved by the forward pass for the backward pass",
     "logits and loss": "one chunk of tokens at a time",
     "backward buffers": "gradients of activations; what Muon allocates",
     "communication": "of DDP or FSDP: weights and gradients in transit",
     "workspaces": "of cuBLAS, for matrix products",
-    "context and allocator": "Python, PyTorch and CUDA themselves, and fragmentation",
+    "context and allocator": "the code of Python, PyTorch and CUDA, and fragmentation",
 }
 
 

@@ -30,7 +30,7 @@ def print_parameters(config: Architecture) -> None:
 def print_training(config: Architecture, plan: Plan) -> None:
     """Print the memory of a training step: its parts at the peak, and the peak of each phase."""
     memory = training_memory(config, plan)
-    print(f"\nTraining memory: {describe_plan(plan)}")
+    print(f"\nTraining memory at the peak of a step: {describe_plan(plan)}")
     print(f"  trained parameters: {TrainedWeights(config, plan).total:,}")
     for part, size in memory.parts.items():
         print(f"  {part:22}{format_bytes(size):>12}{size / memory.total:>8.1%}   {PARTS[part]}")
