@@ -56,6 +56,14 @@ def load_checkpoint(folder):
 # ---- The file --------------------------------------------------------------------------------------------------------
 
 
+def test_inline_script_metadata_names_the_packages_that_the_file_needs():
+    source = SCRIPT.read_text(encoding="utf-8")
+    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", source, re.MULTILINE)[1]  # the regex of PEP 723, in short
+    needed = re.findall(r'"([a-z]+)', re.search(r"^# dependencies = (.*)$", block, re.MULTILINE)[1])
+    imported = set(re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE)) - sys.stdlib_module_names
+    assert set(needed) == imported | {"numpy"}  # without numpy, torch prints a warning
+
+
 def test_the_file_has_at_most_300_lines_and_reaches_attention_before_line_100():
     lines = SCRIPT.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 300
