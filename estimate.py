@@ -35,7 +35,7 @@ from data.windows import ConsecutiveWindows
 from models.quantize import int8_summary, quantize_int8
 from tasks.classification import classify
 from tasks.kinds import TASKS
-from training.checkpoint import SHIPPED, Loaded, load_checkpoint
+from training.checkpoint import CHECKPOINT_HELP, SHIPPED, Loaded, load_checkpoint
 from training.evaluate import estimate_loss
 from training.plots import plot_confusion
 from training.precision import autocast, pick_device, pick_dtype
@@ -65,10 +65,7 @@ OPTIONS = {  # options for one task: the task, and the YAML file that trains a m
 @command
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("checkpoint", nargs="?", default=SHIPPED,
-                        help="a checkpoint of train.py, transformer_4d.py or nanoGPT (before June 2023: "
-                             "ckpt.pt:tanh), a .bin of llama2.c, the folder of a Hugging Face model or of OpenAI's "
-                             "GPT-2, or the name of a model on the hub, such as gpt2 or OWNER/NAME (%(default)s)")
+    parser.add_argument("checkpoint", nargs="?", default=SHIPPED, help=CHECKPOINT_HELP)
     parser.add_argument("--data", help="a file, or anything that data.path of train.py accepts for the task of the "
                                        f"checkpoint (language models: {DEFAULT_PATH})")
     for field in fields(ReadOptions):

@@ -28,7 +28,7 @@ from data.tokenizer import without_unknown
 from models.config import ReplyConfig
 from models.quantize import int8_summary, quantize_int8
 from tasks.kinds import answers_class
-from training.checkpoint import SHIPPED, Loaded, checkpoint_file, load_checkpoint
+from training.checkpoint import CHECKPOINT_HELP, SHIPPED, Loaded, checkpoint_file, load_checkpoint
 from training.precision import inference_dtype, pick_device
 from utils.errors import Parser, UserError, command
 from utils.files import PROJECT
@@ -51,10 +51,7 @@ CHAT_MODEL = PROJECT / "checkpoints" / "chat_small"
 @command
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("checkpoint", nargs="?", default=SHIPPED,
-                        help="a checkpoint of train.py, transformer_4d.py or nanoGPT (before June 2023: "
-                             "ckpt.pt:tanh), a .bin of llama2.c, the folder of a Hugging Face model or of OpenAI's "
-                             "GPT-2, or the name of a model on the hub, such as gpt2 or OWNER/NAME (%(default)s)")
+    parser.add_argument("checkpoint", nargs="?", default=SHIPPED, help=CHECKPOINT_HELP)
     parser.add_argument("--prompt", help="complete this prompt and exit")
     for name, (_, description) in SETTINGS.items():
         parser.add_argument(f"--{name}", type=partial(parse_value, name), default=argparse.SUPPRESS,

@@ -27,6 +27,9 @@ from utils.forecast.units import format_bytes
 
 FORMAT_VERSION = 1
 SHIPPED = PROJECT / "checkpoints" / "shakespeare" / "best.pt"
+CHECKPOINT_HELP = ("a checkpoint of train.py, transformer_4d.py or nanoGPT (before June 2023: ckpt.pt:tanh), a .bin of "
+                   "llama2.c, the folder of a Hugging Face model or of OpenAI's GPT-2, or the name of a model on the "
+                   "hub, such as gpt2 or OWNER/NAME (%(default)s)")
 
 
 class Loaded(NamedTuple):
