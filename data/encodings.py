@@ -47,10 +47,10 @@ class Candidate(NamedTuple):
 
     codec: str
     evidence: tuple[str, ...]
-    """Regular expressions, of which the one with the most matches counts."""
+    """Regular expressions; the one with the most matches counts."""
     threshold: float
     counted: str = f"[^\0-\x7f{NEUTRAL}]"
-    """The characters of which the evidence must be a share."""
+    """The characters that are counted; the evidence is a share of them."""
 
     def score(self, text: str) -> float:
         """Return the share of the evidence among the counted characters, relative to the threshold, 0 without any."""

@@ -141,7 +141,7 @@ class WindowBatches:
 
 
 def reverse_some(x: Tensor, y: Tensor, random: np.random.Generator) -> Batch:
-    """Return windows x and y, int64, (B, T) each, of which a random half is read backward."""
+    """Return windows x and y, int64, (B, T) each, with a random half of them read backward."""
     backward = torch.from_numpy(random.random((len(x), 1)) < 0.5)  # (B, 1)
     return torch.where(backward, y.flip(1), x), torch.where(backward, x.flip(1), y)
 

@@ -146,7 +146,7 @@ def resume(record: Record, saved: dict) -> Progress:
 
 
 def load_state(record: Record, saved: dict, path: Path) -> None:
-    """Load what last.pt, read from `path`, has besides the model. Raises UserError if it does not match."""
+    """Load the training state in last.pt, read from `path`. Raises UserError if it does not match."""
     check_optimizer_states(record.optimizers, saved["optimizer_states"], path)
     for optimizer, state in zip(record.optimizers, saved["optimizer_states"], strict=True):
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]

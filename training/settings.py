@@ -228,7 +228,7 @@ class Settings:
     """Fine-tune: start from the weights, architecture and tokenizer of a checkpoint, on another text or task. Or of a
     model of another project: its name on the Hugging Face hub (gpt2, gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME), its
     folder, the folder of OpenAI's GPT-2, a ckpt.pt of nanoGPT (before June 2023: ckpt.pt:tanh), or a .bin of llama2.c.
-    model.block_size may be shorter."""
+    model.block_size may be shorter, and model.qkv_bias may differ."""
     task: Literal["language", "dialogue", "poem", "instruction", "classification"] = "language"
     """What the model learns. language: to continue text; dialogue: to reply to messages; poem: to write a poem for a
     title; instruction: to follow instructions (Alpaca format); classification: to label texts, such as reviews."""

@@ -1,4 +1,4 @@
-"""Which class of another project computes a model, and the model as it is exported to that class."""
+"""The class of another project that computes a model, and the model as exported to that class."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
