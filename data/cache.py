@@ -28,7 +28,7 @@ RECORD = ".source.json"
 
 
 def cached_file(corpus: Corpus, description: Any, suffix: str, build: Callable[[Path], None],
-           is_complete: Callable[[Path], bool] = Path.exists) -> Path:
+                is_complete: Callable[[Path], bool] = Path.exists) -> Path:
     """Return the path of something derived from a corpus, which `build(path)` creates unless it exists.
 
     `description` is JSON; with another one, or once the text has changed, the path is another one. Processes that need
