@@ -23,18 +23,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.corpora import DEFAULT_PATH
+from data.known_texts import DEFAULT_PATH
 from data.ngram import ngram_loss
 from data.prepare import open_tokens
-from data.readers import ReadOptions
-from data.report import print_examples
-from data.reviews import Review, format_scores, label_ids, scores, write_errors
 from data.token_files import Prepared
-from data.tokenizer import CharTokenizer, Tokenizer
 from data.windows import ConsecutiveWindows
 from models.quantize import int8_summary, quantize_int8
+from reading.text_files import ReadOptions
+from records.report import print_examples
+from records.reviews import Review, format_scores, label_ids, scores, write_errors
 from tasks.classification import classify
 from tasks.kinds import TASKS
+from tokenization.base import Tokenizer
+from tokenization.characters import CharTokenizer
 from training.checkpoint import CHECKPOINT_HELP, SHIPPED, Loaded, load_checkpoint
 from training.evaluate import estimate_loss
 from training.plots import plot_confusion

@@ -22,12 +22,12 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from data.char_tokenizer import quote_all
-from data.readers import stamp
-from data.tokenizer import without_unknown
 from models.config import ReplyConfig
 from models.quantize import int8_summary, quantize_int8
+from reading.text_files import stamp
 from tasks.kinds import answers_class
+from tokenization.characters import quote_all
+from tokenization.load import without_unknown
 from training.checkpoint import CHECKPOINT_HELP, SHIPPED, Loaded, checkpoint_file, load_checkpoint
 from training.precision import inference_dtype, pick_device
 from utils.errors import Parser, UserError, command

@@ -78,7 +78,7 @@ def load_data(config):
 
 def download_tiny_shakespeare(path):
     try:
-        from data.corpora import fetch_tiny_shakespeare  # tries several mirrors
+        from data.known_texts import fetch_tiny_shakespeare  # tries several mirrors
         fetch_tiny_shakespeare(path)
     except ImportError:  # this file was copied without the project
         path.parent.mkdir(exist_ok=True)

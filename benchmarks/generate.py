@@ -29,10 +29,10 @@ from side_by_side import (  # noqa: E402
     synchronize,
 )
 
-from models.cache import KVCache  # noqa: E402
 from models.config import ModelConfig, SamplingConfig  # noqa: E402
 from models.generate import generate, window_start  # noqa: E402
 from models.gpt import GPT  # noqa: E402
+from models.kv_cache import KVCache  # noqa: E402
 from models.zoo import BardGPT  # noqa: E402
 from training.checkpoint import SHIPPED, load_model  # noqa: E402
 from training.precision import inference_dtype, pick_device  # noqa: E402

@@ -21,9 +21,9 @@ from side_by_side import in_turns  # noqa: E402
 
 from data.corpora import open_corpus  # noqa: E402
 from data.prepare import batches, prepare  # noqa: E402
-from data.readers import read_text  # noqa: E402
 from data.token_files import Prepared  # noqa: E402
-from data.tokenizer import load_tokenizer  # noqa: E402
+from reading.text_files import read_text  # noqa: E402
+from tokenization.load import load_tokenizer  # noqa: E402
 from utils.errors import Parser, command  # noqa: E402
 
 

@@ -19,9 +19,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.model_selection import GridSearchCV, StratifiedKFold  # noqa: E402
 
-from data.readers import ReadOptions  # noqa: E402
-from data.report import DataReport  # noqa: E402
-from data.reviews import Review, Scores, label_ids, labels_of, read_reviews, scores, split_reviews  # noqa: E402
+from reading.text_files import ReadOptions  # noqa: E402
+from records.report import DataReport  # noqa: E402
+from records.reviews import Review, Scores, label_ids, labels_of, read_reviews, scores, split_reviews  # noqa: E402
 from tasks.classification import classify  # noqa: E402
 from training.checkpoint import load_checkpoint  # noqa: E402
 from training.precision import pick_device  # noqa: E402

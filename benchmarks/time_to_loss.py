@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 from side_by_side import nanogpt_model, print_header, print_row  # noqa: E402
 
 import transformer_4d  # noqa: E402
-from data.corpora import DEFAULT_PATH, name_of  # noqa: E402
+from data.known_texts import DEFAULT_PATH, name_of  # noqa: E402
 from data.windows import ConsecutiveWindows  # noqa: E402
 from models.config import ModelConfig  # noqa: E402
 from training.checkpoint import load_model  # noqa: E402

@@ -1,1 +1,1 @@
-"""Where the training texts come from."""
+"""Texts to tokens, and tokens to batches of context windows."""

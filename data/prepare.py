@@ -16,11 +16,14 @@ import numpy as np
 from tqdm import tqdm
 
 from data.cache import cached_file
-from data.corpora import Corpus, Paths, open_corpus
+from data.corpora import Corpus, open_corpus
 from data.pieces import Piece
-from data.readers import DEFAULTS, ReadOptions
 from data.token_files import DTYPES, SPLITS, Prepared, is_prepared, open_prepared, token_dtype, token_files_in
-from data.tokenizer import MAX_BYTES, Tokenizer, load_tokenizer, train_tokenizer
+from reading.paths import Paths
+from reading.text_files import DEFAULTS, ReadOptions
+from tokenization.base import Tokenizer
+from tokenization.bpe import MAX_BYTES
+from tokenization.load import load_tokenizer, train_tokenizer
 from utils.errors import UserError
 from utils.files import replacing
 

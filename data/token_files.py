@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.corpora import OWN
-from data.tokenizer import Tokenizer, load_from_folder
+from data.known_texts import OWN
+from tokenization.base import Tokenizer
+from tokenization.load import load_from_folder
 from utils.errors import UserError
 
 SPLITS = ("train", "val")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.chat_template import ChatTemplate
-from data.tokenizer import Tokenizer
 from models.config import ModelConfig
 from models.weights import is_finite
+from tokenization.base import Tokenizer
+from tokenization.chat_template import ChatTemplate
 from utils.errors import UserError
 
 

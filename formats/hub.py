@@ -11,9 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from data.download import answering_endpoint, hub_endpoints
 from formats.huggingface import INDEX, WEIGHTS, read_index
 from formats.huggingface_config import read_config
+from utils.download import answering_endpoint, hub_endpoints
 from utils.errors import UserError
 from utils.printable import one_line
 

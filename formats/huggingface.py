@@ -9,12 +9,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data.chat_template import config_token, read_chat_template
-from data.tokenizer import Tokenizer, load_tokenizer
 from formats.foreign_model import ForeignModel, check_exists, check_tokenizer
 from formats.huggingface_config import Fields, read_config
 from formats.weight_names import GPT2, LLAMA, PERSIMMON, NameTable, check_weights, import_weights
 from models.config import ReplyConfig
+from tokenization.base import Tokenizer
+from tokenization.chat_template import config_token, read_chat_template
+from tokenization.load import load_tokenizer
 from utils.errors import UserError
 from utils.files import read_if_there, read_json_object
 from utils.printable import one_line

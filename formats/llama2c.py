@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from data.tokenizer import Tokenizer, load_tokenizer
 from formats.foreign_model import ForeignModel, check_finite, read_tensor
 from models.config import ModelConfig
+from tokenization.base import Tokenizer
+from tokenization.load import load_tokenizer
 from utils.errors import UserError
 from utils.forecast.parameters import block_weight_name, parameter_table
 

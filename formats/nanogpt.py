@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.tokenizer import Tokenizer, load_from_folder, load_tokenizer
 from formats.foreign_model import ForeignModel, check_tokenizer
 from formats.huggingface_config import Fields, make_config
 from formats.weight_names import GPT2, NameTable, check_weights, import_weights
+from tokenization.base import Tokenizer
+from tokenization.load import load_from_folder, load_tokenizer
 from utils.archive import read_archive
 from utils.errors import UserError
 from utils.printable import one_line

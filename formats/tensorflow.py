@@ -5,13 +5,13 @@ from pathlib import Path, PureWindowsPath
 
 from torch import Tensor
 
-from data.tokenizer import load_tokenizer
 from formats.foreign_model import ForeignModel, check_tokenizer, read_tensor
 from formats.huggingface_config import Fields, make_config
 from formats.tensor_bundle import read_bundle
 from formats.weight_names import OPENAI, check_weights, import_weights
 from models.config import ModelConfig
 from models.zoo import GPT2
+from tokenization.load import load_tokenizer
 from utils.files import read_json_object
 
 

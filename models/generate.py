@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.cache import KVCache, StaticKVCache
 from models.config import SamplingConfig
+from models.kv_cache import KVCache, StaticKVCache
 from utils.cuda_graph import cuda_graph
 from utils.errors import UserError
 

@@ -11,8 +11,8 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from models.cache import KVCache
 from models.config import ModelConfig
+from models.kv_cache import KVCache
 from models.layers import Block, NoPosition, NoRotation, Rotary, make_norm
 from models.loss import cross_entropy
 

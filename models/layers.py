@@ -13,8 +13,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.cache import LayerCache
 from models.config import ModelConfig
+from models.kv_cache import LayerCache
 
 Rotation = tuple[Tensor, Tensor] | None  # cosines and sines, (T, 1, hs) each; None with learned positions
 

@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from data.corpora import list_files
-from data.examples import Example, Examples, pad
-from data.readers import ReadOptions
-from data.reviews import (
+from models.config import ReplyConfig
+from reading.paths import list_files
+from reading.tables import TABLES
+from reading.text_files import ReadOptions
+from records.examples import Example, Examples, pad
+from records.reviews import (
     SPLITS,
     Review,
     as_review,
@@ -22,11 +24,9 @@ from data.reviews import (
     scores,
     split_reviews,
 )
-from data.tables import TABLES
-from data.tokenizer import Tokenizer
-from models.config import ReplyConfig
-from tasks.examples import ExampleTask
+from tasks.example_task import ExampleTask
 from tasks.task import Answers
+from tokenization.base import Tokenizer
 from utils.printable import escape_controls, one_line
 
 BATCH_SIZE = 32  # of `classify`, in examples

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.chat_template import chat_ids
-from data.dialogues import (
+from models.config import ReplyConfig
+from models.generate import generate, generate_text
+from records.dialogues import (
     dialogue_examples,
     fit_history,
     poem_dialogues,
@@ -17,13 +18,13 @@ from data.dialogues import (
     read_dialogues,
     split_dialogues,
 )
-from data.examples import Examples, next_token_example
-from data.metrics import measure_replies
-from data.tokenizer import Tokenizer, without_unknown
-from models.config import ReplyConfig
-from models.generate import generate, generate_text
-from tasks.examples import ExampleTask
+from records.examples import Examples, next_token_example
+from tasks.example_task import ExampleTask
+from tasks.reply_metrics import measure_replies
 from tasks.task import Answers
+from tokenization.base import Tokenizer
+from tokenization.chat_template import chat_ids
+from tokenization.load import without_unknown
 from utils.errors import UserError
 from utils.printable import one_line
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from torch import nn
 from tqdm import tqdm
 
-from data.corpora import list_files
-from data.examples import Examples
-from data.instructions import (
+from models.config import ReplyConfig
+from models.generate import generate_text
+from reading.paths import list_files
+from reading.tables import JSON_FILES
+from records.examples import Examples
+from records.instructions import (
     Instruction,
     instruction_examples,
     instruction_texts,
@@ -18,10 +21,7 @@ from data.instructions import (
     split_instructions,
     write_answers,
 )
-from data.tables import JSON_FILES
-from models.config import ReplyConfig
-from models.generate import generate_text
-from tasks.examples import ExampleTask
+from tasks.example_task import ExampleTask
 from tasks.task import Answers
 from utils.errors import UserError
 from utils.printable import one_line

@@ -8,12 +8,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from data.prepare import open_tokens
-from data.readers import ReadOptions
-from data.tokenizer import Tokenizer
 from data.windows import ConsecutiveWindows, WindowBatches, check_length, make_windows, reverse_some
 from models.config import ReplyConfig
 from models.generate import generate_text
+from reading.text_files import ReadOptions
 from tasks.task import Answers, Task
+from tokenization.base import Tokenizer
 from utils.printable import one_line
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from torch import nn
 
-from data.bpe_dropout import BPEDropout
-from data.tokenizer import Tokenizer
 from models.config import ReplyConfig
+from tasks.bpe_dropout import BPEDropout
+from tokenization.base import Tokenizer
 
 
 class Answers:

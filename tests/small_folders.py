@@ -9,7 +9,7 @@ import transformers
 from small_runs import ROOT
 from small_text import TEXT
 
-from data.tokenizer import train_tokenizer
+from tokenization.load import train_tokenizer
 
 PEAK = """
 import sys

@@ -1,13 +1,13 @@
-"""data/bpe_dropout.py: what is split, how often, and what becomes of targets."""
+"""tasks/bpe_dropout.py: what is split, how often, and what becomes of targets."""
 
 import numpy as np
 import pytest
 import torch
 
-from data.bpe import BPETokenizer
-from data.bpe_dropout import BPEDropout
-from data.examples import IGNORED, Example
-from data.tokenizer import CharTokenizer
+from records.examples import IGNORED, Example
+from tasks.bpe_dropout import BPEDropout
+from tokenization.bpe import BPETokenizer
+from tokenization.characters import CharTokenizer
 from utils.errors import UserError
 
 TEXT = "the cat sat on the mat, the rat sat on the hat; 猫坐在垫子上，猫坐在帽子上。" * 3

@@ -8,7 +8,6 @@ import transformers
 from small_folders import small_theirs
 from small_text import TEXT
 
-from data.bpe import BPETokenizer
 from estimate import main as estimate
 from formats.export.huggingface import export_folder
 from models.config import ReplyConfig
@@ -16,6 +15,7 @@ from models.zoo import BardGPT
 from tasks.dialogue import Conversation
 from tasks.kinds import answers_class
 from terminal_demo import chat
+from tokenization.bpe import BPETokenizer
 from training.checkpoint import Loaded, load_checkpoint
 from utils.errors import UserError
 

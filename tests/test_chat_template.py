@@ -1,4 +1,4 @@
-"""data/chat_template.py: ids as in transformers, text that stays text, and templates that misbehave."""
+"""tokenization/chat_template.py: ids as in transformers, text that stays text, and templates that misbehave."""
 
 import json
 import os
@@ -11,12 +11,12 @@ import transformers
 from small_tokenizers import SP_TEXTS, sp_library
 from tokenizers import AddedToken
 
-import data.chat_template
-import data.template_process
-from data.bpe import BPETokenizer
-from data.chat_template import ChatTemplate, chat_ids, read_chat_template, render
-from data.sentencepiece_bpe import SentencePieceTokenizer
+import tokenization.chat_template
+import tokenization.template_process
 from formats.huggingface import read_stop_tokens
+from tokenization.bpe import BPETokenizer
+from tokenization.chat_template import ChatTemplate, chat_ids, read_chat_template, render
+from tokenization.sentencepiece_bpe import SentencePieceTokenizer
 from utils.errors import UserError
 
 CHATML = """\
@@ -92,13 +92,14 @@ def error_of(function, *arguments):
 @pytest.fixture
 def in_process(monkeypatch):
     """Templates are rendered in this process, which is quicker; the test below shows that it makes no difference."""
-    monkeypatch.setattr(data.chat_template, "render", data.template_process.render)
+    monkeypatch.setattr(tokenization.chat_template, "render", tokenization.template_process.render)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_process_of_its_own_renders_the_same(template):
     variables = CONTROL | {"messages": CHATS["chinese"], "add_generation_prompt": True, "tools": None}
-    assert render(TEMPLATES[template], variables) == data.template_process.render(TEMPLATES[template], variables)
+    expected = tokenization.template_process.render(TEMPLATES[template], variables)
+    assert render(TEMPLATES[template], variables) == expected
 
 
 def theirs(name):
@@ -173,7 +174,7 @@ def test_a_template_that_fails_is_one_line(source, reason):
 
 
 def test_an_endless_template_is_stopped(monkeypatch):
-    monkeypatch.setattr(data.chat_template, "MAX_SECONDS", 2)
+    monkeypatch.setattr(tokenization.chat_template, "MAX_SECONDS", 2)
     start = time.monotonic()
     loops = "{% for i in range(100000) %}" * 3 + "{% endfor %}" * 3
     for source in (loops, "{{ (10 ** (10 ** 9)) % 7 }}"):
@@ -187,14 +188,14 @@ def test_an_endless_template_is_stopped(monkeypatch):
     "{{ 'a' * 10 ** 11 }}", "{{ '%99999999999d' % 1 }}", "{{ 'a'.center(10 ** 11) }}",
 ])  # fmt: skip
 def test_a_template_cannot_use_up_memory(source, monkeypatch):
-    monkeypatch.setattr(data.chat_template, "MAX_SECONDS", 100)  # on a busy machine
+    monkeypatch.setattr(tokenization.chat_template, "MAX_SECONDS", 100)  # on a busy machine
     line = error_of(render, source, {})
     assert "MemoryError" in line or "too much memory" in line
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_template_that_is_stopped_leaves_no_process(monkeypatch):
-    monkeypatch.setattr(data.chat_template, "MAX_SECONDS", 1)
+    monkeypatch.setattr(tokenization.chat_template, "MAX_SECONDS", 1)
     error_of(render, "{{ (10 ** (10 ** 9)) % 7 }}", {})
     children = open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read().split()
     assert not any(b"template_process" in open(f"/proc/{child}/cmdline", "rb").read() for child in children)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from small_models import small_model
 
-from data.tokenizer import CharTokenizer
 from models.weights import file_weights
+from tokenization.characters import CharTokenizer
 from training.checkpoint import load_model, read_checkpoint, save_checkpoint
 from utils.errors import UserError
 

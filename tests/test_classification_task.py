@@ -14,10 +14,10 @@ from small_tasks import BAD, GOOD, REVIEWS, error_of, task_settings
 from small_tasks import data as data  # a fixture
 
 import terminal_demo
-from data.examples import IGNORED, Example
-from data.reviews import Review
-from data.tokenizer import CharTokenizer
+from records.examples import IGNORED, Example
+from records.reviews import Review
 from tasks.classification import add_next_token_targets, classify
+from tokenization.characters import CharTokenizer
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.run import train as run
 from utils.errors import UserError

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from small_corpora import TEXTS, error_of, needs_pyarrow, text_of, write_csv, write_jsonl, write_parquet
 
-from data import corpora, pieces
-from data.corpora import fetch_tiny_shakespeare, name_of, open_corpus
+from data import corpora, known_texts, pieces
+from data.corpora import open_corpus
+from data.known_texts import fetch_tiny_shakespeare, name_of
 from data.pieces import PIECE, row_pieces, split_into_pieces
 from data.prepare import open_tokens
-from data.readers import ReadOptions
+from reading.text_files import ReadOptions
 from utils.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -80,7 +81,7 @@ def test_pieces_have_the_same_tokens_as_the_whole_text(tmp_path):
 
 def test_known_texts_are_recognized(tmp_path, monkeypatch):
     text = "To be,\r\nor not\r\n"
-    monkeypatch.setitem(corpora.KNOWN, hashlib.sha256(b"To be,\nor not\n").hexdigest(), "Hamlet")
+    monkeypatch.setitem(known_texts.KNOWN, hashlib.sha256(b"To be,\nor not\n").hexdigest(), "Hamlet")
     (tmp_path / "a.txt").write_bytes(text.encode())
     (tmp_path / "b.txt").write_bytes(b"?")
     assert open_corpus(tmp_path / "a.txt").title() == name_of("To be,\nor not\n") == "Hamlet"
@@ -96,17 +97,17 @@ def nowhere(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(corpora, "shakespeare_from_package_index", unreachable)
-    fetched = {tmp_path / path.relative_to(corpora.PROJECT): (sha256, ("http://127.0.0.1:9/none",))
-               for path, (sha256, _) in corpora.FETCHED.items()}  # as if the project were here
-    monkeypatch.setattr(corpora, "FETCHED", fetched)
-    monkeypatch.setattr(corpora, "DEFAULT_PATH", tmp_path / "data" / "input.txt")
+    monkeypatch.setattr(known_texts, "shakespeare_from_package_index", unreachable)
+    fetched = {tmp_path / path.relative_to(known_texts.PROJECT): (sha256, ("http://127.0.0.1:9/none",))
+               for path, (sha256, _) in known_texts.FETCHED.items()}  # as if the project were here
+    monkeypatch.setattr(known_texts, "FETCHED", fetched)
+    monkeypatch.setattr(known_texts, "DEFAULT_PATH", tmp_path / "data" / "input.txt")
 
 
 def test_without_the_web_the_default_text_comes_from_the_package_index(nowhere, monkeypatch):
-    monkeypatch.setattr(corpora, "shakespeare_from_package_index", lambda: b"KING:\nHo!\n")
+    monkeypatch.setattr(known_texts, "shakespeare_from_package_index", lambda: b"KING:\nHo!\n")
     assert "".join(piece.text for piece in open_corpus("data/input.txt").pieces()) == "KING:\nHo!\n"
-    monkeypatch.setattr(corpora, "shakespeare_from_package_index", lambda: 1 / 0)
+    monkeypatch.setattr(known_texts, "shakespeare_from_package_index", lambda: 1 / 0)
     assert "".join(piece.text for piece in open_corpus("data/input.txt").pieces()) == "KING:\nHo!\n"
 
 
@@ -118,19 +119,20 @@ def test_when_every_download_fails_one_line_says_where_to_save_a_text(nowhere):
 def test_tiny_shakespeare_is_downloaded_to_the_given_path_from_the_first_mirror_that_works(nowhere, monkeypatch):
     Path("mirror.txt").write_bytes(b"KING:\nHo!\n")
     mirrors = ["http://127.0.0.1:9/none", Path("mirror.txt").resolve().as_uri()]
-    monkeypatch.setitem(corpora.FETCHED, corpora.DEFAULT_PATH, (hashlib.sha256(b"KING:\nHo!\n").hexdigest(), mirrors))
+    sha256 = hashlib.sha256(b"KING:\nHo!\n").hexdigest()
+    monkeypatch.setitem(known_texts.FETCHED, known_texts.DEFAULT_PATH, (sha256, mirrors))
     path = Path("new", "folder", "a.txt").resolve()
     fetch_tiny_shakespeare(path)
     assert path.read_bytes() == b"KING:\nHo!\n"
-    assert os.listdir(path.parent) == ["a.txt"] and not corpora.DEFAULT_PATH.exists()
+    assert os.listdir(path.parent) == ["a.txt"] and not known_texts.DEFAULT_PATH.exists()
 
 
 def test_if_no_mirror_works_the_nine_plays_are_written_to_the_given_path(nowhere, monkeypatch):
-    monkeypatch.setattr(corpora, "shakespeare_from_package_index", lambda: b"KING:\nHo!\n")
+    monkeypatch.setattr(known_texts, "shakespeare_from_package_index", lambda: b"KING:\nHo!\n")
     path = Path("new", "folder", "a.txt").resolve()
     fetch_tiny_shakespeare(path)
     assert path.read_bytes() == b"KING:\nHo!\n"
-    assert os.listdir(path.parent) == ["a.txt"] and not corpora.DEFAULT_PATH.exists()
+    assert os.listdir(path.parent) == ["a.txt"] and not known_texts.DEFAULT_PATH.exists()
 
 
 def test_if_nothing_works_oserror_says_what_was_tried_and_no_file_is_left(nowhere):
@@ -141,7 +143,7 @@ def test_if_nothing_works_oserror_says_what_was_tried_and_no_file_is_left(nowher
 
 
 def test_a_path_that_cannot_be_written_raises_oserror(nowhere, monkeypatch):
-    monkeypatch.setattr(corpora, "shakespeare_from_package_index", lambda: b"KING:\nHo!\n")
+    monkeypatch.setattr(known_texts, "shakespeare_from_package_index", lambda: b"KING:\nHo!\n")
     Path("taken").write_text("a file, not a folder")
     with pytest.raises(OSError, match="cannot write"):
         fetch_tiny_shakespeare(Path("taken", "a.txt").resolve())
@@ -151,7 +153,7 @@ def test_a_path_that_cannot_be_written_raises_oserror(nowhere, monkeypatch):
 def test_downloaded_texts_have_the_expected_checksum_and_are_recognized():
     for path, folder in (("data/input.txt", "tinyshakespeare"), ("data/the-verdict.txt", "the-verdict")):
         file = SHARED / folder / Path(path).name
-        assert hashlib.sha256(file.read_bytes()).hexdigest() == corpora.FETCHED[corpora.PROJECT / path][0]
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == known_texts.FETCHED[known_texts.PROJECT / path][0]
         assert open_corpus(file).title() in ("tiny Shakespeare", "The Verdict, by Edith Wharton")
 
 
@@ -297,9 +299,10 @@ def hub_copy(tmp_path_factory):
 
 def load(address, column=None, mirrors=None, **environment):
     """Open a Hugging Face dataset in a new process and print its pieces."""
-    code = ("import sys; import data.download; from utils.errors import command; from data.corpora import open_corpus\n"
-            "from data.readers import ReadOptions\n"
-            f"if {mirrors}: data.download.hub_endpoints = lambda: {mirrors}\n"
+    code = ("import sys; import utils.download; from data.corpora import open_corpus\n"
+            "from utils.errors import command\n"
+            "from reading.text_files import ReadOptions\n"
+            f"if {mirrors}: utils.download.hub_endpoints = lambda: {mirrors}\n"
             "@command\ndef main():\n"
             f"    corpus = open_corpus('hf:' + sys.argv[1], ReadOptions({column!r}))\n"
             "    pieces = list(corpus.pieces())\n"

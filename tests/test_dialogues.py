@@ -1,4 +1,4 @@
-"""data/dialogues.py: formats and their policies, what is supervised, splitting to the context, and chat history."""
+"""records/dialogues.py: formats and their policies, what is supervised, splitting to the context, and chat history."""
 
 import doctest
 import json
@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data.dialogues
-from data.base_tokenizer import SPECIAL_TOKENS
-from data.dialogues import (
+import records.dialogues
+from reading.text_files import ReadOptions
+from records.dialogues import (
     dialogue_examples,
     dialogue_parts,
     fit_history,
@@ -25,11 +25,13 @@ from data.dialogues import (
     split_dialogues,
     to_dialogue,
 )
-from data.examples import IGNORED, next_token_example
-from data.poems import GENERAL_REQUESTS
-from data.readers import ReadOptions
-from data.report import DataReport
-from data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, train_tokenizer
+from records.examples import IGNORED, next_token_example
+from records.poems import GENERAL_REQUESTS
+from records.report import DataReport
+from tokenization.base import SPECIAL_TOKENS
+from tokenization.bpe import BPETokenizer
+from tokenization.characters import CharTokenizer
+from tokenization.load import load_tokenizer, train_tokenizer
 from utils.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -79,7 +81,7 @@ def examples_of(dialogues, block_size):
 
 
 def test_the_examples_in_the_docstrings():
-    tested = doctest.testmod(data.dialogues)
+    tested = doctest.testmod(records.dialogues)
     assert tested.attempted > 0 and tested.failed == 0
 
 

@@ -1,4 +1,4 @@
-"""data/download.py against a local server that closes connections, sends wrong data and stalls."""
+"""utils/download.py against a local server that closes connections, sends wrong data and stalls."""
 
 import hashlib
 import http.server
@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from data import download as module
-from data.download import answering_endpoint, download, hub_endpoints
+from utils import download as module
+from utils.download import answering_endpoint, download, hub_endpoints
 from utils.errors import UserError
 
 CONTENT = random.Random(0).randbytes(3_000_000)

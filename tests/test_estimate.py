@@ -15,16 +15,16 @@ from small_text import TEXT
 
 import estimate
 import tasks.dialogue
-from data import instructions
-from data.dialogues import prompt_ids, split_dialogues
-from data.metrics import distinct
-from data.reviews import as_review, split_reviews
-from data.tokenizer import CharTokenizer
 from models.config import ReplyConfig
 from models.generate import generate
 from models.quantize import int8_summary
 from models.zoo import DevModel
+from records import instructions
+from records.dialogues import prompt_ids, split_dialogues
+from records.reviews import as_review, split_reviews
 from tasks.classification import Classifier
+from tasks.reply_metrics import distinct
+from tokenization.characters import CharTokenizer
 from training.checkpoint import save_checkpoint
 
 DIALOGUES = [[f"how are you, {name}?", f"fine, {name}!", "good", f"bye, {name}."] for name in "abcdefghijkl"]

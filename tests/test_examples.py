@@ -1,12 +1,12 @@
-"""data/examples.py: targets, padded batches, and the order of examples in training."""
+"""records/examples.py: targets, padded batches, and the order of examples in training."""
 
 import doctest
 
 import numpy as np
 import pytest
 
-import data.examples
-from data.examples import IGNORED, Example, ExampleBatches, Examples, next_token_example
+import records.examples
+from records.examples import IGNORED, Example, ExampleBatches, Examples, next_token_example
 from utils.errors import UserError
 
 
@@ -21,7 +21,7 @@ def members(micro_batches):
 
 
 def test_the_examples_in_the_docstrings():
-    tested = doctest.testmod(data.examples)
+    tested = doctest.testmod(records.examples)
     assert tested.attempted > 0 and tested.failed == 0
 
 

@@ -15,16 +15,16 @@ from small_runs import ROOT
 from small_tokenizers import SP_TEXTS, sp_library
 from tokenizers import AddedToken, Tokenizer
 
-from data.bpe import BPETokenizer
-from data.dialogues import prompt_ids
-from data.sentencepiece_bpe import SentencePieceTokenizer
-from data.tokenizer import CharTokenizer
 from formats.weight_names import LLAMA as LLAMA_TABLE
 from formats.weight_names import export_weights
 from models.config import ReplyConfig, SamplingConfig
 from models.generate import generate
 from models.weights import file_weights
+from records.dialogues import prompt_ids
 from tasks.dialogue import reply_ids
+from tokenization.bpe import BPETokenizer
+from tokenization.characters import CharTokenizer
+from tokenization.sentencepiece_bpe import SentencePieceTokenizer
 from training.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 

@@ -16,7 +16,7 @@ from small_text import TEXT
 
 from data.corpora import open_corpus
 from data.prepare import open_tokens
-from data.tokenizer import CharTokenizer
+from tokenization.characters import CharTokenizer
 from training.arguments import parse_settings
 from utils.errors import UserError
 

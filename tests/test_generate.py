@@ -10,10 +10,10 @@ import transformers
 from small_models import small_model
 
 import models.generate
-from data.tokenizer import CharTokenizer
 from models.config import SamplingConfig
 from models.generate import draw, generate, generate_text, window_start
 from models.zoo import ZOO
+from tokenization.characters import CharTokenizer
 from utils.errors import UserError
 
 GREEDY = SamplingConfig(temperature=0)

@@ -184,7 +184,7 @@ def test_a_missing_model_missing_weights_and_no_network_are_one_line_errors(hub,
 
 
 def test_the_mirror_is_tried_if_the_hub_cannot_be_reached(hub, monkeypatch):
-    monkeypatch.setattr("data.download.hub_endpoints", lambda: ["http://127.0.0.1:9", hub.url])
+    monkeypatch.setattr("utils.download.hub_endpoints", lambda: ["http://127.0.0.1:9", hub.url])
     assert_loads(hub, "gpt2")
 
 

@@ -18,12 +18,12 @@ from small_text import TEXT
 import estimate
 import terminal_demo
 from data.prepare import open_tokens
-from data.readers import ReadOptions
 from formats.huggingface import open_huggingface
 from formats.huggingface_config import read_config
 from formats.weight_names import GPT2, LLAMA, export_weights
 from models.config import ModelConfig, ReplyConfig, SamplingConfig
 from models.generate import generate, generate_text
+from reading.text_files import ReadOptions
 from tasks.language import Completion
 from training.arguments import parse_settings
 from training.checkpoint import load_checkpoint, load_model, read_start

@@ -10,13 +10,13 @@ from small_tasks import data as data  # a fixture
 from small_tasks import task_settings
 
 import terminal_demo
-from data.examples import ExampleBatches
-from data.instructions import Instruction, instruction_examples, instruction_texts, prompt_ids, prompt_text
-from data.report import DataReport
-from data.tokenizer import train_tokenizer
 from models.config import ReplyConfig
 from models.generate import generate
+from records.examples import ExampleBatches
+from records.instructions import Instruction, instruction_examples, instruction_texts, prompt_ids, prompt_text
+from records.report import DataReport
 from tasks.instruction import Response
+from tokenization.load import train_tokenizer
 from training.checkpoint import load_checkpoint
 from training.loop import Progress, Trainer, fit
 from training.run import train as run

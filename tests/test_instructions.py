@@ -1,4 +1,4 @@
-"""data/instructions.py: records in the Alpaca format, their prompts, examples and split."""
+"""records/instructions.py: records in the Alpaca format, their prompts, examples and split."""
 
 import json
 import random
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data.bpe import BPETokenizer
-from data.examples import IGNORED
-from data.instructions import (
+from reading.text_files import DEFAULTS
+from records.examples import IGNORED
+from records.instructions import (
     Instruction,
     instruction_examples,
     instruction_parts,
@@ -19,9 +19,10 @@ from data.instructions import (
     split_instructions,
     write_answers,
 )
-from data.readers import DEFAULTS
-from data.report import DataReport
-from data.tokenizer import CharTokenizer, load_tokenizer
+from records.report import DataReport
+from tokenization.bpe import BPETokenizer
+from tokenization.characters import CharTokenizer
+from tokenization.load import load_tokenizer
 from utils.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

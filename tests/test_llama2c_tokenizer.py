@@ -1,4 +1,4 @@
-"""data/llama2c.py: llama2.c's tokenizer.bin, against llama2.c's own algorithm."""
+"""tokenization/llama2c.py: llama2.c's tokenizer.bin, against llama2.c's own algorithm."""
 
 import doctest
 import random
@@ -7,10 +7,10 @@ import struct
 import pytest
 from small_tokenizers import SP_MERGES, SP_TEXTS, SP_VOCAB, SPECIAL_NAMES, sp_vocab_and_merges
 
-import data.llama2c
-from data.llama2c import read_tokenizer_bin
-from data.sentencepiece_bpe import SentencePieceTokenizer
-from data.tokenizer import load_tokenizer
+import tokenization.llama2c
+from tokenization.llama2c import read_tokenizer_bin
+from tokenization.load import load_tokenizer
+from tokenization.sentencepiece_bpe import SentencePieceTokenizer
 from utils.errors import UserError
 
 
@@ -76,7 +76,7 @@ def test_a_vocabulary_of_repetitions_is_merged_as_by_llama2c(characters, n):
 
 
 def test_the_merges_include_those_that_were_learned():
-    assert set(SP_MERGES) <= {tuple(merge) for merge in data.llama2c.find_merges(
+    assert set(SP_MERGES) <= {tuple(merge) for merge in tokenization.llama2c.find_merges(
         [*SP_VOCAB][259:], [score for _, score in ENTRIES[259:]])}
 
 
@@ -93,7 +93,7 @@ def test_it_is_a_sentencepiece_tokenizer_with_the_same_ids(tmp_path):
 
 
 def test_the_examples_in_the_docstrings():
-    tested = doctest.testmod(data.llama2c)
+    tested = doctest.testmod(tokenization.llama2c)
     assert tested.attempted > 0 and tested.failed == 0
 
 
@@ -122,4 +122,4 @@ def test_a_file_that_is_damaged_or_lies_about_its_sizes_is_one_line(tmp_path, co
 
 def test_a_large_file_is_refused_before_work_is_done_on_it():
     with pytest.raises(UserError, match="x.bin"):
-        read_tokenizer_bin(packed(ENTRIES) + bytes(data.llama2c.MAX_FILE_BYTES), "x.bin")
+        read_tokenizer_bin(packed(ENTRIES) + bytes(tokenization.llama2c.MAX_FILE_BYTES), "x.bin")

@@ -12,12 +12,12 @@ from small_models import small_model
 from small_tokenizers import sp_library
 from tokenizers import AddedToken, pre_tokenizers
 
-from data.bpe import BPETokenizer
-from data.sentencepiece_bpe import SentencePieceTokenizer
-from data.tokenizer import CharTokenizer
 from formats.export.gguf import export_arrays, write_file
 from models.config import SamplingConfig
 from models.generate import generate
+from tokenization.bpe import BPETokenizer
+from tokenization.characters import CharTokenizer
+from tokenization.sentencepiece_bpe import SentencePieceTokenizer
 from training.checkpoint import save_checkpoint
 
 gguf = pytest.importorskip("gguf")

@@ -9,11 +9,11 @@ import transformers
 from small_models import SIZES, sizes, small_model
 
 import transformer_4d
-from data.tokenizer import CharTokenizer
 from models.config import ModelConfig
 from models.layers import plain_attention
 from models.weights import file_weights, load_file_weights
 from models.zoo import ZOO
+from tokenization.characters import CharTokenizer
 from training.checkpoint import load_model, save_checkpoint
 from utils.errors import UserError
 

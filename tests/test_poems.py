@@ -1,4 +1,4 @@
-"""data/poems.py: cleaning, reading, and requests."""
+"""records/poems.py: cleaning, reading, and requests."""
 
 import doctest
 import json
@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data.poems
+import records.poems
 from data.corpora import open_corpus
-from data.dialogues import poem_dialogues
-from data.poems import GENERAL_REQUESTS, clean, parse_poem, read_poems, requests
-from data.readers import DEFAULTS
-from data.report import DataReport
+from reading.text_files import DEFAULTS
+from records.dialogues import poem_dialogues
+from records.poems import GENERAL_REQUESTS, clean, parse_poem, read_poems, requests
+from records.report import DataReport
 from utils.errors import UserError
 
 SONG = Path(__file__).parents[2] / "shared" / "data" / "poems" / "song_ci.json"
@@ -39,7 +39,7 @@ def folder(tmp_path):
 
 
 def test_the_examples_in_the_docstrings():
-    assert doctest.testmod(data.poems).failed == 0
+    assert doctest.testmod(records.poems).failed == 0
 
 
 # ---- Cleaning --------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_all_stanzas_are_kept(stanzas):
 
 @pytest.fixture
 def command(run_main):
-    return partial(run_main, data.poems.main)
+    return partial(run_main, records.poems.main)
 
 
 def test_the_command_writes_all_poems_and_lists_skipped_files(folder, command, tmp_path):

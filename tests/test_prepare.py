@@ -15,13 +15,16 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from data import cache, readers, tokenizer
+from data import cache
 from data import prepare as module
 from data.cache import cache_key, cached_file
 from data.corpora import Files, open_corpus
 from data.prepare import open_tokens, prepare
 from data.token_files import is_prepared, open_prepared
-from data.tokenizer import BPETokenizer, CharTokenizer
+from reading import text_files
+from tokenization import load
+from tokenization.bpe import BPETokenizer
+from tokenization.characters import CharTokenizer
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,8 +158,8 @@ def test_char_is_all_characters_of_the_text_and_an_object_is_used_as_it_is(text,
 def test_gpt2_is_downloaded_from_its_mirrors(text, monkeypatch, tmp_path):
     requested = []
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
-    monkeypatch.setattr(tokenizer, "GPT2_FOLDER", tmp_path)
-    monkeypatch.setattr(tokenizer, "download", lambda urls, path, sha256: requested.append((urls, path.name)))
+    monkeypatch.setattr(load, "GPT2_FOLDER", tmp_path)
+    monkeypatch.setattr(load, "download", lambda urls, path, sha256: requested.append((urls, path.name)))
     with pytest.raises(UserError, match="contains no tokenizer"):  # nothing was downloaded
         open_tokens(text, tokenizer="gpt2")
     assert [name for _, name in requested] == ["encoder.json", "vocab.bpe"]
@@ -348,7 +351,7 @@ import sys, time
 sys.path.insert(0, {root!r})
 import data.prepare
 from data.corpora import open_corpus
-from data.tokenizer import CharTokenizer
+from tokenization.characters import CharTokenizer
 data.prepare.BATCH, data.prepare.SAVE_SECONDS = 1000, 0
 class Slow(CharTokenizer):
     def encode_batch(self, texts):
@@ -457,8 +460,8 @@ def test_failed_build_leaves_what_was_derived_before(tmp_path, monkeypatch):
 
 def test_memory_does_not_grow_with_the_text(text, monkeypatch):
     monkeypatch.setattr(module, "BATCH", 1 << 13)
-    monkeypatch.setattr(readers, "BLOCK", 1 << 13)
-    monkeypatch.setattr(readers, "HEAD", 1 << 13)
+    monkeypatch.setattr(text_files, "BLOCK", 1 << 13)
+    monkeypatch.setattr(text_files, "HEAD", 1 << 13)
     monkeypatch.setattr(Files, "title", lambda self: "")  # it reads texts of up to 2 MB
     peaks = []
     for repeats in (5, 20):

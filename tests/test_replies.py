@@ -8,13 +8,13 @@ import pytest
 import torch
 from small_models import small_model
 
-from data.dialogues import prompt_ids
-from data.readers import DEFAULTS
-from data.tokenizer import CharTokenizer
 from models.config import ReplyConfig
 from models.generate import generate
+from reading.text_files import DEFAULTS
+from records.dialogues import prompt_ids
 from tasks.dialogue import Conversation
 from tasks.kinds import TASKS
+from tokenization.characters import CharTokenizer
 from training.settings import DataSettings, Settings
 
 LONG = "a" * 300

@@ -1,16 +1,16 @@
-"""data/report.py: counts with reasons and places, sizes, and previews."""
+"""records/report.py: counts with reasons and places, sizes, and previews."""
 
 import json
 import sys
 
 import pytest
 
-from data.dialogues import dialogue_examples, read_dialogues
-from data.examples import IGNORED, Example, Examples
-from data.readers import ReadOptions
-from data.report import DataReport, highlight, print_examples
-from data.tokenizer import CharTokenizer
+from reading.text_files import ReadOptions
+from records.dialogues import dialogue_examples, read_dialogues
+from records.examples import IGNORED, Example, Examples
+from records.report import DataReport, highlight, print_examples
 from tasks.kinds import TASKS
+from tokenization.characters import CharTokenizer
 from training.settings import DataSettings, Settings
 
 LETTERS = CharTokenizer("ABCDEFGH\x1b", special=True)

@@ -1,4 +1,4 @@
-"""data/reviews.py and data/duplicates.py: labeled texts, their split without near-duplicates, examples and scores."""
+"""records/reviews.py and records/duplicates.py: labeled texts, their split, examples and scores."""
 
 import csv
 import json
@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from small_corpora import needs_pyarrow, write_csv, write_jsonl, write_parquet
 
-from data.bpe import BPETokenizer
-from data.duplicates import BLOCK, group_key, groups_of
-from data.examples import IGNORED
-from data.readers import DEFAULTS, ReadOptions
-from data.report import DataReport
-from data.reviews import (
+from reading.text_files import DEFAULTS, ReadOptions
+from records.duplicates import BLOCK, group_key, groups_of
+from records.examples import IGNORED
+from records.report import DataReport
+from records.reviews import (
     SPLITS,
     Review,
     combine,
@@ -32,7 +31,8 @@ from data.reviews import (
     split_reviews,
     write_errors,
 )
-from data.tokenizer import CharTokenizer
+from tokenization.bpe import BPETokenizer
+from tokenization.characters import CharTokenizer
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,4 +1,4 @@
-"""data/sentencepiece_bpe.py: ids as in the library, round trips, special tokens, and files of every kind."""
+"""tokenization/sentencepiece_bpe.py: ids as in the library, round trips, special tokens, and files of every kind."""
 
 import doctest
 import json
@@ -12,12 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_tokenizers import BYTES, SP_MERGES, SP_TEXTS, SP_VOCAB, SPECIAL_NAMES, mutations, sp_library
 
-import data.library_tokenizer
-import data.sentencepiece_bpe
-from data.bpe import BPETokenizer
-from data.bpe_dropout import BPEDropout
-from data.sentencepiece_bpe import SentencePieceTokenizer
-from data.tokenizer import load_tokenizer, tokenizer_from_dict
+import tokenization.library
+import tokenization.sentencepiece_bpe
+from tasks.bpe_dropout import BPEDropout
+from tokenization.bpe import BPETokenizer
+from tokenization.load import load_tokenizer, tokenizer_from_dict
+from tokenization.sentencepiece_bpe import SentencePieceTokenizer
 from utils.errors import UserError
 
 SCHEMES = ("normalizer", "first", "always", "never")
@@ -51,7 +51,7 @@ def reproduced(text, scheme):
     return text.removeprefix(" ") if scheme in ("first", "always") else text
 
 
-@pytest.mark.parametrize("module", [data.sentencepiece_bpe, data.library_tokenizer])
+@pytest.mark.parametrize("module", [tokenization.sentencepiece_bpe, tokenization.library])
 def test_the_examples_in_the_docstrings(module):
     tested = doctest.testmod(module)
     assert tested.attempted > 0 and tested.failed == 0
@@ -353,4 +353,4 @@ def test_mutated_files_load_as_a_tokenizer_that_reproduces_text_or_are_one_line(
 
 
 def test_bytes_are_written_as_in_the_library():
-    assert [*data.sentencepiece_bpe.BYTE_TOKENS] == BYTES
+    assert [*tokenization.sentencepiece_bpe.BYTE_TOKENS] == BYTES

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BELOW = {"utils": set(), "data": {"utils"}, "models": {"utils"}, "tasks": {"data", "models", "utils"},
-         "formats": {"data", "models", "utils"}, "training": {"formats", "tasks", "data", "models", "utils"}}
+BELOW = {"utils": set(), "reading": {"utils"}, "tokenization": {"utils"}, "models": {"utils"},
+         "data": {"reading", "tokenization", "utils"}, "records": {"reading", "tokenization", "utils"},
+         "formats": {"records", "tokenization", "models", "utils"},
+         "tasks": {"records", "data", "reading", "tokenization", "models", "utils"},
+         "training": {"formats", "tasks", "records", "data", "reading", "tokenization", "models", "utils"}}
 FOLDERS = (".", *BELOW, "formats/export", "utils/forecast")
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
          for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))}
@@ -39,7 +42,7 @@ def package(module):
 
 def test_all_packages_are_found():
     assert BELOW.keys() <= {package(module) for module in FILES} and "train" in SCRIPTS
-    assert imports_of(parse("training.checks")) >= {"data.tokenizer", "models.zoo", "tasks.kinds", "utils.errors"}
+    assert imports_of(parse("training.checks")) >= {"tokenization.load", "models.zoo", "tasks.kinds", "utils.errors"}
 
 
 @pytest.mark.parametrize("module", [module for module in FILES if package(module) in BELOW and module not in SCRIPTS])
@@ -63,7 +66,7 @@ def test_the_loop_and_the_evaluation_import_neither_models_nor_data_even_indirec
 
 def test_transformer_4d_imports_one_module_inside_a_function_and_nothing_else():
     tree = parse("transformer_4d")
-    assert imports_of(tree) == {"data.corpora"}
+    assert imports_of(tree) == {"data.known_texts"}
     tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
     assert imports_of(tree) == set()
 

@@ -9,13 +9,13 @@ from small_models import small_model
 from small_runs import assert_same_run, interrupt, tiny_settings
 
 import terminal_demo
-from data.dialogues import prompt_ids
-from data.tokenizer import CharTokenizer
 from models.config import ReplyConfig
 from models.generate import generate
+from records.dialogues import prompt_ids
 from tasks.dialogue import Conversation
 from tasks.kinds import answers_class
 from terminal_demo import chat
+from tokenization.characters import CharTokenizer
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.run import train as run
 from utils.errors import UserError

@@ -11,8 +11,8 @@ from small_folders import assert_matches, small_theirs
 
 import estimate
 import terminal_demo
-from data.bpe import BYTE_OF
 from formats.tensor_bundle import read_bundle
+from tokenization.bpe import BYTE_OF
 from training.checkpoint import load_checkpoint
 from utils.errors import UserError
 

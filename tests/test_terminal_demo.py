@@ -15,11 +15,11 @@ import pytest
 from small_models import small_model
 
 import terminal_demo
-from data.tokenizer import CharTokenizer
 from models.config import SamplingConfig
 from models.generate import generate
 from models.quantize import quantize_int8
 from tasks import language
+from tokenization.characters import CharTokenizer
 from training.checkpoint import load_model, save_checkpoint
 
 SCRIPT = Path(terminal_demo.__file__)

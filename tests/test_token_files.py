@@ -1,4 +1,4 @@
-"""data/token_files.py and data/meta_pickle.py: folders as nanoGPT and others write them, and damaged ones."""
+"""data/token_files.py and tokenization/meta_pickle.py: folders as nanoGPT and others write them, and damaged ones."""
 
 import json
 import os
@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from data.corpora import open_corpus
-from data.meta_pickle import characters_in_meta
 from data.prepare import open_tokens, prepare
 from data.token_files import is_prepared, read_tokens
-from data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer
+from tokenization.bpe import BPETokenizer
+from tokenization.characters import CharTokenizer
+from tokenization.load import load_tokenizer
+from tokenization.meta_pickle import characters_in_meta
 from utils.errors import UserError
 
 TEXT = "".join(f"{i} times 中文, and so on.\n" for i in range(3000))

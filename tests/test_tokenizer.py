@@ -1,4 +1,4 @@
-"""data/tokenizer.py and data/bpe.py: tokens, exact round trips, and files of every kind."""
+"""tokenization/load.py and tokenization/bpe.py: tokens, exact round trips, and files of every kind."""
 
 import doctest
 import json
@@ -17,12 +17,15 @@ from hypothesis import strategies as st
 from small_tokenizers import mutations
 from tiktoken_ext.openai_public import r50k_pat_str
 
-import data.bpe
-import data.char_tokenizer
 import data.tokenizer
-from data.bpe import BYTE_OF, sample
-from data.library_tokenizer import BYTES_IN_UTF_8
-from data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, tokenizer_from_dict, without_unknown
+import tokenization.base
+import tokenization.bpe
+import tokenization.characters
+import tokenization.load
+from tokenization.bpe import BYTE_OF, BPETokenizer, sample
+from tokenization.characters import CharTokenizer
+from tokenization.library import BYTES_IN_UTF_8
+from tokenization.load import load_tokenizer, tokenizer_from_dict, without_unknown
 from utils.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -60,7 +63,7 @@ def learned(tokenizer):
 
 
 def test_the_examples_in_the_docstrings():
-    for module in (data.tokenizer, data.char_tokenizer, data.bpe):
+    for module in (tokenization.load, tokenization.characters, tokenization.bpe):
         tested = doctest.testmod(module)
         assert tested.attempted > 0 and tested.failed == 0
 
@@ -273,7 +276,7 @@ def test_unknown_characters_are_removed_and_named(tokenizer, text, expected):
 
 def mixed_lines():
     """1,000 lines: prose, verse, Chinese, dialogue, code, and rare characters."""
-    code = Path(data.tokenizer.__file__).read_text(encoding="utf-8").splitlines(keepends=True)
+    code = Path(tokenization.base.__file__).read_text(encoding="utf-8").splitlines(keepends=True)
     odd = ["I'll can't WE'VE it's'd 's", "1234567890 ٣٤ Ⅷ ½", "a\u0301e\u0308\u0301\u0301", "🙂👩‍👩‍👧🇨🇳 ©", "",
            "\r\n \r\r\n\t\t x  ", "\0\x01\x7f\xad\u200b\ufeff\ufffd", "Здравствуйте, мир! ", "  leading, trailing  ",
            "<|endoftext|>", "𠮷野家 𝔘𝔫𝔦", "שלום עולם مرحبا", "नमस्ते ไทย", "\u3000\u2003\xa0x\u2028y\x85z",
@@ -431,7 +434,7 @@ def test_show_prints_how_a_text_is_tokenized(command, tmp_path):
 
 @needs_gpt2
 def test_show_takes_the_names_and_files_that_train_takes(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(data.tokenizer, "GPT2_FOLDER", GPT2)
+    monkeypatch.setattr(tokenization.load, "GPT2_FOLDER", GPT2)
     CharTokenizer("\nab").save(tmp_path / "char.json")
     assert command("show", "gpt2", "Hello world").splitlines() == ["  15496  'Hello'", "    995  ' world'",
                                                                   "11 characters in 2 tokens"]

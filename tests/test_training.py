@@ -21,10 +21,10 @@ import train
 import transformer_4d
 from data.ngram import ngram_loss
 from data.prepare import open_tokens
-from data.tokenizer import CharTokenizer
 from data.windows import ConsecutiveWindows
 from models.zoo import ZOO, DevModel
 from tasks.kinds import answers_class
+from tokenization.characters import CharTokenizer
 from training.arguments import parse_settings
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.evaluate import estimate_loss

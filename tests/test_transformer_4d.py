@@ -651,7 +651,7 @@ def test_other_runtime_errors_keep_their_traceback(folder, monkeypatch, message)
 
 def test_a_missing_text_is_downloaded_by_the_project(folder, monkeypatch):
     (folder / "data" / "input.txt").unlink()
-    monkeypatch.setattr("data.corpora.fetch_tiny_shakespeare", lambda path: path.write_text(TEXT, encoding="utf-8"))
+    monkeypatch.setattr("data.known_texts.fetch_tiny_shakespeare", lambda path: path.write_text(TEXT, encoding="utf-8"))
     train(Config(**TINY))
     assert load_checkpoint(folder)["tokenizer"]["vocab"] == "".join(sorted(set(TEXT)))
 
@@ -659,7 +659,7 @@ def test_a_missing_text_is_downloaded_by_the_project(folder, monkeypatch):
 @pytest.fixture
 def download_page(folder, monkeypatch):
     """Remove data/, with its modules and the text; return the page from which the text is downloaded."""
-    monkeypatch.setitem(sys.modules, "data.corpora", None)
+    monkeypatch.setitem(sys.modules, "data.known_texts", None)
     shutil.rmtree(folder / "data")
     page = folder / "page"
     monkeypatch.setattr(transformer_4d, "TINY_SHAKESPEARE", page.as_uri())

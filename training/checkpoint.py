@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.tokenizer import Tokenizer
 from formats.hub import hub_name
 from formats.open_model import open_foreign
 from models.config import ModelConfig, ReplyConfig
@@ -16,6 +15,7 @@ from models.lora import add_lora, fingerprint, load_lora_weights, lora_weights, 
 from models.weights import SkipInitialization, file_weights, load_file_weights
 from models.zoo import ZOO
 from tasks.kinds import answers_class
+from tokenization.base import Tokenizer
 from training.checks import check_lora_entry, check_model, check_task
 from training.preflight import free_memory
 from training.settings import Settings

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from data.tokenizer import Tokenizer, tokenizer_from_dict
 from models.config import ModelConfig, ReplyConfig
 from models.weights import is_finite
 from models.zoo import ZOO
 from tasks.kinds import TASKS, answers_class
+from tokenization.base import Tokenizer
+from tokenization.load import tokenizer_from_dict
 from utils.errors import UserError
 from utils.fields import has_type
 from utils.forecast.parameters import count_parameters, weight_shapes

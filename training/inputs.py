@@ -6,12 +6,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from data.readers import ReadOptions
-from data.tokenizer import tokenizer_from_dict
 from models.config import ModelConfig
 from models.zoo import ZOO
+from reading.text_files import ReadOptions
 from tasks.kinds import TASKS
 from tasks.task import Task
+from tokenization.load import tokenizer_from_dict
 from training.arguments import all_settings, parse_settings
 from training.checkpoint import checkpoint_file, read_checkpoint, read_start
 from training.distributed import restart_count

@@ -17,7 +17,7 @@ from utils.printable import one_line
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from data.reviews import Scores
+    from records.reviews import Scores
 
 CURVES = {  # key in the metrics: label and color
     "train_loss": ("training", "tab:orange"),

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from data.tokenizer import Tokenizer
 from formats.huggingface_config import ACTIVATIONS
 from models.config import ModelConfig, ReplyConfig
 from models.gpt import GPT
 from models.weights import file_weights
+from tokenization.base import Tokenizer
 from utils.errors import UserError
 
 Classes = dict[str, dict[str, set]]  # {name of a class: {feature: values that it computes}}

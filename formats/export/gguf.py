@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from data.tokenizer import CharTokenizer, Tokenizer
 from formats.export.architectures import LLAMA_CPP, Checkpoint, ExportedModel, prepare_export
 from formats.export.tokenizer import CHAT_TASKS, CHAT_TEMPLATE, end_marker
 from formats.export.verification import verification_error
 from formats.weight_names import GPT2, LLAMA, export_weights
 from models.config import ModelConfig
+from tokenization.base import Tokenizer
+from tokenization.characters import CharTokenizer
 from utils.errors import UserError
 from utils.files import replacing
 from utils.printable import one_line

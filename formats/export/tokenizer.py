@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from data.tokenizer import Tokenizer
+from tokenization.base import Tokenizer
 
-CHAT_TEMPLATE = (  # the messages as data/dialogues.py writes them
+CHAT_TEMPLATE = (  # the messages as records/dialogues.py writes them
     "{% set before = namespace(system='') %}"
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{% set before.system = before.system + message['content'] + '\\n\\n' %}"

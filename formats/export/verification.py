@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.dialogues import prompt_ids
-from data.tokenizer import Tokenizer
 from formats.export.architectures import Checkpoint
 from formats.export.tokenizer import CHAT_TASKS
 from formats.open_model import open_foreign
 from models.gpt import GPT
 from models.weights import SkipInitialization, load_file_weights
 from models.zoo import ZOO
+from records.dialogues import prompt_ids
+from tokenization.base import Tokenizer
 from utils.errors import UserError
 from utils.printable import one_line
 

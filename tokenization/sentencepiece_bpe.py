@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers
 
-from data.library_tokenizer import LibraryTokenizer, encode_batch, start_adder
+from tokenization.library import LibraryTokenizer, encode_batch, start_adder
 
 SPACE = "▁"  # U+2581, which stands for a space in the tokens
 BYTE_TOKENS = {f"<0x{byte:02X}>": byte for byte in range(256)}

@@ -1,6 +1,6 @@
 """Poems: from folders of files to all_poems.json, and from there to requests with poems.
 
-    python -m data.poems clean FOLDER --out all_poems.json
+    python -m records.poems clean FOLDER --out all_poems.json
 
 FOLDER contains a folder per author, `作者_拼音`, with the poems, `*.pt`: text files of a line `title:`, a line `date:`,
 a blank line and the poem, as in https://github.com/sheepzh/poetry. all_poems.json is a list of objects with `title`,
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from data.readers import ReadOptions, read_text
-from data.tables import read_records
+from reading.tables import read_records
+from reading.text_files import ReadOptions, read_text
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
 
 if TYPE_CHECKING:
-    from data.report import DataReport
+    from records.report import DataReport
 
 REQUESTS = 6 * ["title"] + 3 * ["title and author"] + ["general"]  # of ten
 GENERAL_REQUESTS = ("写一首诗", "请写一首诗", "作一首诗", "来一首诗")

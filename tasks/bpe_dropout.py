@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.base_tokenizer import Tokenizer
-from data.examples import IGNORED, Example
+from records.examples import IGNORED, Example
+from tokenization.base import Tokenizer
 from utils.errors import UserError
 
 

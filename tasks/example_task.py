@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from data.examples import Example, ExampleBatches
-from data.readers import ReadOptions
-from data.report import DataReport, highlight, print_examples
-from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from reading.text_files import ReadOptions
+from records.examples import Example, ExampleBatches
+from records.report import DataReport, highlight, print_examples
 from tasks.task import Task
+from tokenization.base import Tokenizer
+from tokenization.load import load_tokenizer, train_tokenizer
 from utils.errors import UserError
 
 

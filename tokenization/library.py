@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer as Library
 from tokenizers import processors
 
-from data.base_tokenizer import SPECIAL_TOKENS, Tokenizer
+from tokenization.base import SPECIAL_TOKENS, Tokenizer
 from utils.errors import UserError
 from utils.files import replacing
 

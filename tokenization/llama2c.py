@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.sentencepiece_bpe import BYTE_TOKENS, SPACE, SPECIAL, SentencePieceTokenizer, from_vocab_and_merges
+from tokenization.sentencepiece_bpe import BYTE_TOKENS, SPACE, SPECIAL, SentencePieceTokenizer, from_vocab_and_merges
 from utils.errors import UserError
 
 MAX_FILE_BYTES = 5_000_000  # Llama 2's has 434 kB

@@ -29,14 +29,14 @@ from typing import Any
 
 from tqdm import trange
 
-from data.base_tokenizer import Tokenizer
-from data.corpora import Paths, list_files
-from data.examples import Examples, Parts, next_token_example
-from data.poems import read_poems, requests
-from data.readers import ReadOptions, encoding_of
-from data.report import DataReport
-from data.tables import BLANK, TABLES, clean_text, json_kind, lines, read_records
-from data.tokenizer import without_unknown
+from reading.paths import Paths, list_files
+from reading.tables import BLANK, TABLES, clean_text, json_kind, lines, read_records
+from reading.text_files import ReadOptions, encoding_of
+from records.examples import Examples, Parts, next_token_example
+from records.poems import read_poems, requests
+from records.report import DataReport
+from tokenization.base import Tokenizer
+from tokenization.load import without_unknown
 from utils.errors import UserError
 from utils.printable import one_line
 

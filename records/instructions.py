@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from data.base_tokenizer import Tokenizer
-from data.examples import Examples, Parts, next_token_example
-from data.readers import ReadOptions
-from data.report import DataReport
-from data.tables import clean_text, json_kind, read_records
-from data.tokenizer import without_unknown
+from reading.tables import clean_text, json_kind, read_records
+from reading.text_files import ReadOptions
+from records.examples import Examples, Parts, next_token_example
+from records.report import DataReport
+from tokenization.base import Tokenizer
+from tokenization.load import without_unknown
 from utils.errors import UserError
 from utils.files import replacing
 

@@ -1,4 +1,4 @@
-"""Renders one chat template in a process of its own: `python -m data.template_process`, with JSON on standard input.
+"""Renders one chat template in a process of its own, which reads JSON from standard input.
 
 A template is a program of whoever published the model. Jinja's sandbox keeps it from files and from other processes,
 but neither from endless loops nor from endless texts: those end with this process.

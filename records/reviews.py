@@ -1,6 +1,6 @@
 """Labeled texts for classification, such as reviews: tables with a label and a text column.
 
-    python -m data.reviews split reviews.csv --seed 0 --out reviews
+    python -m records.reviews split reviews.csv --seed 0 --out reviews
 
 writes train.csv, val.csv and test.csv, so that a language model can be trained on the training reviews alone.
 """
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.base_tokenizer import Tokenizer
-from data.duplicates import groups_of
-from data.examples import IGNORED, Example, Examples
-from data.readers import ReadOptions
-from data.report import DataReport
-from data.tables import clean_text, column_names, columns_place, json_kind, list_columns, read_records, text_column
-from data.tokenizer import without_unknown
+from reading.tables import clean_text, column_names, columns_place, json_kind, list_columns, read_records, text_column
+from reading.text_files import ReadOptions
+from records.duplicates import groups_of
+from records.examples import IGNORED, Example, Examples
+from records.report import DataReport
+from tokenization.base import Tokenizer
+from tokenization.load import without_unknown
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
 from utils.printable import one_line

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data.encodings import CANDIDATES, CONTROL_CHARACTERS, UTF_8, binary_format, bom_encoding
+from reading.encodings import CANDIDATES, CONTROL_CHARACTERS, UTF_8, binary_format, bom_encoding
 from utils.errors import UserError
 from utils.printable import one_line
 

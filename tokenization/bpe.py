@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data.base_tokenizer import SPECIAL_TOKENS
-from data.library_tokenizer import LibraryTokenizer, utf_8
+from tokenization.base import SPECIAL_TOKENS
+from tokenization.library import LibraryTokenizer, utf_8
 from utils.errors import UserError
 
 MAX_BYTES = 20_000_000  # of text to train on

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from data.base_tokenizer import Tokenizer
-from data.corpora import Paths
-from data.examples import IGNORED, Example, Examples
-from data.tables import json_kind
+from reading.paths import Paths
+from reading.tables import json_kind
+from records.examples import IGNORED, Example, Examples
+from tokenization.base import Tokenizer
 from utils.errors import UserError
 from utils.printable import escape_controls, one_line
 

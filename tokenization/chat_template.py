@@ -16,9 +16,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.base_tokenizer import SURROGATE, Tokenizer
-from data.library_tokenizer import MAX_FILE_BYTES
-from data.template_process import MAX_SECONDS
+from tokenization.base import SURROGATE, Tokenizer
+from tokenization.library import MAX_FILE_BYTES
+from tokenization.template_process import MAX_SECONDS
 from utils.errors import UserError
 from utils.files import PROJECT, read_if_there
 
@@ -129,12 +129,12 @@ def check_placeholders(rendered: str, contents: dict[str, str]) -> None:
 
 
 def render(source: str, variables: dict[str, Any]) -> str:
-    """Return what a template writes. Raises UserError if it fails or exceeds the limits of data/template_process.py.
+    """Return what a template writes in a process of its own. Raises UserError if it fails or exceeds the limits.
 
     It takes at most MAX_SECONDS and writes at most MAX_CHARACTERS. Its memory is limited on Linux only.
     """
     request = json.dumps({"template": source, "variables": variables})
-    command = [sys.executable, "-m", "data.template_process"]
+    command = [sys.executable, "-m", "tokenization.template_process"]
     try:
         done = subprocess.run(command, cwd=PROJECT, input=request.encode(), capture_output=True, timeout=MAX_SECONDS)
     except subprocess.TimeoutExpired:

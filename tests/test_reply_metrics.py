@@ -4,12 +4,12 @@ import doctest
 
 import pytest
 
-import data.metrics
-from data.metrics import distinct, measure_replies, ngrams, repeats_itself, repeats_question
+import tasks.reply_metrics
+from tasks.reply_metrics import distinct, measure_replies, ngrams, repeats_itself, repeats_question
 
 
 def test_the_examples_in_the_docstrings():
-    assert doctest.testmod(data.metrics).failed == 0
+    assert doctest.testmod(tasks.reply_metrics).failed == 0
 
 
 @pytest.mark.parametrize("texts, n, expected", [

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from statistics import mean
 
-from data.duplicates import group_key
+from records.duplicates import group_key
 
 REPEATED, TIMES = 4, 3  # a reply repeats itself if an n-gram of this many characters occurs this often
 SHORTEST_QUESTION = 4  # characters; replying 你好 to 你好 is no fault

@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
-from data.base_tokenizer import SPECIAL_TOKENS, SURROGATE, Tokenizer
+from tokenization.base import SPECIAL_TOKENS, SURROGATE, Tokenizer
 from utils.errors import UserError
 from utils.files import replacing
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from data.readers import LIMIT, ReadOptions, encoding_of, print_once, text_blocks
+from reading.text_files import LIMIT, ReadOptions, encoding_of, print_once, text_blocks
 from utils.errors import UserError
 from utils.printable import one_line
 

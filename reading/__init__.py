@@ -1,0 +1,1 @@
+"""Files to text: text files in any encoding, and tables."""

@@ -1,0 +1,1 @@
+"""Records, such as dialogues, to training examples."""
