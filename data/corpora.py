@@ -12,10 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from data.documents import separated_documents, table_documents, texts
 from data.known_texts import OWN, fetch_if_known, name_of
 from data.pieces import Piece, row_pieces, text_pieces
 from reading.paths import Paths, as_list, list_files
-from reading.tables import TABLES, separated_documents, table_documents, text_column, texts
+from reading.tables import TABLES, text_column
 from reading.text_files import DEFAULTS, ReadOptions, encoding_of, inspect, read_text, stamp, text_blocks
 from utils.download import answering_endpoint
 from utils.errors import UserError, first_line

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 from reading.encodings import CANDIDATES, CONTROL_CHARACTERS, UTF_8, binary_format, bom_encoding
 from utils.errors import UserError
@@ -17,6 +18,7 @@ BLOCK = 1 << 20  # bytes per read
 HEAD = 1 << 10  # bytes in which signatures are looked for
 SAMPLE = 100_000  # non-ASCII characters from which the encoding is detected
 LIMIT = 1 << 24  # characters in one line, field or document, which are held in memory
+BLANK = " \t\r\n\x1a"  # DOS programs end a file with Ctrl-Z
 MARGIN = 1.5  # by which the best encoding must beat the second best
 NON_ASCII = re.compile("[^\0-\x7f]")
 
@@ -180,6 +182,16 @@ def byte_blocks(path: Path, size: int) -> Iterator[tuple[bytes, int]]:
             yield b"", n_read
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}. Check the path and its permissions") from None
+
+
+def lines(file: TextIO, path: Path) -> Iterator[str]:
+    """Yield the lines of an open text file. Raises UserError for one that is longer than LIMIT."""
+    number = 0
+    while line := file.readline(LIMIT + 1):
+        number += 1
+        if len(line) > LIMIT:
+            raise UserError(f"{path}, line {number} is longer than {LIMIT:,} characters: split it into several rows")
+        yield line
 
 
 def stamp(path: Path) -> tuple[str, int, int]:

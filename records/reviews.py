@@ -10,13 +10,12 @@ import hashlib
 import io
 import math
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from reading.tables import clean_text, column_names, columns_place, json_kind, list_columns, read_records, text_column
+from reading.tables import clean_text, json_kind, list_columns, open_table, text_column
 from reading.text_files import ReadOptions
 from records.duplicates import groups_of
 from records.examples import IGNORED, Example, Examples
@@ -51,15 +50,15 @@ def read_reviews(path: Path, options: ReadOptions, label_column: str | None, rep
     one. Labels are kept as text. A review without a text is kept with an empty one, and counted; a row without a label
     is skipped. Raises UserError if a column or all reviews are missing.
     """
-    names, where = column_names(path, options), columns_place(path)
-    if not names:
+    table = open_table(path, options)
+    if not table.names:
         raise UserError(f"{path} contains no reviews: it is empty")
     label_column = label_column or "label"
-    if not any(label_column in row for row in names):
-        raise UserError(f"{where} has no column {label_column}: pass the one with the labels as --data.label_column, "
-                        f"of {list_columns(names)}")
-    others = [[name for name in row if name != label_column] for row in names]
-    column = text_column(others, options.column, where, TEXT_COLUMNS)
+    if not any(label_column in row for row in table.names):
+        raise UserError(f"{table.where} has no column {label_column}: pass the one with the labels as "
+                        f"--data.label_column, of {list_columns(table.names)}")
+    others = [[name for name in row if name != label_column] for row in table.names]
+    column = text_column(others, options.column, table.where, TEXT_COLUMNS)
 
     def parse(record: dict, place: str) -> Review:
         review = as_review(record.get(label_column), record.get(column), place)
@@ -68,7 +67,7 @@ def read_reviews(path: Path, options: ReadOptions, label_column: str | None, rep
             report.change("empty text, classified by the start token alone", place)
         return review
 
-    return report.parse_files([path], partial(read_records, options=options, columns=[column, label_column]), parse)
+    return report.parse_files([path], lambda _: table.records([column, label_column]), parse)
 
 
 def as_review(label: Any, text: Any, place: str) -> Review:

@@ -219,6 +219,6 @@ def test_a_separator_splits_a_text_into_documents(tmp_path, monkeypatch, block):
 
 
 def test_a_document_is_limited(tmp_path, monkeypatch):
-    monkeypatch.setattr("reading.tables.LIMIT", 1000)
+    monkeypatch.setattr("data.documents.LIMIT", 1000)
     path = write(tmp_path, b"a<|x|>" + b"b" * 1001)
     assert "1,000 characters" in error_of(path, document_separator="<|x|>")

@@ -95,7 +95,8 @@ def test_line_ends_inside_texts_become_line_feeds(tmp_path, content, name):
     ("a.csv", 'text,n\na,1\n"%s",2\n'),
     ("a.csv", 'text,n\na,1\n"' + "%s" % ("y" * 50 + "\n") * 200 + '%s",2\n')])
 def test_a_huge_field_is_refused_with_its_line(tmp_path, monkeypatch, name, content):
-    monkeypatch.setattr("reading.tables.LIMIT", 5000)
+    for module in ("text_files", "csv_files"):
+        monkeypatch.setattr(f"reading.{module}.LIMIT", 5000)
     path = write(tmp_path, name, content.replace("%s", "x" * 4000))
     if len(content) < 1000:
         assert read(path)[1] == "x" * 4000
@@ -105,7 +106,7 @@ def test_a_huge_field_is_refused_with_its_line(tmp_path, monkeypatch, name, cont
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
 def test_memory_does_not_grow_with_the_file_or_its_lines(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("reading.tables.LIMIT", 1 << 20)
+    monkeypatch.setattr("reading.text_files.LIMIT", 1 << 20)
     row = {"a.jsonl": '{"text": "%s"}\n', "a.csv": '"%s"\n'}[name] % ("word " * 200)
     head = "" if name == "a.jsonl" else "text\n"
     endless = write(tmp_path, f"b{name}", head + '{"text": "' + "x" * 40_000_000)

@@ -1,0 +1,74 @@
+"""Documents from tables, and from text files with separators."""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from reading.tables import JSON_FILES, clean_text, json_kind, open_table, text_column
+from reading.text_files import LIMIT, ReadOptions, encoding_of, print_once, text_blocks
+from utils.errors import UserError
+
+
+def table_documents(path: Path, options: ReadOptions) -> Iterator[tuple[str, int]]:
+    """Yield (text, number of bytes read so far) of the rows of a table or the items of a .json list.
+
+    Raises UserError.
+    """
+    table = open_table(path, options)
+    if not table.names:
+        return
+    column = options.column
+    if column is None and any(is_poem(record) for _, record, _ in table.first):
+        raise UserError(f"{path} contains poems, not texts: train on them with --task poem")
+    if column is None or path.suffix.lower() not in JSON_FILES:  # a JSON file may have it in a later row
+        column = text_column(table.names, column, table.where)
+    values = ((place, record.get(column) if isinstance(record, dict) else record, position)
+              for place, record, position in table.records([column]))
+    yield from texts(values, path, column, chain.from_iterable(table.names))
+
+
+def is_poem(item: Any) -> bool:
+    """Return whether an item of a .json list has the lines of a poem, and no text."""
+    return isinstance(item, dict) and "text" not in item and isinstance(item.get("para", item.get("paragraphs")), list)
+
+
+def separated_documents(path: Path, options: ReadOptions) -> Iterator[tuple[str, int]]:
+    """Yield (text, number of bytes read so far) of the documents of a text file with separators.
+
+    Raises UserError.
+    """
+    rest = ""
+    for block, position in text_blocks(path, encoding_of(path, options.encoding)):
+        *complete, rest = (rest + block).split(options.document_separator)
+        if len(rest) > LIMIT:
+            raise UserError(f"{path}: a document before byte {position:,} is longer than {LIMIT:,} characters: "
+                            f"separate it by {options.document_separator}, or read the file without a separator")
+        for document in complete:
+            yield document.strip("\n"), position
+    yield rest.strip("\n"), position
+
+
+def texts(values: Iterable[tuple[str, Any, int]], path: Path | str, column: str,
+          names: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Yield (text, position) of values (place, value, position) of a column; None is counted as a row without a text.
+
+    Raises UserError if a value is not a string, or if all are None; then it lists the `names` of the columns.
+    """
+    n_rows = n_missing = 0
+    for place, value, position in values:
+        n_rows += 1
+        if isinstance(value, str):
+            yield clean_text(value), position
+        elif value is None:
+            n_missing += 1
+        elif column == "item":
+            raise UserError(f"{path}, {place} is {json_kind(value)}, not text: correct it")
+        else:
+            raise UserError(f"{path}, {place}: {column} is {json_kind(value)}, not text: pass the column with the text "
+                            "as --data.column")
+    if n_rows and n_missing == n_rows:
+        raise UserError(f"{path}: no row has a text in the column {column}: pass another --data.column, of "
+                        f"{', '.join(dict.fromkeys(names))}")
+    if n_missing:
+        print_once(f"{path}: skipped {n_missing:,} of {n_rows:,} rows, which have no {column}")
