@@ -32,9 +32,9 @@ REST = (128 + 32 + 128) * 64 + 128 + 2 * 64
 
 
 @pytest.mark.parametrize("plan, expected", [
-    (Plan(gpus=4), {"gradients": 2 * 3 / 4 * 4 * (3 * BLOCK + REST), "Muon": 2 * 3 / 4 * 4 * 3 * 12 * 64**2}),
+    (Plan(gpus=4), {"gradients": 2 * 3 / 4 * 4 * (3 * BLOCK + REST), "Muon": 3 / 4 * 4 * 3 * 12 * 64**2}),
     (Plan(gpus=4, dtype="bfloat16", accumulation=5),
-     {"gradients": 2 * 3 / 4 * 4 * (3 * BLOCK + REST), "Muon": 2 * 3 / 4 * 2 * 3 * 12 * 64**2}),
+     {"gradients": 2 * 3 / 4 * 4 * (3 * BLOCK + REST), "Muon": 3 / 4 * 2 * 3 * 12 * 64**2}),
     (Plan(gpus=2, optimizer="adamw", trainable_blocks=1), {"gradients": 4 * (BLOCK + 2 * 64 + 128 * 64 + 128)}),
     (Plan(gpus=2, strategy="fsdp", optimizer="adamw", accumulation=3),
      {"weights": 3 * 2 * (6 * BLOCK + REST), "gradients": 3 * 2 * (3 * BLOCK + REST)}),
@@ -82,6 +82,8 @@ class RingBytes(TorchDispatchMode):
         if "allreduce_" in name or "all_reduce" in name:
             tensors = tensor if isinstance(tensor, list) else [tensor]
             self.sent += 2 * fraction * sum(each.nbytes for each in tensors)
+        elif "broadcast" in name:
+            self.sent += fraction * sum(each.nbytes for each in tensor)
         elif "_allgather_base_" in name:  # output, input
             self.sent += fraction * tensor.nbytes
         elif "_reduce_scatter_base_" in name:

@@ -6,6 +6,7 @@ from small_models import small_model
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training import optim
+from training.distributed import World
 from training.optim import Muon, WeightAverage, orthogonalize
 
 SHAPES = [(12, 5), (5, 12), (12, 5), (8, 8), (3, 3), (12, 5)]
@@ -48,16 +49,19 @@ def test_batched_muon_equals_one_matrix_at_a_time(monkeypatch, limit):
         torch.testing.assert_close(weight.double(), reference, atol=1e-5, rtol=1e-5)
 
 
-def test_stacks_contain_every_row_once_and_are_bounded(monkeypatch):
+@pytest.mark.parametrize("ranks, n_stacks", [(1, [1, 1, 1, 1, 1, 1]), (2, [2, 1, 2, 1]), (8, [5, 5])])
+def test_stacks_contain_every_row_once_are_bounded_and_as_equal_as_possible(monkeypatch, ranks, n_stacks):
     monkeypatch.setattr(optim, "MUON_STACK", 200)
     weights = [torch.zeros(32, 6) for _ in range(5)]
     muon = Muon(weights, 0.02, weight_decay=0.1, momentum=0.9, dtype=torch.float32,
-                rows={weight: [16, 8, 8] for weight in weights})
-    stacks = list(muon.stacks(weights))
+                rows={weight: [16, 8, 8] for weight in weights}, world=World(0, ranks))
+    rounds = list(muon.rounds(weights))
+    assert [len(stacks) for stacks in rounds] == n_stacks
+    stacks = [stack for stacks in rounds for stack in stacks]
     found = [(id(weight), row) for stack in stacks for weight, rows in stack for row in range(rows.start, rows.stop)]
     assert sorted(found) == sorted((id(weight), row) for weight in weights for row in range(32))
     sizes = [sum((rows.stop - rows.start) * 6 for _, rows in stack) for stack in stacks]
-    assert max(sizes) <= 200 and len(sizes) == 3 + 3  # two of 16 x 6 at once, and four of 8 x 6
+    assert max(sizes) <= 200  # two matrices of 16 x 6 at once, and four of 8 x 6
 
 
 def test_orthogonalize_brings_singular_values_close_to_one():

@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
 
     `rows` lists the numbers of rows of the matrices that a weight consists of, such as queries, keys and values: each
     is orthogonalized separately. The learning rate is a 0-dim tensor, so that a CUDA graph reads its current value. The
-    ranks of a `world` have the same gradients, or shards of them: each orthogonalizes a part of the matrices.
+    ranks of a `world` have the same gradients, or shards of them: each orthogonalizes a part of the matrices for all.
     """
 
     def __init__(self, params: list[Tensor], lr: Tensor | float, *, weight_decay: float, momentum: float,
@@ -75,17 +75,19 @@ class Muon(torch.optim.Optimizer):
             averages = [local_part(self.state[weight]["momentum"]) for weight in group["params"]]
             gradients = [local_part(weight.grad) for weight in group["params"]]
             torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-            for stack in self.stacks(group["params"]):
-                updates = torch.stack(self.nesterov(stack, group["momentum"]))
-                updates /= updates.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # float16 has no smaller numbers
-                updates = updates.to(self.dtype)  # (N, r, c); a separate statement, which frees the float32 tensor
-                updates = self.orthogonalize(updates).float()
-                updates *= group["lr"] * max(1, updates.size(1) / updates.size(2)) ** 0.5
-                self.apply(stack, updates, 1 - group["lr"] * group["weight_decay"])
-                del updates  # before the next stack allocates its own
+            for stacks in self.rounds(group["params"]):
+                own = self.orthogonalized(stacks, group["momentum"])
+                for rank, stack in enumerate(stacks):
+                    updates = self.broadcast(own, stack, rank).float()
+                    updates *= group["lr"] * max(1, updates.size(1) / updates.size(2)) ** 0.5
+                    self.apply(stack, updates, 1 - group["lr"] * group["weight_decay"])
+                    del updates  # before the next stack needs its own
 
-    def stacks(self, weights: list[Tensor]) -> Iterator[Stack]:
-        """Yield matrices of equal shape, as lists of (weight, its rows), of at most MUON_STACK elements each."""
+    def rounds(self, weights: list[Tensor]) -> Iterator[list[Stack]]:
+        """Yield lists of stacks of matrices of equal shape: a stack for each rank, or fewer stacks than ranks.
+
+        A stack has at most an equal part of these matrices, and at most MUON_STACK elements, or a single matrix.
+        """
         by_shape = {}
         for weight in weights:
             start = 0
@@ -93,33 +95,51 @@ class Muon(torch.optim.Optimizer):
                 by_shape.setdefault((size, weight.size(1)), []).append((weight, slice(start, start + size)))
                 start += size
         for (rows, columns), matrices in by_shape.items():
-            at_once = max(1, MUON_STACK // (rows * columns))
-            for first in range(0, len(matrices), at_once):
-                yield matrices[first : first + at_once]
+            equal_parts = -(-len(matrices) // self.world.size)  # rounded up
+            at_once = max(1, min(equal_parts, MUON_STACK // (rows * columns)))
+            stacks = [matrices[first : first + at_once] for first in range(0, len(matrices), at_once)]
+            for first in range(0, len(stacks), self.world.size):
+                yield stacks[first : first + self.world.size]
 
-    def nesterov(self, stack: Stack, momentum: float) -> list[Tensor]:
-        """Return Nesterov's momentum of the matrices in a stack, (r, c) each, whole on every rank."""
-        if not is_sharded(stack[0][0]):
-            gradients = [weight.grad[rows] for weight, rows in stack]
-            averages = [self.state[weight]["momentum"][rows] for weight, rows in stack]
-            return torch._foreach_lerp(gradients, averages, momentum)
-        gathered = {}
-        for weight, _ in stack:
-            if weight not in gathered:
-                gathered[weight] = weight.grad.lerp(self.state[weight]["momentum"], momentum).full_tensor()
-        return [gathered[weight][rows] for weight, rows in stack]
+    def orthogonalized(self, stacks: list[Stack], momentum: float) -> Tensor | None:
+        """Return the orthogonalized momentum of this rank's stack, (N, r, c), in the compute dtype.
 
-    def orthogonalize(self, updates: Tensor) -> Tensor:
-        """Orthogonalize matrices (N, r, c), a part of them on each rank."""
-        size, rank = self.world.size, self.world.rank
-        if size == 1:
-            return orthogonalize(updates)
-        count = -(-len(updates) // size)
-        own = slice(rank * count, (rank + 1) * count)
-        results = torch.zeros_like(updates)
-        results[own] = orthogonalize(updates[own])
-        dist.all_reduce(results)  # an all-gather would need equal parts: with more ranks than matrices, mostly zeros
-        return results
+        None if there are fewer stacks than ranks, and none is for this rank.
+        """
+        matrices = self.nesterov(stacks, momentum)
+        if not matrices:
+            return None
+        updates = torch.stack(matrices)
+        del matrices
+        updates /= updates.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # float16 has no smaller numbers
+        updates = updates.to(self.dtype)  # a separate statement, which frees the float32 tensor
+        return orthogonalize(updates)
+
+    def nesterov(self, stacks: list[Stack], momentum: float) -> list[Tensor]:
+        """Return Nesterov's momentum of the matrices in this rank's stack, (r, c) each."""
+        own = stacks[self.world.rank] if self.world.rank < len(stacks) else []
+        if not is_sharded(stacks[0][0][0]):
+            gradients = [weight.grad[rows] for weight, rows in own]
+            averages = [self.state[weight]["momentum"][rows] for weight, rows in own]
+            return torch._foreach_lerp(gradients, averages, momentum) if own else []
+        matrices = []
+        for weight in dict.fromkeys(weight for stack in stacks for weight, _ in stack):  # all ranks gather all of them
+            whole = weight.grad.lerp(self.state[weight]["momentum"], momentum).full_tensor()
+            matrices += [whole[rows].clone() for other, rows in own if other is weight]
+        return matrices
+
+    def broadcast(self, own: Tensor | None, stack: Stack, rank: int) -> Tensor:
+        """Return the update of a stack, (N, r, c), which `rank` has as its `own`."""
+        if self.world.size == 1:
+            return own
+        if rank == self.world.rank:
+            updates = own.contiguous()  # a transposed one cannot be sent
+        else:
+            weight, rows = stack[0]
+            shape = len(stack), rows.stop - rows.start, weight.size(1)
+            updates = torch.empty(shape, dtype=self.dtype, device=weight.device)
+        dist.broadcast(updates, src=rank)
+        return updates
 
     def apply(self, stack: Stack, updates: Tensor, decay: float) -> None:
         """Multiply the matrices in a stack by `decay` and subtract updates (N, r, c), in the rows of this rank."""

@@ -2,8 +2,8 @@
 
 Collectives are ring algorithms: of a tensor of b bytes, each of N ranks sends (N-1)/N b in an all-gather or a
 reduce-scatter, and 2 (N-1)/N b in an all-reduce, which is a reduce-scatter and an all-gather. No algorithm sends less
-(Thakur et al., 2005; Patarasuk & Yuan, 2009). Latency, which grows with the number of ranks and collectives, is not
-counted.
+(Thakur et al., 2005; Patarasuk & Yuan, 2009). In a broadcast, all but the last rank pass b bytes on, (N-1)/N b on
+average. Latency, which grows with the number of ranks and collectives, is not counted.
 """
 
 from collections import Counter
@@ -52,7 +52,7 @@ def sent_bytes(config: Architecture, plan: Plan) -> dict[str, int]:
     - FSDP2, in each micro-batch: all-gathers of the float32 weights, of the blocks for the forward pass and again for
       the backward pass, of other weights once; and reduce-scatters of the float32 gradients (Zhao et al., 2023).
     - Muon: with FSDP2, all-gathers of the float32 updates (queries, keys and values are one weight, gathered once for
-      each of their shapes). Then all-reduces of the orthogonalized updates, in the compute dtype.
+      each of their shapes). Then broadcasts of the orthogonalized updates, in the compute dtype.
     """
     trained = TrainedWeights(config, plan)
     fraction = (plan.gpus - 1) / plan.gpus
@@ -65,7 +65,7 @@ def sent_bytes(config: Architecture, plan: Plan) -> dict[str, int]:
         sent = {"weights": plan.accumulation * 4 * fraction * (n + in_blocks),
                 "gradients": plan.accumulation * gradients}
     if plan.optimizer == "muon" and trained.matrices:
-        sent["Muon"] = 2 * fraction * BYTES[plan.dtype] * trained.matrices
+        sent["Muon"] = fraction * BYTES[plan.dtype] * trained.matrices
         if plan.strategy == "fsdp":
             sent["Muon"] += 4 * fraction * trained.n_blocks * gathered_per_block(config)
     return {part: round(size) for part, size in sent.items()}
