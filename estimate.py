@@ -16,7 +16,7 @@ import argparse
 import math
 import time
 from collections.abc import Collection
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from data.prepare import open_tokens
 from data.token_files import Prepared
 from data.windows import ConsecutiveWindows
 from models.quantize import int8_summary, quantize_int8
-from reading.text_files import ReadOptions
+from reading.options import ReadOptions, add_read_options, read_options
 from records.report import print_examples
 from records.reviews import Review, format_scores, label_ids, scores, write_errors
 from tasks.classification import classify
@@ -69,8 +69,7 @@ def main() -> None:
     parser.add_argument("checkpoint", nargs="?", default=SHIPPED, help=CHECKPOINT_HELP)
     parser.add_argument("--data", help="a file, or anything that data.path of train.py accepts for the task of the "
                                        f"checkpoint (language models: {DEFAULT_PATH})")
-    for field in fields(ReadOptions):
-        parser.add_argument(f"--{field.name}", f"--data.{field.name}", help=f"as --data.{field.name} of train.py")
+    add_read_options(parser)
     parser.add_argument("--label_column", "--data.label_column", help="as --data.label_column of train.py")
     parser.add_argument("--split_seed", "--data.split_seed", type=int, help="as --data.split_seed of train.py")
     parser.add_argument("--split", choices=("val", "train", "test", "all"), default="val",
@@ -92,7 +91,7 @@ def main() -> None:
     check_options(args, loaded.task["kind"])
     for path in output_files(args):
         check_writable(path)
-    options = ReadOptions(**{field.name: getattr(args, field.name) for field in fields(ReadOptions)})
+    options = read_options(args)
     if loaded.task["kind"] == "language":
         evaluate_language_model(loaded, args, options)
     else:

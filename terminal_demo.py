@@ -24,14 +24,13 @@ from typing import Any
 
 from models.config import ReplyConfig
 from models.quantize import int8_summary, quantize_int8
-from reading.text_files import stamp
 from tasks.kinds import answers_class
 from tokenization.characters import quote_all
 from tokenization.load import without_unknown
 from training.checkpoint import CHECKPOINT_HELP, SHIPPED, Loaded, checkpoint_file, load_checkpoint
 from training.precision import inference_dtype, pick_device
 from utils.errors import Parser, UserError, command
-from utils.files import PROJECT
+from utils.files import PROJECT, stamp
 from utils.forecast.parameters import count_parameters
 from utils.printable import escape_controls, one_line
 

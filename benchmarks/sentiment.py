@@ -19,7 +19,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.model_selection import GridSearchCV, StratifiedKFold  # noqa: E402
 
-from reading.text_files import ReadOptions  # noqa: E402
+from reading.options import ReadOptions  # noqa: E402
 from records.report import DataReport  # noqa: E402
 from records.reviews import Review, Scores, label_ids, labels_of, read_reviews, scores, split_reviews  # noqa: E402
 from tasks.classification import classify  # noqa: E402

@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 from data.documents import separated_documents, table_documents, texts
 from data.known_texts import OWN, fetch_if_known, name_of
 from data.pieces import Piece, row_pieces, text_pieces
+from reading.blocks import text_blocks
+from reading.encodings import inspect
+from reading.options import DEFAULTS, ReadOptions
 from reading.paths import Paths, as_list, list_files
 from reading.tables import TABLES, text_column
-from reading.text_files import DEFAULTS, ReadOptions, encoding_of, inspect, read_text, stamp, text_blocks
+from reading.text_files import encoding_of, read_text
 from utils.download import answering_endpoint
 from utils.errors import UserError, first_line
+from utils.files import stamp
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -5,9 +5,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from reading.tables import JSON_FILES, clean_text, json_kind, open_table, text_column
-from reading.text_files import LIMIT, ReadOptions, encoding_of, print_once, text_blocks
+from reading.blocks import text_blocks
+from reading.options import ReadOptions
+from reading.tables import JSON_FILES, clean_text, json_kind, open_table, refuse_poems, text_column
+from reading.text_files import LIMIT, encoding_of
 from utils.errors import UserError
+from utils.printable import print_once
 
 
 def table_documents(path: Path, options: ReadOptions) -> Iterator[tuple[str, int]]:
@@ -19,18 +22,13 @@ def table_documents(path: Path, options: ReadOptions) -> Iterator[tuple[str, int
     if not table.names:
         return
     column = options.column
-    if column is None and any(is_poem(record) for _, record, _ in table.first):
-        raise UserError(f"{path} contains poems, not texts: train on them with --task poem")
+    if column is None:
+        refuse_poems(table)
     if column is None or path.suffix.lower() not in JSON_FILES:  # a JSON file may have it in a later row
         column = text_column(table.names, column, table.where)
     values = ((place, record.get(column) if isinstance(record, dict) else record, position)
               for place, record, position in table.records([column]))
     yield from texts(values, path, column, chain.from_iterable(table.names))
-
-
-def is_poem(item: Any) -> bool:
-    """Return whether an item of a .json list has the lines of a poem, and no text."""
-    return isinstance(item, dict) and "text" not in item and isinstance(item.get("para", item.get("paragraphs")), list)
 
 
 def separated_documents(path: Path, options: ReadOptions) -> Iterator[tuple[str, int]]:

@@ -19,8 +19,8 @@ from data.cache import cached_file
 from data.corpora import Corpus, open_corpus
 from data.pieces import Piece
 from data.token_files import DTYPES, SPLITS, Prepared, is_prepared, open_prepared, token_dtype, token_files_in
+from reading.options import DEFAULTS, ReadOptions
 from reading.paths import Paths
-from reading.text_files import DEFAULTS, ReadOptions
 from tokenization.base import Tokenizer
 from tokenization.bpe import MAX_BYTES
 from tokenization.load import load_tokenizer, train_tokenizer

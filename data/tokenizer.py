@@ -8,7 +8,8 @@
 from pathlib import Path
 
 from data.corpora import open_corpus
-from reading.text_files import ReadOptions
+from data.prepare import pieces_with_progress
+from reading.options import add_read_options, read_options
 from tokenization.bpe import MAX_BYTES, BPETokenizer
 from tokenization.load import SOURCES, load_tokenizer
 from utils.errors import Parser, command
@@ -19,8 +20,8 @@ def main() -> None:
     parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train a byte-level BPE on texts")
-    train.add_argument("files", nargs="+", help="files and folders, as for data.path of train.py")
-    train.add_argument("--column", help="the column that contains the text, for .jsonl, .csv and .parquet files")
+    train.add_argument("files", nargs="+", help="files and folders, or hf:NAME, as data.path of train.py")
+    add_read_options(train)
     train.add_argument("--vocab_size", type=int, default=20_000, help="maximum vocabulary size (%(default)s)")
     train.add_argument("--max_bytes", type=int, default=MAX_BYTES,
                        help="train on a sample of at most this many bytes, which bounds the memory (%(default)s)")
@@ -30,8 +31,8 @@ def main() -> None:
     show.add_argument("text")
     args = parser.parse_args()
     if args.command == "train":
-        corpus = open_corpus(args.files, ReadOptions(column=args.column))
-        texts = (piece.text for piece in corpus.pieces())
+        corpus = open_corpus(args.files[0] if len(args.files) == 1 else args.files, read_options(args))
+        texts = (piece.text for piece in pieces_with_progress(corpus, "reading the text"))
         tokenizer = BPETokenizer.train(texts, args.vocab_size, args.max_bytes, ", ".join(args.files))
         tokenizer.save(args.out)
         print(f"{args.out}: {tokenizer.vocab_size:,} tokens")

@@ -8,9 +8,10 @@ from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
 
-from reading.text_files import BLANK, LIMIT, ReadOptions, encoding_of, lines, print_once
+from reading.options import ReadOptions
+from reading.text_files import BLANK, LIMIT, encoding_of, lines
 from utils.errors import UserError
-from utils.printable import one_line
+from utils.printable import one_line, print_once
 
 FIRST = 100  # rows from which the delimiter and the header are detected
 DELIMITERS = ",;\t|"

@@ -1,12 +1,24 @@
-"""The format of a file from its bytes: binary formats by signature, text encodings by the characters they give.
+"""The format of a file: binary formats by signature, text encodings by the characters they give.
 
 Encodings are compared by evidence: the share of characters that are frequent in the languages written in them. The
 right encoding scores several times higher than a wrong one even on a single sentence, so the threshold can be strict.
 """
 
 import codecs
+import contextlib
+import functools
 import re
+from pathlib import Path
 from typing import NamedTuple
+
+from reading.blocks import NotText, byte_blocks, text_blocks
+from utils.errors import UserError
+from utils.files import stamp
+
+HEAD = 1 << 10  # bytes in which signatures are looked for
+SAMPLE = 100_000  # non-ASCII characters from which the encoding is detected
+MARGIN = 1.5  # by which the best encoding must beat the second best
+NON_ASCII = re.compile("[^\0-\x7f]")
 
 UTF_8 = "utf-8-sig"  # with or without a byte order mark
 BOMS = {  # UTF-32 first: its little-endian mark starts with that of UTF-16
@@ -71,6 +83,91 @@ CANDIDATES = (
     *(Candidate(codec, (f"[{ANY}]",), 0.3, counted=r"[\0-\U0010ffff]")
       for codec in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")),
 )
+
+
+def inspect(path: Path, encoding: str | None = None) -> tuple[str, int]:
+    """Return (encoding, length in characters) of a text file; `encoding` overrides the detection.
+
+    A byte order mark decides. Without one, a file that is valid UTF-8 is UTF-8, and the encoding of any other is
+    detected. Raises UserError if the file is binary, or if the evidence for an encoding is weak.
+    """
+    head = next(byte_blocks(path, HEAD))[0]
+    binary = binary_format(head)
+    if binary:
+        raise UserError(f"{path} is {binary}, not text: extract or convert it, and pass a text file")
+    given = codec_name(encoding) if encoding else bom_encoding(head)
+    return inspect_content(path, given, stamp(path))
+
+
+@functools.cache
+def inspect_content(path: Path, given: str | None, version: tuple[str, int, int]) -> tuple[str, int]:
+    """Do the work of `inspect`, once for each `version` (`stamp`) of a file: the whole file is read."""
+    try:
+        return given or UTF_8, text_length(path, given or UTF_8)
+    except NotText as error:
+        reason = error
+    if given:
+        raise UserError(f"{path} is not text in {given}: {reason}. Re-save it as UTF-8, or pass --data.encoding NAME")
+    detected = detect(path, reason)
+    try:
+        return detected, text_length(path, detected)
+    except NotText as error:
+        raise UserError(f"{path} looks like {detected}, but {error}: it is damaged or not text") from None
+
+
+def codec_name(name: str) -> str:
+    """Return the name that Python has for a text encoding. Raises UserError if it has none."""
+    try:
+        b"text".decode(name, "replace")  # also refuses codecs such as hex, which do not give text
+        codec = codecs.lookup(name).name
+    except (LookupError, ValueError):
+        raise UserError(f"--data.encoding {name} is unknown: use a name such as utf-8, gb18030, big5, shift_jis, "
+                        "euc_kr or cp1252") from None
+    return UTF_8 if codec == "utf-8" else codec
+
+
+def detect(path: Path, reason: NotText) -> str:
+    """Return the encoding of a file that is not UTF-8 for a `reason`. Raises UserError if the evidence is weak."""
+    text = sample(path, UTF_8, "surrogateescape")
+    n_invalid = len(re.findall("[\udc80-\udcff]", text))
+    if len(NON_ASCII.findall(text)) > 8 * n_invalid:  # by chance, bytes of other encodings are rarely valid UTF-8
+        raise UserError(f"{path} is damaged UTF-8: {reason}. Correct it and re-save it as UTF-8")
+    scores = {}
+    for candidate in CANDIDATES:
+        with contextlib.suppress(NotText):
+            scores[candidate.codec] = candidate.score(sample(path, candidate.codec))
+    ranked = sorted(scores, key=scores.get, reverse=True)
+    if ranked and scores[ranked[0]] >= 1:
+        best, *others = ranked
+        if all(scores[best] >= MARGIN * scores[other] for other in others):
+            return best
+    hint = f"; candidates: {', '.join(ranked)}" if ranked else ""
+    raise UserError(f"{path} is not valid text: {reason}. If it is text, re-save it as UTF-8 or pass --data.encoding "
+                    f"NAME{hint}")
+
+
+def sample(path: Path, encoding: str, errors: str = "strict") -> str:
+    """Return the first blocks of a text with SAMPLE non-ASCII characters, without blocks of ASCII. Raises NotText."""
+    blocks, n_non_ascii = [], 0
+    for text, _ in text_blocks(path, encoding, errors):
+        if not blocks or not text.isascii():
+            blocks.append(text)
+            n_non_ascii += len(NON_ASCII.findall(text))
+        if n_non_ascii >= SAMPLE:
+            break
+    return "".join(blocks)
+
+
+def text_length(path: Path, encoding: str) -> int:
+    """Return the length of a file in characters. Raises NotText if it is not text in this encoding."""
+    length = n_controls = 0
+    for text, _ in text_blocks(path, encoding):
+        length += len(text)
+        encoded = text.encode("utf-8", "surrogatepass")
+        n_controls += len(encoded) - len(encoded.translate(None, CONTROL_CHARACTERS))
+    if n_controls > 1 + length / 1000:  # a stray one may be an accident
+        raise NotText(f"{n_controls:,} of {length:,} characters are control characters")
+    return length
 
 
 def binary_format(head: bytes) -> str | None:

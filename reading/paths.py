@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from reading.text_files import byte_blocks, print_once
+from reading.blocks import byte_blocks
 from utils.errors import UserError
+from utils.printable import print_once
 
 Paths = str | Path | list[str] | list[Path]
 

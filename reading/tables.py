@@ -8,8 +8,10 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from reading.blocks import text_blocks
 from reading.csv_files import FIRST, csv_records
-from reading.text_files import BLANK, ReadOptions, encoding_of, lines, text_blocks
+from reading.options import ReadOptions
+from reading.text_files import BLANK, encoding_of, lines
 from utils.errors import UserError
 from utils.printable import one_line
 
@@ -30,8 +32,9 @@ list, any item."""
 class Table(NamedTuple):
     """An open table."""
 
+    path: Path
     where: str
-    """What names the columns, for error messages."""
+    """Where the column names are, such as `the first row of a.csv`, for error messages."""
     names: list[list[str]]
     """The column names of each of the first rows; none if the table is empty. Items that are no objects are `item`."""
     first: list[tuple[str, Any, int]]
@@ -46,7 +49,7 @@ def open_table(path: Path, options: ReadOptions) -> Table:
     if suffix not in TABLES:
         raise UserError(f"{path} is not a table: pass a file whose name ends in {', '.join(TABLES)}")
     if suffix == ".parquet":
-        return Table(where, parquet_names(path), [], lambda columns: parquet_records(path, columns))
+        return Table(path, where, parquet_names(path), [], lambda columns: parquet_records(path, columns))
     if suffix in (".csv", ".tsv"):
         where = f"the first row of {path}"
     records = READERS[suffix](path, options)
@@ -54,12 +57,24 @@ def open_table(path: Path, options: ReadOptions) -> Table:
     names = [list(record) for _, record, _ in first if isinstance(record, dict)]
     if first and not names:
         names = [["item"]]
-    return Table(where, names, first, lambda columns: chain(first, records))
+    return Table(path, where, names, first, lambda columns: chain(first, records))
 
 
 def read_records(path: Path, options: ReadOptions) -> Records:
     """Yield the records of a file with one of the suffixes in TABLES."""
     return open_table(path, options).records(None)
+
+
+def refuse_poems(table: Table) -> None:
+    """Raise UserError if one of the first records is a poem: it has lines, and no text."""
+    for _, record, _ in table.first:
+        if isinstance(record, dict) and "text" not in record and isinstance(lines_of_poem(record), list):
+            raise UserError(f"{table.path} contains poems, not texts: train on them with --task poem")
+
+
+def lines_of_poem(record: dict) -> Any:
+    """Return the lines of a poem; None if there are none."""
+    return record.get("para", record.get("paragraphs"))
 
 
 def list_columns(rows: list[list[str]]) -> str:
@@ -88,10 +103,10 @@ def text_column(rows: list[list[str]], wanted: str | None, where: str, usual: tu
 
 
 def clean_text(text: str) -> str:
-    """Return a text with LF for CRLF, and with U+FFFD for half of a surrogate pair, which JSON may contain."""
+    """Return a text with LF for CRLF and CR, and with U+FFFD for half of a surrogate pair, which JSON may contain."""
     if not text.isascii():
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text.replace("\r\n", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------

@@ -29,9 +29,10 @@ from typing import Any
 
 from tqdm import trange
 
+from reading.options import ReadOptions
 from reading.paths import Paths, list_files
 from reading.tables import TABLES, clean_text, json_kind, read_records
-from reading.text_files import BLANK, ReadOptions, encoding_of, lines
+from reading.text_files import BLANK, encoding_of, lines
 from records.examples import Examples, Parts, next_token_example
 from records.poems import read_poems, requests
 from records.report import DataReport

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from reading.options import ReadOptions
 from reading.tables import clean_text, json_kind, read_records
-from reading.text_files import ReadOptions
 from records.examples import Examples, Parts, next_token_example
 from records.report import DataReport
 from tokenization.base import Tokenizer

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from reading.tables import read_records
-from reading.text_files import ReadOptions, read_text
+from reading.options import ReadOptions
+from reading.tables import lines_of_poem, read_records
+from reading.text_files import read_text
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
 
@@ -94,7 +95,7 @@ def read_poems(files: list[Path], options: ReadOptions, report: "DataReport") ->
 def as_poem(record: dict, place: str) -> dict:
     """Return the `title`, `author` and `para` (lines) of a record. Raises UserError, which says what is wrong."""
     poem = {"title": record.get("title"), "author": record.get("author"),
-            "para": record.get("para", record.get("paragraphs"))}
+            "para": lines_of_poem(record)}
     missing = [key for key, value in poem.items() if value is None]
     if missing:
         raise UserError(f"no {', '.join(missing)}")

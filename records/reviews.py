@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reading.tables import clean_text, json_kind, list_columns, open_table, text_column
-from reading.text_files import ReadOptions
+from reading.options import ReadOptions, add_read_options, read_options
+from reading.tables import clean_text, json_kind, list_columns, open_table, refuse_poems, text_column
 from records.duplicates import groups_of
 from records.examples import IGNORED, Example, Examples
 from records.report import DataReport
@@ -53,6 +53,8 @@ def read_reviews(path: Path, options: ReadOptions, label_column: str | None, rep
     table = open_table(path, options)
     if not table.names:
         raise UserError(f"{path} contains no reviews: it is empty")
+    if options.column is None:
+        refuse_poems(table)
     label_column = label_column or "label"
     if not any(label_column in row for row in table.names):
         raise UserError(f"{table.where} has no column {label_column}: pass the one with the labels as "
@@ -80,8 +82,7 @@ def as_review(label: Any, text: Any, place: str) -> Review:
         raise UserError(f"its text is {json_kind(text)}, not text")
     if text is None or not text.strip():
         text = ""
-    text = clean_text(text).replace("\r", "\n")  # as in a CSV file, so that `split` writes what it read
-    return Review(clean_text(str(label)).strip(), text, place)
+    return Review(clean_text(str(label)).strip(), clean_text(text), place)
 
 
 def write_csv(path: Path, columns: list[str], rows: Iterable[Sequence[str]]) -> None:
@@ -281,14 +282,14 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     split = commands.add_parser("split", help="split a table into train.csv, val.csv and test.csv")
     split.add_argument("file", type=Path, help="a .csv, .tsv, .jsonl, .json or .parquet file")
-    split.add_argument("--label_column", help="the column that contains the label (label)")
-    split.add_argument("--column", help="the column that contains the text (text, review or the only other one)")
+    split.add_argument("--label_column", "--data.label_column", help="the column that contains the label (label)")
+    add_read_options(split)
     split.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     split.add_argument("--out", type=Path, required=True, help="the folder for the three files")
     args = parser.parse_args()
 
     report = DataReport(args.file, "reviews")
-    reviews = read_reviews(args.file, ReadOptions(column=args.column), args.label_column, report)
+    reviews = read_reviews(args.file, read_options(args), args.label_column, report)
     splits = split_reviews(reviews, args.seed)
     report.print()
     labels = labels_of(reviews)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from models.config import ReplyConfig
+from reading.options import ReadOptions
 from reading.paths import list_files
 from reading.tables import TABLES
-from reading.text_files import ReadOptions
 from records.examples import Example, Examples, pad
 from records.reviews import (
     SPLITS,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reading.text_files import ReadOptions
+from reading.options import ReadOptions
 from records.examples import Example, ExampleBatches
 from records.report import DataReport, highlight, print_examples
 from tasks.task import Task

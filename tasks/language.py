@@ -11,7 +11,7 @@ from data.prepare import open_tokens
 from data.windows import ConsecutiveWindows, WindowBatches, check_length, make_windows, reverse_some
 from models.config import ReplyConfig
 from models.generate import generate_text
-from reading.text_files import ReadOptions
+from reading.options import ReadOptions
 from tasks.task import Answers, Task
 from tokenization.base import Tokenizer
 from utils.printable import one_line

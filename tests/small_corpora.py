@@ -7,7 +7,7 @@ import json
 import pytest
 
 from data.corpora import open_corpus
-from reading.text_files import ReadOptions
+from reading.options import ReadOptions
 from utils.errors import UserError
 
 TEXTS = [f"Text {i} of many:\nit's {'very ' * (i % 7)}short, 第{i}首。" for i in range(40)]

@@ -20,7 +20,7 @@ from data.corpora import open_corpus
 from data.known_texts import fetch_tiny_shakespeare, name_of
 from data.pieces import PIECE, row_pieces, split_into_pieces
 from data.prepare import open_tokens
-from reading.text_files import ReadOptions
+from reading.options import ReadOptions
 from utils.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -301,7 +301,7 @@ def load(address, column=None, mirrors=None, **environment):
     """Open a Hugging Face dataset in a new process and print its pieces."""
     code = ("import sys; import utils.download; from data.corpora import open_corpus\n"
             "from utils.errors import command\n"
-            "from reading.text_files import ReadOptions\n"
+            "from reading.options import ReadOptions\n"
             f"if {mirrors}: utils.download.hub_endpoints = lambda: {mirrors}\n"
             "@command\ndef main():\n"
             f"    corpus = open_corpus('hf:' + sys.argv[1], ReadOptions({column!r}))\n"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import records.dialogues
-from reading.text_files import ReadOptions
+from reading.options import ReadOptions
 from records.dialogues import (
     dialogue_examples,
     dialogue_parts,

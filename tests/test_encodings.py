@@ -1,4 +1,4 @@
-"""reading/encodings.py and reading/text_files.py: encodings are detected or refused, and binary files are named."""
+"""reading/encodings.py and reading/blocks.py: encodings are detected or refused, and binary files are named."""
 
 import codecs
 import io
@@ -13,8 +13,10 @@ import pytest
 from small_corpora import error_of, read, text_of
 
 from data.corpora import open_corpus
-from reading import text_files
-from reading.text_files import ReadOptions, inspect, read_text
+from reading import blocks, encodings
+from reading.encodings import inspect
+from reading.options import ReadOptions
+from reading.text_files import read_text
 
 SIMPLIFIED = ("今天天气很好，我们一起去公园散步吧。他说这本书是去年在北京买的，一共花了三十五元。\n"
               "“你好，”她笑着说，“请问图书馆怎么走？”老人指了指前面的大楼，告诉她就在那里。\n")
@@ -88,8 +90,8 @@ def test_an_encoding_without_strong_evidence_is_refused_and_the_option_named_rea
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "gb18030"])
 def test_the_block_size_changes_nothing(tmp_path, monkeypatch, encoding, block):
     text = "床前明月光，\r\n疑是地上霜。\r\r\nMoon 4 me\n\r\n𠮷" * 3
-    monkeypatch.setattr(text_files, "BLOCK", block)
-    assert read_text(write(tmp_path, text.encode(encoding))) == text.replace("\r\n", "\n")
+    monkeypatch.setattr(blocks, "BLOCK", block)
+    assert read_text(write(tmp_path, text.encode(encoding))) == text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 @pytest.mark.parametrize("text, encoding, printed", [
@@ -129,8 +131,8 @@ def test_damaged_text_is_refused_with_byte_and_offset(tmp_path, content, words):
 
 
 def test_damage_behind_the_detected_part_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "SAMPLE", 1000)
-    monkeypatch.setattr(text_files, "BLOCK", 4096)
+    monkeypatch.setattr(encodings, "SAMPLE", 1000)
+    monkeypatch.setattr(blocks, "BLOCK", 4096)
     path = write(tmp_path, (SIMPLIFIED * 100).encode("gb18030") + b"\xff\xff" + b"more")
     assert "gb18030" in (message := error_of(path)) and str(len((SIMPLIFIED * 100).encode("gb18030"))) in message
 
@@ -209,7 +211,7 @@ def test_the_length_counts_a_crlf_once(tmp_path):
 
 @pytest.mark.parametrize("block", [1, 5, 1 << 20])
 def test_a_separator_splits_a_text_into_documents(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(text_files, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     texts = [f"Story {i}.\n\nThe end of {i}." for i in range(25)]
     path = write(tmp_path, "\n<|endoftext|>\n".join(texts).encode() + b"<|endoftext|>\n")
     assert read(path, document_separator="<|endoftext|>") == texts

@@ -23,7 +23,7 @@ from formats.huggingface_config import read_config
 from formats.weight_names import GPT2, LLAMA, export_weights
 from models.config import ModelConfig, ReplyConfig, SamplingConfig
 from models.generate import generate, generate_text
-from reading.text_files import ReadOptions
+from reading.options import ReadOptions
 from tasks.language import Completion
 from training.arguments import parse_settings
 from training.checkpoint import load_checkpoint, load_model, read_start

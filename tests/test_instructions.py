@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reading.text_files import DEFAULTS
+from reading.options import DEFAULTS
 from records.examples import IGNORED
 from records.instructions import (
     Instruction,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import records.poems
 from data.corpora import open_corpus
-from reading.text_files import DEFAULTS
+from reading.options import DEFAULTS
 from records.dialogues import poem_dialogues
 from records.poems import GENERAL_REQUESTS, clean, parse_poem, read_poems, requests
 from records.report import DataReport

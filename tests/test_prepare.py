@@ -21,7 +21,7 @@ from data.cache import cache_key, cached_file
 from data.corpora import Files, open_corpus
 from data.prepare import open_tokens, prepare
 from data.token_files import is_prepared, open_prepared
-from reading import text_files
+from reading import blocks, encodings
 from tokenization import load
 from tokenization.bpe import BPETokenizer
 from tokenization.characters import CharTokenizer
@@ -460,8 +460,8 @@ def test_failed_build_leaves_what_was_derived_before(tmp_path, monkeypatch):
 
 def test_memory_does_not_grow_with_the_text(text, monkeypatch):
     monkeypatch.setattr(module, "BATCH", 1 << 13)
-    monkeypatch.setattr(text_files, "BLOCK", 1 << 13)
-    monkeypatch.setattr(text_files, "HEAD", 1 << 13)
+    monkeypatch.setattr(blocks, "BLOCK", 1 << 13)
+    monkeypatch.setattr(encodings, "HEAD", 1 << 13)
     monkeypatch.setattr(Files, "title", lambda self: "")  # it reads texts of up to 2 MB
     peaks = []
     for repeats in (5, 20):

@@ -10,7 +10,7 @@ from small_models import small_model
 
 from models.config import ReplyConfig
 from models.generate import generate
-from reading.text_files import DEFAULTS
+from reading.options import DEFAULTS
 from records.dialogues import prompt_ids
 from tasks.dialogue import Conversation
 from tasks.kinds import TASKS

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from reading.text_files import ReadOptions
+from reading.options import ReadOptions
 from records.dialogues import dialogue_examples, read_dialogues
 from records.examples import IGNORED, Example, Examples
 from records.report import DataReport, highlight, print_examples

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small_corpora import needs_pyarrow, write_csv, write_jsonl, write_parquet
 
-from reading.text_files import DEFAULTS, ReadOptions
+from reading.options import DEFAULTS, ReadOptions
 from records.duplicates import BLOCK, group_key, groups_of
 from records.examples import IGNORED
 from records.report import DataReport

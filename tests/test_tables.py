@@ -20,7 +20,7 @@ from small_corpora import (
 )
 
 from data.corpora import open_corpus
-from reading.text_files import ReadOptions
+from reading.options import ReadOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ["jsonl", "csv", pytest.param("parquet", marks=needs_pyarrow)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from models.config import ModelConfig
 from models.zoo import ZOO
-from reading.text_files import ReadOptions
+from reading.options import ReadOptions
 from tasks.kinds import TASKS
 from tasks.task import Task
 from tokenization.load import tokenizer_from_dict

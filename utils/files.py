@@ -209,3 +209,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} is not a JSON object: download it again")
     return found
+
+
+def stamp(path: Path) -> tuple[str, int, int]:
+    """Return what changes when a file may have changed: its path, its size in bytes and its modification time."""
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns

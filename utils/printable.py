@@ -1,5 +1,6 @@
 """Text from files, names and models, made safe to print."""
 
+import functools
 import re
 
 # C0 and C1 control characters except tab and line feed, bidirectional overrides, and lone surrogates.
@@ -29,3 +30,9 @@ def one_line(text: str, limit: int = 1000) -> str:
         return line
     half = (limit - 3) // 2
     return f"{line[:half]}...{line[-half:]}"
+
+
+@functools.cache
+def print_once(message: str) -> None:
+    """Print a message about a file, which may be read several times in one run."""
+    print(message)
