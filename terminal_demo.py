@@ -26,7 +26,6 @@ from models.config import ReplyConfig
 from models.quantize import int8_summary, quantize_int8
 from tasks.kinds import answers_class
 from tokenization.characters import quote_all
-from tokenization.load import without_unknown
 from training.checkpoint import CHECKPOINT_HELP, SHIPPED, Loaded, checkpoint_file, load_checkpoint
 from training.precision import inference_dtype, pick_device
 from utils.errors import Parser, UserError, command
@@ -134,7 +133,7 @@ class Demo:
 
     def remove_unknown_characters(self, text: str) -> str:
         """Return a text without the characters that are not in the vocabulary, and print which these are."""
-        text, unknown = without_unknown(text, self.tokenizer)
+        text, unknown = self.tokenizer.without_unknown(text)
         if unknown:
             print_message(f"skipped, not in the vocabulary: {quote_all(unknown)}")
         return text
@@ -257,7 +256,7 @@ def chat(message: str, history: list[str] | None = None, checkpoint: str | Path 
                         "python train.py config/chat_small.yaml")
     if history is not None:
         conversation.history = history
-    message, _ = without_unknown(message, tokenizer)
+    message, _ = tokenizer.without_unknown(message)
     config = conversation.with_max_tokens(dataclasses.replace(reply, **sampling))
     return "".join(conversation.answer(message, config))
 

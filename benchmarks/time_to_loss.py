@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 from side_by_side import nanogpt_model, print_header, print_row  # noqa: E402
 
 import transformer_4d  # noqa: E402
-from data.known_texts import DEFAULT_PATH, name_of  # noqa: E402
+from data.known_texts import DEFAULT_PATH, title_of  # noqa: E402
 from data.windows import ConsecutiveWindows  # noqa: E402
 from models.config import ModelConfig  # noqa: E402
 from training.checkpoint import load_model  # noqa: E402
@@ -74,7 +74,7 @@ def main() -> None:
         raise UserError(f"{args.nanogpt / 'train.py'} does not exist: give the folder of a checkout of nanoGPT")
     with tempfile.TemporaryDirectory() as folder:
         results = train_all(Path(folder), args)
-    title = name_of(DEFAULT_PATH.read_text(encoding="utf-8"))
+    title = title_of(DEFAULT_PATH.read_text(encoding="utf-8"))
     print(f"\n{title}, batch size {args.batch_size} x {Config.block_size}, {args.device}\n")
     print_results(results, args.target)
 

@@ -12,18 +12,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from data.documents import separated_documents, table_documents, texts
-from data.known_texts import OWN, fetch_if_known, name_of
+from data.documents import column_texts, separated_documents, table_documents
+from data.known_texts import OWN_TEXT, fetch_if_known, title_of
 from data.pieces import Piece, row_pieces, text_pieces
 from reading.blocks import text_blocks
 from reading.encodings import inspect
 from reading.options import DEFAULTS, ReadOptions
 from reading.paths import Paths, as_list, list_files
-from reading.tables import TABLES, text_column
+from reading.rows import Row
+from reading.tables import is_table, text_column
 from reading.text_files import encoding_of, read_text
 from utils.download import answering_endpoint
 from utils.errors import UserError, first_line
-from utils.files import stamp
+from utils.files import PROJECT, stamp
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,7 +48,7 @@ class Corpus:
 
     def title(self) -> str:
         """Return the title of the text, if this project recognizes it."""
-        return OWN
+        return OWN_TEXT
 
     def pieces(self) -> Iterator[Piece]:
         """Yield every Piece, the same ones on each call. Raises UserError if a file is malformed."""
@@ -73,6 +74,23 @@ def open_corpus(path: Paths, options: ReadOptions = DEFAULTS) -> Corpus:
     return Files(first.parent, first.resolve().stem, files, options)
 
 
+class SplitCorpus(Corpus):
+    """A corpus whose training and validation splits are all of two others."""
+
+    def __init__(self, train: Corpus, val: Corpus):
+        self.train, self.val = train, val
+        self.folder, self.name, self.size = train.folder, train.name, train.size + val.size
+
+    def identity(self) -> dict[str, Any]:
+        return {"train": self.train.identity(), "val": self.val.identity()}
+
+    def pieces(self) -> Iterator[Piece]:
+        for piece in self.train.pieces():
+            yield piece._replace(split="train")
+        for piece in self.val.pieces():
+            yield piece._replace(split="val", position=self.train.size + piece.position)
+
+
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
@@ -81,32 +99,32 @@ class Files(Corpus):
 
     def __init__(self, folder: Path, name: str, files: list[Path], options: ReadOptions = DEFAULTS):
         self.folder, self.name, self.options = folder, name, options
-        is_table = {file: file.suffix.lower() in TABLES or options.document_separator is not None for file in files}
-        self.texts = [file for file in files if not is_table[file]]
-        self.tables = [file for file in files if is_table[file]]  # and texts with separators
+        has_documents = {file: is_table(file) or options.document_separator is not None for file in files}
+        self.whole = [file for file in files if not has_documents[file]]
+        self.with_documents = [file for file in files if has_documents[file]]
         self.size = bytes_in(files)
 
     def identity(self) -> dict[str, Any]:
-        return {"files": [stamp(file) for file in self.texts + self.tables], **self.options.identity()}
+        return {"files": [stamp(file) for file in self.whole + self.with_documents], **self.options.identity()}
 
     def title(self) -> str:
-        if self.tables or len(self.texts) > 1 or self.size > 2_000_000:  # larger than every known text
+        if self.with_documents or len(self.whole) > 1 or self.size > 2_000_000:  # larger than every known text
             return super().title()
-        return name_of(read_text(self.texts[0], self.options.encoding))
+        return title_of(read_text(self.whole[0], self.options.encoding))
 
     def pieces(self) -> Iterator[Piece]:
-        several, n_before = len(self.texts + self.tables) > 1, 0
-        for file in self.texts:
+        several, n_before = len(self.whole + self.with_documents) > 1, 0
+        for file in self.whole:
             encoding = encoding_of(file, self.options.encoding)
             _, length = inspect(file, self.options.encoding)
             yield from text_pieces(shift(text_blocks(file, encoding), n_before), length, several)
             n_before += file.stat().st_size
-        yield from row_pieces(self.documents(n_before), bytes_in(self.tables))
+        yield from row_pieces(self.documents(n_before), bytes_in(self.with_documents))
 
     def documents(self, n_before: int) -> Iterator[tuple[str, int]]:
-        """Yield (text, position) of the documents of all tables, where `n_before` bytes precede them."""
-        for file in self.tables:
-            read = table_documents if file.suffix.lower() in TABLES else separated_documents
+        """Yield (text, position) of the documents of all files, where `n_before` bytes precede them."""
+        for file in self.with_documents:
+            read = table_documents if is_table(file) else separated_documents
             yield from shift(read(file, self.options), n_before)
             n_before += file.stat().st_size
 
@@ -140,7 +158,7 @@ class HubDataset(Corpus):
             import datasets
         except ImportError:
             raise UserError(f"{HUB}{address} requires the datasets library: pip install datasets") from None
-        self.folder, self.name, self.options = Path("data"), Path(name).resolve().name, options
+        self.folder, self.name, self.options = PROJECT / "data", Path(name).resolve().name, options
         self.rows = load_split(datasets, name, config or None)
         self.column = text_column([self.rows.column_names], options.column, f"{HUB}{address}")
         self.size = self.rows.data.nbytes
@@ -150,16 +168,16 @@ class HubDataset(Corpus):
                 **self.options.identity() | {"column": self.column}}
 
     def pieces(self) -> Iterator[Piece]:
-        documents = texts(self.values(), f"{HUB}{self.name}", self.column, self.rows.column_names)
+        documents = column_texts(self.values(), f"{HUB}{self.name}", self.column, self.rows.column_names)
         return row_pieces(documents, self.size)
 
-    def values(self) -> Iterator[tuple[str, Any, int]]:
-        """Yield (place, value, position) of each row, where positions are estimated."""
+    def values(self) -> Iterator[Row]:
+        """Yield the rows, whose records are the values in the column; positions are estimated."""
         n_read = 0
         for batch in self.rows.select_columns([self.column]).iter(1000):
             for value in batch[self.column]:
                 n_read += 1
-                yield f"row {n_read}", value, self.size * n_read // len(self.rows)
+                yield Row(f"row {n_read}", value, self.size * n_read // len(self.rows))
 
 
 def load_split(datasets: ModuleType, name: str, config: str | None) -> "Dataset":

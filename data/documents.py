@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from reading.blocks import text_blocks
 from reading.options import ReadOptions
-from reading.tables import JSON_FILES, clean_text, json_kind, open_table, refuse_poems, text_column
+from reading.rows import Row
+from reading.tables import JSON_FILES, Table, clean_text, json_kind, open_table, refuse_poems, text_column
 from reading.text_files import LIMIT, encoding_of
 from utils.errors import UserError
 from utils.printable import print_once
@@ -26,9 +26,20 @@ def table_documents(path: Path, options: ReadOptions) -> Iterator[tuple[str, int
         refuse_poems(table)
     if column is None or path.suffix.lower() not in JSON_FILES:  # a JSON file may have it in a later row
         column = text_column(table.names, column, table.where)
-    values = ((place, record.get(column) if isinstance(record, dict) else record, position)
-              for place, record, position in table.records([column]))
-    yield from texts(values, path, column, chain.from_iterable(table.names))
+    yield from column_texts(column_values(table, column), path, column, chain.from_iterable(table.names))
+
+
+def column_values(table: Table, column: str) -> Iterator[Row]:
+    """Yield the rows of a table with the value in a column for each record; an item that is no object is the value.
+
+    Raises UserError if such an item is not text.
+    """
+    for place, record, position in table.read([column]):
+        if isinstance(record, dict):
+            record = record.get(column)
+        elif not isinstance(record, str | None):
+            raise UserError(f"{table.path}, {place} is {json_kind(record)}, not text: correct it")
+        yield Row(place, record, position)
 
 
 def separated_documents(path: Path, options: ReadOptions) -> Iterator[tuple[str, int]]:
@@ -47,9 +58,9 @@ def separated_documents(path: Path, options: ReadOptions) -> Iterator[tuple[str,
     yield rest.strip("\n"), position
 
 
-def texts(values: Iterable[tuple[str, Any, int]], path: Path | str, column: str,
-          names: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """Yield (text, position) of values (place, value, position) of a column; None is counted as a row without a text.
+def column_texts(values: Iterable[Row], path: Path | str, column: str,
+                 names: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Yield (text, position) of rows whose records are the values in a column; None is a row without a text.
 
     Raises UserError if a value is not a string, or if all are None; then it lists the `names` of the columns.
     """
@@ -60,8 +71,6 @@ def texts(values: Iterable[tuple[str, Any, int]], path: Path | str, column: str,
             yield clean_text(value), position
         elif value is None:
             n_missing += 1
-        elif column == "item":
-            raise UserError(f"{path}, {place} is {json_kind(value)}, not text: correct it")
         else:
             raise UserError(f"{path}, {place}: {column} is {json_kind(value)}, not text: pass the column with the text "
                             "as --data.column")

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
 from data.cache import cached_file
-from data.corpora import Corpus, open_corpus
+from data.corpora import Corpus, SplitCorpus, open_corpus
 from data.pieces import Piece
 from data.token_files import DTYPES, SPLITS, Prepared, is_prepared, open_prepared, token_dtype, token_files_in
 from reading.options import DEFAULTS, ReadOptions
@@ -58,23 +58,6 @@ def open_tokens(path: Paths, options: ReadOptions = DEFAULTS, tokenizer: Tokeniz
     if built_from_text:
         tokenizer = build_tokenizer(corpus, tokenizer, vocab_size, max_bytes, path)
     return prepare(corpus, tokenizer)
-
-
-class SplitCorpus(Corpus):
-    """A corpus whose training and validation splits are all of two others."""
-
-    def __init__(self, train: Corpus, val: Corpus):
-        self.train, self.val = train, val
-        self.folder, self.name, self.size = train.folder, train.name, train.size + val.size
-
-    def identity(self) -> dict[str, Any]:
-        return {"train": self.train.identity(), "val": self.val.identity()}
-
-    def pieces(self) -> Iterator[Piece]:
-        for piece in self.train.pieces():
-            yield piece._replace(split="train")
-        for piece in self.val.pieces():
-            yield piece._replace(split="val", position=self.train.size + piece.position)
 
 
 def build_tokenizer(corpus: Corpus, kind: str, vocab_size: int, max_bytes: int,

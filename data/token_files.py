@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.known_texts import OWN
+from data.known_texts import OWN_TEXT
 from tokenization.base import Tokenizer
 from tokenization.load import load_from_folder
 from utils.errors import UserError
@@ -28,7 +28,7 @@ class Prepared:
     train: np.ndarray
     """Memory-mapped, (N), of one of DTYPES; so is `val`."""
     val: np.ndarray
-    title: str = OWN
+    title: str = OWN_TEXT
 
 
 def token_dtype(vocab_size: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reading.options import ReadOptions
+from reading.rows import Row
 from reading.text_files import BLANK, LIMIT, encoding_of, lines
 from utils.errors import UserError
 from utils.printable import one_line, print_once
@@ -17,8 +18,8 @@ FIRST = 100  # rows from which the delimiter and the header are detected
 DELIMITERS = ",;\t|"
 
 
-def csv_records(path: Path, options: ReadOptions) -> Iterator[tuple[str, dict[str, str], int]]:
-    """Yield (place, record, number of bytes read so far) of the rows of a CSV file. Raises UserError."""
+def csv_records(path: Path, options: ReadOptions) -> Iterator[Row]:
+    """Yield the rows of a CSV file. Raises UserError."""
     encoding = encoding_of(path, options.encoding)
     rows = csv_rows(path, encoding, **csv_dialect(path, encoding, options))
     first = list(islice(rows, FIRST))
@@ -34,7 +35,7 @@ def csv_records(path: Path, options: ReadOptions) -> Iterator[tuple[str, dict[st
         if len(fields) != len(names):
             raise UserError(f"{path}, line {number}: {len(fields)} fields, but {len(names)} in the first row: put a "
                             "text that contains the delimiter between double quotes, or pass --data.delimiter")
-        yield f"line {number}", dict(zip(names, fields, strict=True)), position
+        yield Row(f"line {number}", dict(zip(names, fields, strict=True)), position)
 
 
 def csv_rows(path: Path, encoding: str, **dialect: Any) -> Iterator[tuple[int, list[str], int]]:

@@ -1,4 +1,4 @@
-"""Records from tables (.jsonl, .csv, .tsv, .parquet) and .json lists. All functions raise UserError."""
+"""Tables (.jsonl, .csv, .tsv, .parquet) and .json lists. All functions raise UserError."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from reading.blocks import text_blocks
 from reading.csv_files import FIRST, csv_records
 from reading.options import ReadOptions
+from reading.rows import Row
 from reading.text_files import BLANK, encoding_of, lines
 from utils.errors import UserError
 from utils.printable import one_line
@@ -24,9 +25,6 @@ JSON_KINDS = {NoneType: "null", bool: "true or false", int: "a number", float: "
               dict: "an object"}
 EXPANSION = 1000  # times that a Parquet file may grow when it is decompressed
 
-Records = Iterator[tuple[str, Any, int]]
-"""(place, record, number of bytes read so far). A place is such as `line 3`; a record is a dictionary or, in a .json
-list, any item."""
 
 
 class Table(NamedTuple):
@@ -36,39 +34,44 @@ class Table(NamedTuple):
     where: str
     """Where the column names are, such as `the first row of a.csv`, for error messages."""
     names: list[list[str]]
-    """The column names of each of the first rows; none if the table is empty. Items that are no objects are `item`."""
-    first: list[tuple[str, Any, int]]
-    """The first of its records; none for a Parquet file."""
-    records: Callable[[list[str] | None], Records]
-    """Yields the records, once. Only the values in the columns that are passed are needed; None means all."""
+    """The column names of each of the first rows; none if the table is empty. A list without objects has `item`."""
+    first: list[Row]
+    """Its first rows; none for a Parquet file."""
+    read: Callable[[list[str] | None], Iterator[Row]]
+    """Yields all rows, once. Only the values in the columns that are passed are needed; None means all."""
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a file is a table by its name."""
+    return path.suffix.lower() in TABLE_SUFFIXES
 
 
 def open_table(path: Path, options: ReadOptions) -> Table:
-    """Open a file with one of the suffixes in TABLES."""
+    """Open a table."""
     suffix, where = path.suffix.lower(), str(path)
-    if suffix not in TABLES:
-        raise UserError(f"{path} is not a table: pass a file whose name ends in {', '.join(TABLES)}")
+    if not is_table(path):
+        raise UserError(f"{path} is not a table: pass a file whose name ends in {', '.join(TABLE_SUFFIXES)}")
     if suffix == ".parquet":
         return Table(path, where, parquet_names(path), [], lambda columns: parquet_records(path, columns))
     if suffix in (".csv", ".tsv"):
         where = f"the first row of {path}"
-    records = READERS[suffix](path, options)
-    first = list(islice(records, FIRST))
-    names = [list(record) for _, record, _ in first if isinstance(record, dict)]
+    rows = READERS[suffix](path, options)
+    first = list(islice(rows, FIRST))
+    names = [list(row.record) for row in first if isinstance(row.record, dict)]
     if first and not names:
         names = [["item"]]
-    return Table(path, where, names, first, lambda columns: chain(first, records))
+    return Table(path, where, names, first, lambda columns: chain(first, rows))
 
 
-def read_records(path: Path, options: ReadOptions) -> Records:
-    """Yield the records of a file with one of the suffixes in TABLES."""
-    return open_table(path, options).records(None)
+def read_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
+    """Yield the rows of a table."""
+    return open_table(path, options).read(None)
 
 
 def refuse_poems(table: Table) -> None:
     """Raise UserError if one of the first records is a poem: it has lines, and no text."""
-    for _, record, _ in table.first:
-        if isinstance(record, dict) and "text" not in record and isinstance(lines_of_poem(record), list):
+    for row in table.first:
+        if isinstance(row.record, dict) and "text" not in row.record and isinstance(lines_of_poem(row.record), list):
             raise UserError(f"{table.path} contains poems, not texts: train on them with --task poem")
 
 
@@ -77,26 +80,26 @@ def lines_of_poem(record: dict) -> Any:
     return record.get("para", record.get("paragraphs"))
 
 
-def list_columns(rows: list[list[str]]) -> str:
+def list_columns(names: list[list[str]]) -> str:
     """Return the column names of the first rows in one line, for an error message."""
-    return one_line(", ".join(dict.fromkeys(chain.from_iterable(rows))) or "none", 200)
+    return one_line(", ".join(dict.fromkeys(chain.from_iterable(names))) or "none", 200)
 
 
-def text_column(rows: list[list[str]], wanted: str | None, where: str, usual: tuple[str, ...] = ("text",)) -> str:
+def text_column(names: list[list[str]], wanted: str | None, where: str, usual: tuple[str, ...] = ("text",)) -> str:
     """Return the column with the text: the one wanted, the first of the `usual` ones, or the only one of all rows.
 
-    `rows` are the column names of each of the first rows. Raises UserError, which lists all columns.
+    `names` are those of the columns of each of the first rows. Raises UserError, which lists all columns.
     """
-    names = set(chain.from_iterable(rows))
-    if wanted in names:
+    distinct = set(chain.from_iterable(names))
+    if wanted in distinct:
         return wanted
-    listed = list_columns(rows)
+    listed = list_columns(names)
     if wanted is not None:
         raise UserError(f"{where} has no column {wanted}: pass one of its columns as --data.column: {listed}")
     for name in usual:
-        if name in names:
+        if name in distinct:
             return name
-    shared = names.intersection(*(row for row in rows if row))
+    shared = distinct.intersection(*(row for row in names if row))
     if len(shared) != 1:
         raise UserError(f"{where} has the columns {listed}: pass the one with the text as --data.column")
     return shared.pop()
@@ -129,7 +132,7 @@ def json_kind(value: Any) -> str:
     return JSON_KINDS.get(type(value), type(value).__name__)  # a Parquet file may have others, such as bytes
 
 
-def jsonl_records(path: Path, options: ReadOptions) -> Records:
+def jsonl_records(path: Path, options: ReadOptions) -> Iterator[Row]:
     with open(path, encoding=encoding_of(path, options.encoding)) as file:
         for number, line in enumerate(lines(file, path), 1):
             if not line.strip(BLANK):
@@ -138,10 +141,10 @@ def jsonl_records(path: Path, options: ReadOptions) -> Records:
             if not isinstance(record, dict):
                 raise UserError(f"{path}, line {number} is {json_kind(record)}, not an object: write it as "
                                 '{"name": value, ...}')
-            yield f"line {number}", record, file.buffer.tell()
+            yield Row(f"line {number}", record, file.buffer.tell())
 
 
-def json_records(path: Path, options: ReadOptions) -> Records:
+def json_records(path: Path, options: ReadOptions) -> Iterator[Row]:
     size = path.stat().st_size
     if size > JSON_BYTES:
         raise UserError(f"{path} is larger than {JSON_BYTES:,} bytes, the limit for .json: save it as .jsonl")
@@ -150,7 +153,7 @@ def json_records(path: Path, options: ReadOptions) -> Records:
     if not isinstance(items, list):
         raise UserError(f"{path} is {json_kind(items)}, not a list: a .json file is a list of texts or of records")
     for number, item in enumerate(items, 1):
-        yield f"item {number}", item, size * number // len(items)
+        yield Row(f"item {number}", item, size * number // len(items))
 
 
 # ---- Parquet ---------------------------------------------------------------------------------------------------------
@@ -164,7 +167,7 @@ def parquet_names(path: Path) -> list[list[str]]:
         return [file.schema_arrow.names]
 
 
-def parquet_records(path: Path, columns: list[str] | None) -> Records:
+def parquet_records(path: Path, columns: list[str] | None) -> Iterator[Row]:
     number, size = 0, path.stat().st_size
     if not size:
         return
@@ -172,7 +175,7 @@ def parquet_records(path: Path, columns: list[str] | None) -> Records:
         for batch in file.iter_batches(batch_size=64, columns=columns):  # few: each may be long
             for record in batch.to_pylist():
                 number += 1
-                yield f"row {number}", record, size * number // file.metadata.num_rows
+                yield Row(f"row {number}", record, size * number // file.metadata.num_rows)
 
 
 @contextmanager
@@ -198,4 +201,4 @@ def open_parquet(path: Path) -> Iterator["ParquetFile"]:
 
 
 READERS = {".jsonl": jsonl_records, ".csv": csv_records, ".tsv": csv_records, ".json": json_records}
-TABLES = (".parquet", *READERS)
+TABLE_SUFFIXES = (".parquet", *READERS)

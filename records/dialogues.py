@@ -31,13 +31,14 @@ from tqdm import trange
 
 from reading.options import ReadOptions
 from reading.paths import Paths, list_files
-from reading.tables import TABLES, clean_text, json_kind, read_records
+from reading.rows import Row
+from reading.tables import clean_text, is_table, json_kind, read_rows
 from reading.text_files import BLANK, encoding_of, lines
 from records.examples import Examples, Parts, next_token_example
+from records.parsing import parse_records
 from records.poems import read_poems, requests
 from records.report import DataReport
 from tokenization.base import Tokenizer
-from tokenization.load import without_unknown
 from utils.errors import UserError
 from utils.printable import one_line
 
@@ -64,7 +65,7 @@ def read_dialogues(path: Paths, options: ReadOptions, report: DataReport) -> lis
             report.change(change, place)
         return dialogue
 
-    return report.parse_files(list_files(path, SUFFIXES), partial(dialogue_records, options=options), parse)
+    return parse_records(list_files(path, SUFFIXES), partial(dialogue_rows, options=options), parse, report)
 
 
 def poem_dialogues(path: Paths, options: ReadOptions, report: DataReport) -> list[Dialogue]:
@@ -76,18 +77,18 @@ def poem_dialogues(path: Paths, options: ReadOptions, report: DataReport) -> lis
     return [[request, poem] for request, poem in requests(poems, seed=0)]
 
 
-def dialogue_records(path: Path, options: ReadOptions) -> Iterator[tuple]:
-    """Yield (place, record, ...) of the dialogues in a file: a table or a .json list, or else a text file."""
+def dialogue_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
+    """Yield the dialogues in a file: a table or a .json list, or else a text file."""
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         raise UserError(f"{path} is a table: dialogues are read from .txt, .jsonl and .json files")
-    if suffix in TABLES:
-        return read_records(path, options)
-    return text_records(path, options)
+    if is_table(path):
+        return read_rows(path, options)
+    return text_rows(path, options)
 
 
-def text_records(path: Path, options: ReadOptions) -> Iterator[tuple[str, dict]]:
-    """Yield (place, record) of the dialogues in a text file. White space around messages is stripped."""
+def text_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
+    """Yield the dialogues in a text file. White space around messages is stripped."""
     texts, start = [], 1
     with open(path, encoding=encoding_of(path, options.encoding)) as file:
         for number, line in enumerate(chain(lines(file, path), [""]), 1):
@@ -98,7 +99,7 @@ def text_records(path: Path, options: ReadOptions) -> Iterator[tuple[str, dict]]
             if texts:
                 roles = cycle(("user", "assistant"))
                 messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
-                yield f"line {start}", {"messages": messages}
+                yield Row(f"line {start}", {"messages": messages}, file.buffer.tell())
             texts, start = [], number + 1
 
 
@@ -236,7 +237,7 @@ def encode_dialogues(dialogues: list[Dialogue], tokenizer: Tokenizer,
     for start in trange(0, len(dialogues), BATCH, desc="tokenizing", unit_scale=BATCH, delay=2):
         batch, texts = dialogues[start : start + BATCH], []
         for dialogue in batch:
-            cleaned = [without_unknown(text, tokenizer)[0] for text in dialogue]
+            cleaned = [tokenizer.without_unknown(text)[0] for text in dialogue]
             if cleaned != dialogue:
                 report.change("removed characters that the tokenizer lacks", quote(dialogue))
             texts += cleaned

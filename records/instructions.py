@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reading.options import ReadOptions
-from reading.tables import clean_text, json_kind, read_records
+from reading.tables import clean_text, json_kind, read_rows
 from records.examples import Examples, Parts, next_token_example
+from records.parsing import parse_records
 from records.report import DataReport
 from tokenization.base import Tokenizer
-from tokenization.load import without_unknown
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -42,7 +42,7 @@ def read_instructions(path: Path, options: ReadOptions, report: DataReport) -> l
 
     A record without a valid instruction or output is skipped and counted. Raises UserError if no record is left.
     """
-    return report.parse_files([path], partial(read_records, options=options), as_instruction)
+    return parse_records([path], partial(read_rows, options=options), as_instruction, report)
 
 
 def as_instruction(record: dict, place: str) -> Instruction:
@@ -119,7 +119,7 @@ def prompt_ids(instruction: str, input: str | None, tokenizer: Tokenizer) -> lis
 
 
 def encode_known(text: str, tokenizer: Tokenizer) -> list[int]:
-    return tokenizer.encode(without_unknown(text, tokenizer)[0])
+    return tokenizer.encode(tokenizer.without_unknown(text)[0])
 
 
 def prompt_text(instruction: str, input: str | None = None) -> str:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from reading.options import ReadOptions
-from reading.tables import lines_of_poem, read_records
+from reading.tables import lines_of_poem, read_rows
 from reading.text_files import read_text
+from records.parsing import parse_records
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
 
@@ -89,7 +90,7 @@ def read_poems(files: list[Path], options: ReadOptions, report: "DataReport") ->
 
     Raises UserError if no poem is left.
     """
-    return report.parse_files(files, partial(read_records, options=options), as_poem)
+    return parse_records(files, partial(read_rows, options=options), as_poem, report)
 
 
 def as_poem(record: dict, place: str) -> dict:

@@ -2,17 +2,12 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from reading.paths import Paths
-from reading.tables import json_kind
 from records.examples import IGNORED, Example, Examples
 from tokenization.base import Tokenizer
-from utils.errors import UserError
 from utils.printable import escape_controls, one_line
 
 
@@ -26,40 +21,15 @@ class DataReport:
         self.path, self.noun = path, noun
         self.kept, self.skipped, self.changed = 0, {}, {}
 
-    def parse_files(self, files: list[Path], read: Callable[[Path], Iterable[tuple]],
-                    parse: Callable[[dict, str], Any]) -> list[Any]:
-        """Return what `parse` makes of each (record, place), where `read` yields (place, record, ...) of a file.
-
-        A record for which `parse` raises UserError, or that is not an object, is skipped. Raises UserError if none is
-        left.
-        """
-        parsed = []
-        for file in files:
-            is_only_file = not isinstance(self.path, list) and Path(self.path) == file
-            for place, record, *_ in read(file):
-                if not is_only_file:
-                    place = f"{file}, {place}"
-                try:
-                    if not isinstance(record, dict):
-                        raise UserError(f"it is {json_kind(record)}, not an object")
-                    parsed.append(parse(record, place))
-                except UserError as reason:
-                    self.skip(str(reason), place)
-        if not parsed:
-            raise UserError(f"{self.path} contains no {self.noun}: {self.first_skipped() or 'it is empty'}")
-        return parsed
-
     def keep(self) -> None:
         self.kept += 1
 
     def skip(self, reason: str, place: str) -> None:
-        count, first = self.skipped.get(reason, (0, place))
-        self.skipped[reason] = count + 1, first
+        count_at(self.skipped, reason, place)
 
     def change(self, what: str, place: str) -> None:
         """Count a record that is used, but not as it is in the file: `what` is such as "cut to the context"."""
-        count, first = self.changed.get(what, (0, place))
-        self.changed[what] = count + 1, first
+        count_at(self.changed, what, place)
 
     def first_skipped(self) -> str:
         """Return why the first record was skipped, for an error message; "" if none was."""
@@ -73,6 +43,12 @@ class DataReport:
         for title, found in (("skipped", self.skipped), ("changed", self.changed)):
             for reason, (count, first) in found.items():
                 print(one_line(f"    {title} {count:,}: {reason} (first: {first})"))
+
+
+def count_at(found: dict[str, tuple[int, str]], what: str, place: str) -> None:
+    """Count something that was found, and remember its first place."""
+    count, first = found.get(what, (0, place))
+    found[what] = count + 1, first
 
 
 def print_examples(name: str, examples: Examples) -> None:

@@ -19,9 +19,9 @@ from reading.options import ReadOptions, add_read_options, read_options
 from reading.tables import clean_text, json_kind, list_columns, open_table, refuse_poems, text_column
 from records.duplicates import groups_of
 from records.examples import IGNORED, Example, Examples
+from records.parsing import parse_records
 from records.report import DataReport
 from tokenization.base import Tokenizer
-from tokenization.load import without_unknown
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
 from utils.printable import one_line
@@ -69,7 +69,7 @@ def read_reviews(path: Path, options: ReadOptions, label_column: str | None, rep
             report.change("empty text, classified by the start token alone", place)
         return review
 
-    return report.parse_files([path], lambda _: table.records([column, label_column]), parse)
+    return parse_records([path], lambda _: table.read([column, label_column]), parse, report)
 
 
 def as_review(label: Any, text: Any, place: str) -> Review:
@@ -183,7 +183,7 @@ def review_examples(reviews: list[Review], labels: list[str], tokenizer: Tokeniz
         raise UserError(f"block_size cannot be {block_size}: it must be >= 2, for the start token and a text")
     start, examples, review_of = tokenizer.start_id, [], []
     for i, (review, label) in enumerate(zip(reviews, label_ids(reviews, labels).tolist(), strict=True)):
-        text, unknown = without_unknown(review.text, tokenizer)
+        text, unknown = tokenizer.without_unknown(review.text)
         if report and unknown:
             report.change("removed characters that the tokenizer lacks", review.place)
         for chunk in chunks(tokenizer.encode(text), block_size - 1):

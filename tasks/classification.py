@@ -10,7 +10,7 @@ from torch import nn
 from models.config import ReplyConfig
 from reading.options import ReadOptions
 from reading.paths import list_files
-from reading.tables import TABLES
+from reading.tables import TABLE_SUFFIXES
 from records.examples import Example, Examples, pad
 from records.reviews import (
     SPLITS,
@@ -63,7 +63,7 @@ class Classification(ExampleTask):
     def read(self, path: str | list[str]) -> list[Review]:
         """Return the reviews in files. Raises UserError if they cannot be read."""
         reviews = []
-        for file in list_files(path, TABLES):
+        for file in list_files(path, TABLE_SUFFIXES):
             reviews += read_reviews(file, self.options, self.label_column, self.report)
         self.labels = self.labels or labels_of(reviews)
         return reviews

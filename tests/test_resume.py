@@ -18,8 +18,8 @@ import training.record
 from data.windows import RandomWindows
 from training import preflight
 from training.arguments import parse_settings
-from training.inputs import print_changes
 from training.record import Record
+from training.resume import print_changes
 from training.run import train as run
 from utils.errors import UserError
 from utils.files import lock_run

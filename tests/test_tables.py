@@ -147,6 +147,7 @@ def test_an_unpaired_surrogate_becomes_the_replacement_character(tmp_path):
     (['{"text": "a"}', '{"text": "b"'], ["line 2", "JSON"]),
     (['{"text": "a"}', "", '["b"]'], ["line 3", "list"]),
     (['{"text": 7}'], ["line 1: text is a number, not text"]),
+    (['{"item": 7}'], ["line 1: item is a number, not text: pass"]),
     (['{"text": ' + "9" * 5000 + "}"], ["line 1"]),
     (['{"a": "x", "b": "y"}'], ["a, b", "--data.column"]),
     (['{"a": "x"}', '{"b": "y"}'], ["a, b", "--data.column"]),

@@ -25,7 +25,7 @@ import tokenization.load
 from tokenization.bpe import BYTE_OF, BPETokenizer, sample
 from tokenization.characters import CharTokenizer
 from tokenization.library import BYTES_IN_UTF_8
-from tokenization.load import load_tokenizer, tokenizer_from_dict, without_unknown
+from tokenization.load import load_tokenizer, tokenizer_from_dict
 from utils.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -63,7 +63,7 @@ def learned(tokenizer):
 
 
 def test_the_examples_in_the_docstrings():
-    for module in (tokenization.load, tokenization.characters, tokenization.bpe):
+    for module in (tokenization.characters, tokenization.bpe):
         tested = doctest.testmod(module)
         assert tested.attempted > 0 and tested.failed == 0
 
@@ -268,7 +268,7 @@ def test_missing_special_tokens_are_added_behind_the_vocabulary(tokenizer, expec
     (CharTokenizer("ab"), "ab", ("ab", [])), (TOKENIZER, "a\ud800😀", ("a😀", ["\ud800"])),
 ])  # fmt: skip
 def test_unknown_characters_are_removed_and_named(tokenizer, text, expected):
-    assert without_unknown(text, tokenizer) == expected
+    assert tokenizer.without_unknown(text) == expected
 
 
 # ---- GPT-2 -----------------------------------------------------------------------------------------------------------
@@ -439,6 +439,15 @@ def test_show_takes_the_names_and_files_that_train_takes(command, tmp_path, monk
     assert command("show", "gpt2", "Hello world").splitlines() == ["  15496  'Hello'", "    995  ' world'",
                                                                   "11 characters in 2 tokens"]
     assert command("show", tmp_path / "char.json", "a\n").splitlines()[:2] == ["      1  'a'", r"      0  '\n'"]
+
+
+def test_train_reads_files_with_the_options_of_train_py(command, tmp_path):
+    (tmp_path / "a.csv").write_text("id~text\n1~the poem\n2~the other poem\n", encoding="utf-16")
+    (tmp_path / "b.csv").write_text("id,poem\n1,the poem\n2,the other poem\n")
+    for name, *options in (("a.csv", "--data.delimiter", "~", "--encoding", "utf-16"),
+                           ("b.csv", "--data.column", "poem")):
+        command("train", tmp_path / name, *options, "--vocab_size", 270, "--out", tmp_path / f"{name}.json")
+    assert (tmp_path / "a.csv.json").read_bytes() == (tmp_path / "b.csv.json").read_bytes()
 
 
 def test_train_trains_on_files(command, tmp_path):

@@ -23,15 +23,15 @@ NEVER = "(?!)"  # a regular expression that matches nothing
 class Tokenizer:
     """A tokenizer: a subclass has `with_special_tokens`, `encode`, `to_dict` and `save`.
 
-    `tokens` are the bytes of all tokens by id, and `added` those that are not part of the model by id. The special ones
-    of these are in `special_tokens` (name to id) and `special_ids`.
+    `tokens` are the bytes of all tokens, by id. `added` maps ids to tokens that were added to the vocabulary of the
+    model; `special_tokens` (name to id) and `special_ids` are those of them that no text is encoded to.
 
     `encode` never returns a special token: names in a text, such as "<|im_end|>", are encoded as ordinary characters.
     Otherwise, whoever writes a text could end a message in it and start one that seems to come from someone else.
     """
 
+    # The ids of the tokens in SPECIAL_TOKENS, None if there is no such token.
     padding: int | None
-    """The id of the token in SPECIAL_TOKENS, None if there is no such token. So are the next three."""
     message_start: int | None
     message_end: int | None
     end_of_text: int | None
@@ -65,6 +65,11 @@ class Tokenizer:
     def unknown(self, text: str) -> list[str]:
         """Return the characters of a text that cannot be encoded, each once, in order: lone surrogates."""
         return list(dict.fromkeys(SURROGATE.findall(text)))
+
+    def without_unknown(self, text: str) -> tuple[str, list[str]]:
+        """Return a text without the characters that cannot be encoded, and these, each once, in order."""
+        unknown = self.unknown(text)
+        return text.translate(dict.fromkeys(map(ord, unknown))), unknown
 
     def encode(self, text: str) -> list[int]:
         """Return token ids without special tokens. Raises UserError if a character cannot be encoded."""

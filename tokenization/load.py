@@ -1,4 +1,4 @@
-"""Tokenizers by name, from files, and trained on texts."""
+"""Tokenizers by name and from files, and the two kinds that can be trained on texts."""
 
 import json
 from collections.abc import Iterable
@@ -28,16 +28,6 @@ SOURCES = ("gpt2, a tokenizer.json, llama2.c's tokenizer.bin, or a folder with t
            "merges.txt, encoder.json and vocab.bpe, meta.pkl, or tokenizer.bin")
 UNREAD = {"tokenizer.model": "SentencePiece", "vocab.txt": "WordPiece"}  # files of tokenizers
 KINDS = {tokenizer.kind: tokenizer for tokenizer in (BPETokenizer, SentencePieceTokenizer)}  # and "char"
-
-
-def without_unknown(text: str, tokenizer: Tokenizer) -> tuple[str, list[str]]:
-    """Return a text without the characters that a tokenizer cannot encode, and these, each once.
-
-    >>> without_unknown("a, b!", CharTokenizer("ab "))
-    ('a b', [',', '!'])
-    """
-    unknown = tokenizer.unknown(text)
-    return text.translate(dict.fromkeys(map(ord, unknown))), unknown
 
 
 def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int = 20_000, max_bytes: int = MAX_BYTES,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import shlex
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,11 @@ from reading.options import ReadOptions
 from tasks.kinds import TASKS
 from tasks.task import Task
 from tokenization.load import tokenizer_from_dict
-from training.arguments import all_settings, parse_settings
 from training.checkpoint import checkpoint_file, read_checkpoint, read_start
 from training.distributed import restart_count
-from training.precision import pick_device
-from training.record import trained_part
+from training.resume import check_same_run, print_changes, resolve_as_before
 from training.run_state import read_run
-from training.settings import DataSettings, ModelSettings, Settings, TrainingSettings
+from training.settings import DataSettings, ModelSettings, Settings
 from utils.errors import UserError
 from utils.printable import one_line
 
@@ -143,51 +140,3 @@ def config_of_start(model: ModelSettings, vocab_size: int, head: dict, start: di
     fields = start["config"] | given | {"n_labels": None, "auxiliary_lm": False} | head
     fields["vocab_size"] = max(vocab_size, fields["vocab_size"])  # a task may need new special tokens
     return dataclasses.replace(ZOO[model.name].config, **fields)
-
-
-def check_same_run(saved: dict, settings: Settings, config: ModelConfig, task: Task, path: Path) -> None:
-    """Raise UserError unless the run saved in `path` has this model, optimizer and text; dropout may change."""
-    run_config = saved["run_config"]
-    before = {"model": saved["model_class"], **saved["config"], **saved.get("task", {}), **run_config}
-    now = {"model": settings.model.name, **vars(config), **task.info, "optimizer": settings.optim.name,
-           **trained_part(settings)}
-    for name, value in now.items():
-        if name != "dropout" and value != before.get(name):
-            raise UserError(f"{path} has {name} {before.get(name)}, not {value}: use the same, or start a new run with "
-                            "--run NAME")
-    if run_config["text"] != task.digest():
-        raise UserError(f"{path} was trained on another text, {run_config['path']}: use that text, or start a new run "
-                        "with --run NAME")
-
-
-def resolve_as_before(training: TrainingSettings, run_config: dict) -> TrainingSettings:
-    """Return the settings with each `auto` resolved as when the run started."""
-    same_device = pick_device(training.device) == run_config["device"]
-    if training.batch_size == "auto":
-        training = dataclasses.replace(training, batch_size=run_config["batch_size"],
-                                       accumulation=run_config["accumulation"])
-    if training.dtype == "auto" and same_device:
-        training = dataclasses.replace(training, dtype=run_config["dtype"])
-    if training.compile == "auto" and same_device:
-        training = dataclasses.replace(training, compile=run_config.get("compile", "auto"))  # not in older files
-    return training
-
-
-def print_changes(path: Path, settings: Settings) -> None:
-    """Print the settings of a resumed run that differ from those in its settings.yaml, if it can be read."""
-    try:
-        before = parse_settings([str(path)])
-    except UserError:
-        return
-    changes = []
-    for name in all_settings().keys() - {"resume"}:
-        old, new = (attrgetter(name)(each) for each in (before, settings))
-        if new not in (old, "auto"):
-            changes.append(f"{name} {as_yaml(old)} -> {as_yaml(new)}")
-    if changes:
-        print(f"changed settings: {', '.join(sorted(changes))}")
-
-
-def as_yaml(value: Any) -> Any:
-    """Return a value as YAML has it: a tuple is a list."""
-    return list(value) if isinstance(value, tuple) else value

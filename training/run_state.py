@@ -1,4 +1,4 @@
-"""Reading last.pt, checked to be complete and undamaged. Whether it is the same run, training/inputs.py checks."""
+"""Reading last.pt, checked to be complete and undamaged. Whether it is the same run, training/resume.py checks."""
 
 from dataclasses import fields
 from pathlib import Path
