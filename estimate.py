@@ -30,7 +30,7 @@ from data.token_files import Prepared
 from data.windows import ConsecutiveWindows
 from models.quantize import int8_summary, quantize_int8
 from reading.text_files import ReadOptions
-from records.report import print_examples
+from records.report import DataReport, print_examples
 from records.reviews import Review, format_scores, label_ids, scores, write_errors
 from tasks.classification import classify
 from tasks.kinds import TASKS
@@ -234,8 +234,11 @@ def evaluate_on_examples(loaded: Loaded, args: argparse.Namespace, options: Read
                         mask_padding=entry.get("mask_padding", True))
     task = TASKS[entry["kind"]](Settings(data=data), options, tokenizer, entry)
     records = task.records if args.split == "all" else task.splits[args.split]
+    file_report = task.report
+    task.report = DataReport(f"split {args.split} of {args.data}", task.noun, n_records=len(records))
     examples = task.make_examples(records, model.block_size)
     print_model(loaded, args)
+    file_report.print()
     task.report.print()
     print_examples(f"split {args.split}", examples)
     if not len(examples):

@@ -267,7 +267,6 @@ def split_to_fit(dialogue: Dialogue, encoded: list[list[int]], block_size: int,
     if not split:
         report.skip(left_out[0], quote(dialogue))
         return []
-    report.keep()
     if len(split) > 1:
         report.change(f"split at whole turns to fit {block_size:,} tokens", quote(dialogue))
     for reason in left_out:

@@ -22,9 +22,10 @@ class DataReport:
     A place is where a record is, such as `line 12` or `chat.txt, line 12`.
     """
 
-    def __init__(self, path: Paths, noun: str = "records"):
-        self.path, self.noun = path, noun
-        self.kept, self.skipped, self.changed = 0, {}, {}
+    def __init__(self, path: Paths, noun: str = "records", n_records: int = 0):
+        """`n_records` is the number of records that were read before; those that `parse_files` reads are added."""
+        self.path, self.noun, self.n_records = path, noun, n_records
+        self.skipped, self.changed = {}, {}
 
     def parse_files(self, files: list[Path], read: Callable[[Path], Iterable[tuple]],
                     parse: Callable[[dict, str], Any]) -> list[Any]:
@@ -39,6 +40,7 @@ class DataReport:
             for place, record, *_ in read(file):
                 if not is_only_file:
                     place = f"{file}, {place}"
+                self.n_records += 1
                 try:
                     if not isinstance(record, dict):
                         raise UserError(f"it is {json_kind(record)}, not an object")
@@ -49,8 +51,13 @@ class DataReport:
             raise UserError(f"{self.path} contains no {self.noun}: {self.first_skipped() or 'it is empty'}")
         return parsed
 
-    def keep(self) -> None:
-        self.kept += 1
+    @property
+    def n_skipped(self) -> int:
+        return sum(count for count, _ in self.skipped.values())
+
+    @property
+    def kept(self) -> int:
+        return self.n_records - self.n_skipped
 
     def skip(self, reason: str, place: str) -> None:
         count, first = self.skipped.get(reason, (0, place))
@@ -68,8 +75,7 @@ class DataReport:
         return ""
 
     def print(self) -> None:
-        n_skipped = sum(count for count, _ in self.skipped.values())
-        print(one_line(f"data: {self.path}: {self.kept:,} {self.noun} kept, {n_skipped:,} skipped"))
+        print(one_line(f"data: {self.path}: {self.kept:,} {self.noun} kept, {self.n_skipped:,} skipped"))
         for title, found in (("skipped", self.skipped), ("changed", self.changed)):
             for reason, (count, first) in found.items():
                 print(one_line(f"    {title} {count:,}: {reason} (first: {first})"))

@@ -75,7 +75,7 @@ def symbols(ids):
 
 def examples_of(dialogues, block_size):
     """([(tokens, targets)] as symbols, report) of dialogues of letters."""
-    report = DataReport("data", "dialogues")
+    report = DataReport("data", "dialogues", n_records=len(dialogues))
     examples = dialogue_examples(dialogues, LETTERS, block_size, report)
     return [tuple(map(symbols, examples[i])) for i in range(len(examples))], report
 
@@ -453,7 +453,7 @@ def test_characters_that_the_tokenizer_lacks_are_removed_and_counted():
 def test_a_million_characters_become_examples_in_seconds():
     dialogues = read(CHITCHAT)[0]
     tokenizer = dialogue_tokenizer(dialogues, "char")
-    report = DataReport(CHITCHAT, "dialogues")
+    report = DataReport(CHITCHAT, "dialogues", n_records=len(dialogues))
     start = time.process_time()
     examples = dialogue_examples(dialogues, tokenizer, 256, report)
     assert time.process_time() - start < 3

@@ -231,6 +231,34 @@ def test_a_file_of_one_label_can_be_scored(models, tmp_path, run_main):
     assert re.search("差评 +0 ", out) and "2 reviews in" in out
 
 
+# ---- The data report -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split, kept, cut", [("val", 2, "1: {} (first: 'b')"), ("train", 10, "2: {} (first: 'c')"),
+                                              ("all", 12, "3: {} (first: 'b')")])
+def test_the_report_tells_what_holds_for_the_file_from_what_holds_for_the_split(models, tmp_path, run_main, split, kept,
+                                                                                cut):
+    dialogues = [["alone"], *([name, "fine"] for name in "abcdefghijkl")]
+    for i in (2, 3, 4):  # "b" is for validation, as is "l"; "c" and "d" are for training
+        dialogues[i][1] = "how are you, " * 3
+    path = tmp_path / "chat.txt"
+    path.write_text("\n\n".join("\n".join(dialogue) for dialogue in dialogues), encoding="utf-8")
+    out = run_main(estimate.main, models / "dialogue.pt", "--data", path, "--split", split, *CPU)
+    assert out.splitlines()[1:5] == [
+        f"data: {path}: 12 dialogues kept, 1 skipped", "    skipped 1: a single message (first: line 1)",
+        f"data: split {split} of {path}: {kept} dialogues kept, 0 skipped",
+        f"    changed {cut.format('cut a reply at 28 tokens, without an end marker')}"]
+
+
+def test_the_report_on_reviews_counts_the_changes_in_the_split(models, tmp_path, run_main):
+    path = tmp_path / "reviews.csv"
+    rows = [("label", "review"), *((label, f"{text}é") for label, text in REVIEWS)]
+    path.write_text("\n".join(map(",".join, rows)), encoding="utf-8")
+    out = run_main(estimate.main, models / "classification.pt", "--data", path, "--split", "test", *CPU)
+    assert f"data: {path}: 60 reviews kept, 0 skipped\n" in out
+    assert f"data: split test of {path}: 6 reviews kept, 0 skipped\n    changed 6: removed characters" in out
+
+
 # ---- Errors ----------------------------------------------------------------------------------------------------------
 
 
