@@ -53,10 +53,12 @@ class DataReport:
 
     @property
     def n_skipped(self) -> int:
+        """Number of records that were skipped."""
         return sum(count for count, _ in self.skipped.values())
 
     @property
     def kept(self) -> int:
+        """Number of records that were not skipped."""
         return self.n_records - self.n_skipped
 
     def skip(self, reason: str, place: str) -> None:

@@ -99,7 +99,8 @@ class Record:
         self.save_results(improved)
         if self.world.is_first:
             self.report(line, improved)
-            self.print_samples(model)
+            if progress.step > 0 or self.settings.init is not None:  # random weights generate noise
+                self.print_samples(model)
         return training.patience is not None and progress.evaluations_since_best >= training.patience
 
     def validation_loss(self) -> float:
