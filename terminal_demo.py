@@ -34,6 +34,7 @@ from utils.errors import Parser, UserError, command
 from utils.files import PROJECT
 from utils.forecast.parameters import count_parameters
 from utils.printable import escape_controls, one_line
+from utils.quantities import quantity
 
 CAN_BE_OFF = ("top_k", "top_p", "seed")
 SETTINGS = {  # the fields of ReplyConfig: type and description
@@ -204,7 +205,7 @@ def print_text(text: str) -> None:
 
 def print_speed(n_tokens: int, seconds: float) -> None:
     """Print the speed of generation, dimmed in a terminal."""
-    speed = f"{n_tokens:,} tokens in {seconds:.1f} s, {n_tokens / seconds:,.0f} tokens/s"
+    speed = f"{quantity(n_tokens, 'tokens')} in {seconds:.1f} s, {n_tokens / seconds:,.0f} tokens/s"
     if sys.stderr.isatty() and os.name != "nt":  # older Windows consoles print the codes
         speed = f"\033[2m{speed}\033[0m"  # dim
     print(speed, file=sys.stderr)

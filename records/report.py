@@ -14,6 +14,7 @@ from records.examples import IGNORED, Example, Examples
 from tokenization.base import Tokenizer
 from utils.errors import UserError
 from utils.printable import escape_controls, one_line
+from utils.quantities import quantity
 
 
 class DataReport:
@@ -77,7 +78,7 @@ class DataReport:
         return ""
 
     def print(self) -> None:
-        print(one_line(f"data: {self.path}: {self.kept:,} {self.noun} kept, {self.n_skipped:,} skipped"))
+        print(one_line(f"data: {self.path}: {quantity(self.kept, self.noun)} kept, {self.n_skipped:,} skipped"))
         for title, found in (("skipped", self.skipped), ("changed", self.changed)):
             for reason, (count, first) in found.items():
                 print(one_line(f"    {title} {count:,}: {reason} (first: {first})"))
@@ -90,8 +91,9 @@ def print_examples(name: str, examples: Examples) -> None:
         return
     share = examples.n_supervised / len(examples.tokens)
     low, median, high, longest = np.percentile(examples.lengths, (10, 50, 90, 100), method="nearest")
-    print(f"    {name}: {len(examples):,} examples, {len(examples.tokens):,} tokens, {examples.n_supervised:,} of them "
-          f"supervised ({share:.0%}); length {low} (10%), {median} (median), {high} (90%), {longest} (longest)")
+    size = f"{quantity(len(examples), 'examples')}, {quantity(len(examples.tokens), 'tokens')}"
+    print(f"    {name}: {size}, {examples.n_supervised:,} of them supervised ({share:.0%}); length {low} (10%), {median} "
+          f"(median), {high} (90%), {longest} (longest)")
 
 
 def highlight(example: Example, tokenizer: Tokenizer) -> str:

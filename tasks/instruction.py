@@ -25,6 +25,7 @@ from tasks.example_task import ExampleTask
 from tasks.task import Answers
 from utils.errors import UserError
 from utils.printable import one_line
+from utils.quantities import quantity
 
 N_SAMPLES = 3  # held-out instructions that are answered after each evaluation
 
@@ -92,4 +93,6 @@ class Instruct(ExampleTask):
         """Write the records with the model's responses as JSON. Raises UserError if the file cannot be written."""
         answered = list(tqdm(self.answer_records(model, records, config), "answers", len(records), unit="record"))
         write_answers(path, [record for record, _ in answered], [answer for _, answer in answered])
-        print(f"{path}: {len(answered):,} answers; {len(records) - len(answered):,} prompts fill the context")
+        n_skipped = len(records) - len(answered)
+        print(f"{path}: {quantity(len(answered), 'answers')}; skipped {quantity(n_skipped, 'prompts')} that would fill "
+              "the context")

@@ -85,6 +85,10 @@ def test_a_pipe_gets_the_output_of_generate_and_nothing_else(folder, model):
     assert re.fullmatch(r"skipped.*: 'É', '中'\n40 tokens in \d+\.\d s, [\d,]+ tokens/s\n", err)
 
 
+def test_the_speed_of_one_token_is_in_the_singular(demo):
+    assert demo("--prompt", "a", "--max_tokens", "1").err.startswith("1 token in ")
+
+
 def test_a_closed_pipe_ends_the_command_quietly(folder, model):
     process = command(folder, "--prompt", "", "--max_tokens", str(10**9),
                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)

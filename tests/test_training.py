@@ -205,6 +205,11 @@ def test_samples_are_printed_after_each_evaluation_except_of_random_weights(fold
     assert without == silent
 
 
+def test_a_run_of_one_step_says_so(folder, capsys):
+    run(tiny_settings("--training.max_iters=1"))
+    assert "\n1 step in " in capsys.readouterr().out
+
+
 def test_half_precision_halves_the_file_and_keeps_the_loss(folder):
     for name, half in (("whole", "false"), ("half", "true")):
         run(tiny_settings(f"--run={name}", f"--output.half={half}", "--model.n_embd=64"))

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from utils.files import replacing
 from utils.printable import one_line
+from utils.quantities import quantity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,7 +121,7 @@ def draw_confusion(scores: Scores) -> Figure:
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set(xlabel="predicted label", ylabel="true label")
-    axes.set_title(f"{counts.sum():,} texts, {scores.accuracy:.2%} correct")
+    axes.set_title(f"{quantity(counts.sum(), 'texts')}, {scores.accuracy:.2%} correct")
     return figure
 
 
