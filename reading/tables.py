@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from reading.text_files import LIMIT, ReadOptions, encoding_of, print_once, text_blocks
 from utils.errors import UserError
 from utils.printable import one_line
+from utils.quantities import quantity
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -229,8 +230,9 @@ def csv_records(path: Path, options: ReadOptions, columns: list[str] | None) -> 
             raise UserError(f"{path} has {count} columns named {name}: rename all but one")
     for number, fields, position in chain(first, rows):
         if len(fields) != len(names):
-            raise UserError(f"{path}, line {number}: {len(fields)} fields, but {len(names)} in the first row: put a "
-                            "text that contains the delimiter between double quotes, or pass --data.delimiter")
+            raise UserError(f"{path}, line {number}: {quantity(len(fields), 'fields')}, but {len(names)} in the first "
+                            "row: put a text that contains the delimiter between double quotes, or pass "
+                            "--data.delimiter")
         yield f"line {number}", dict(zip(names, fields, strict=True)), position
 
 

@@ -92,8 +92,8 @@ def print_examples(name: str, examples: Examples) -> None:
     share = examples.n_supervised / len(examples.tokens)
     low, median, high, longest = np.percentile(examples.lengths, (10, 50, 90, 100), method="nearest")
     size = f"{quantity(len(examples), 'examples')}, {quantity(len(examples.tokens), 'tokens')}"
-    print(f"    {name}: {size}, {examples.n_supervised:,} of them supervised ({share:.0%}); length {low} (10%), {median} "
-          f"(median), {high} (90%), {longest} (longest)")
+    print(f"    {name}: {size}, {examples.n_supervised:,} of them supervised ({share:.0%}); length {low} (10%), "
+          f"{median} (median), {high} (90%), {longest} (longest)")
 
 
 def highlight(example: Example, tokenizer: Tokenizer) -> str:

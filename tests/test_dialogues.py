@@ -436,7 +436,7 @@ def test_a_dialogue_whose_messages_fill_the_context_is_skipped_counted_and_named
     assert report.kept == 2 and report.changed == {}
     assert report.skipped == {"a user message fills the context of 8 tokens": (2, "'ABCDEFGHIJ'")}
     message = error_of(examples_of, dialogues[1:3], 8)
-    assert "none of 2 dialogues" in message and "--model.block_size" in message
+    assert "no dialogue can be used" in message and "--model.block_size" in message
     assert examples_of([], 8)[0] == []
 
 
