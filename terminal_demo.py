@@ -162,11 +162,13 @@ class Demo:
         name, _, argument = line.removeprefix("/").partition(" ")
         argument = argument.strip()
         if name == "help":
+            print_message(self.session.hint)
             for setting, (_, description) in SETTINGS.items():
                 print_message(f"/{setting:<19} {description}: {format_value(getattr(self.config, setting))}")
             print_message(f"/{'load':<19} load another checkpoint: {self.path}")
             if self.session.has_history:
                 print_message(f"/{'flush':<19} forget the conversation so far")
+            print_message(f"{'Ctrl-C':<20} stop a reply")
             print_message(f"{'exit':<20} quit; quit and Ctrl-D do the same")
         elif name == "load":
             if argument:
