@@ -241,7 +241,7 @@ def evaluate_on_examples(loaded: Loaded, args: argparse.Namespace, options: Read
     print_model(loaded, args)
     file_report.print()
     task.report.print()
-    print_examples(f"split {args.split}", examples)
+    print_examples("evaluated", examples)
     if not len(examples):
         raise UserError(f"{args.data} has no example in the split {args.split}: use other data, or --split all")
     if entry["kind"] == "classification":

@@ -244,7 +244,9 @@ def test_the_report_tells_what_holds_for_the_file_from_what_holds_for_the_split(
     path = tmp_path / "chat.txt"
     path.write_text("\n\n".join("\n".join(dialogue) for dialogue in dialogues), encoding="utf-8")
     out = run_main(estimate.main, models / "dialogue.pt", "--data", path, "--split", split, *CPU)
-    assert out.splitlines()[1:5] == [
+    *lines, evaluated = out.splitlines()[1:6]
+    assert re.match(rf"    evaluated: {kept} examples, ", evaluated)
+    assert lines == [
         f"data: {path}: 12 dialogues kept, 1 skipped", "    skipped 1: a single message (first: line 1)",
         f"data: split {split} of {path}: {kept} dialogues kept, 0 skipped",
         f"    changed {cut.format('cut a reply at 28 tokens, without an end marker')}"]
