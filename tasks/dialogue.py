@@ -174,7 +174,7 @@ class Dialogue(ExampleTask):
         settings = ", ".join(f"{name} {value}" for name, value in vars(config).items() if value is not None)
         print(f"\nreplies to the first message of {quantity(len(questions), self.noun)} ({settings}):")
         print(format_measures(questions, replies, references, n_ended))
-        print("\nevenly spaced among them:")
+        print("\nsome of them:")
         for question, reply in pick_evenly(list(zip(questions, replies, strict=True)), N_PRINTED):
             print(f"  {one_line(question)} -> {one_line(reply)}")
 

@@ -71,7 +71,8 @@ class Instruct(ExampleTask):
     def samples(self, model: nn.Module, config: ReplyConfig) -> Iterator[str]:
         """Yield lines with held-out instructions and the model's responses."""
         for record, answer in islice(self.answer_records(model, self.splits["val"], config), N_SAMPLES):
-            yield f"{record.instruction} {record.input} -> {answer}"
+            question = f"{record.instruction} {record.input}".rstrip()  # the input may be missing
+            yield f"{question} -> {answer}"
 
     def answer_records(self, model: nn.Module, records: list[Instruction],
                        config: ReplyConfig) -> Iterator[tuple[Instruction, str]]:
