@@ -30,7 +30,7 @@ from data.token_files import Prepared
 from data.windows import ConsecutiveWindows
 from models.quantize import int8_summary, quantize_int8
 from reading.options import ReadOptions, add_read_options, read_options
-from records.report import print_examples
+from records.report import DataReport, print_examples
 from records.reviews import Review, format_scores, label_ids, scores, write_errors
 from tasks.classification import classify
 from tasks.kinds import TASKS
@@ -45,6 +45,7 @@ from utils.errors import Parser, UserError, command
 from utils.files import check_writable
 from utils.forecast.parameters import count_parameters
 from utils.printable import one_line
+from utils.quantities import quantity
 
 # Validation losses on tiny Shakespeare, in nats per character. A loss on another text or per token of another
 # tokenizer is not comparable.
@@ -159,11 +160,11 @@ def evaluate_language_model(loaded: Loaded, args: argparse.Namespace, options: R
     text = open_tokens(path, options, tokenizer)
     tokens = np.concatenate((text.train, text.val)) if args.split == "all" else getattr(text, args.split)
     if len(tokens) < 2:
-        raise UserError(f"{path} is too short: its {args.split} split has {len(tokens)} token(s), and at least 2 "
-                        "are needed. Use a longer text")
+        raise UserError(f"{path} is too short: its {args.split} split has {quantity(len(tokens), 'tokens')}, and at "
+                        "least 2 are needed. Use a longer text")
     loss, float_loss = losses(model, ConsecutiveWindows(tokens, model.block_size, args.batch_size), args.quantize)
     print_model(loaded, args)
-    print(one_line(f"{path} ({text.title}), split {args.split}: {len(tokens):,} tokens"))
+    print(one_line(f"{path} ({text.title}), split {args.split}: {quantity(len(tokens), 'tokens')}"))
     print_loss(loss, float_loss)
     print(f"bits per character  {bits_per_character(loss, tokens[1:], tokenizer):.4f}")
     if args.split == "val":
@@ -233,10 +234,13 @@ def evaluate_on_examples(loaded: Loaded, args: argparse.Namespace, options: Read
                         mask_padding=entry.get("mask_padding", True))
     task = TASKS[entry["kind"]](Settings(data=data), options, tokenizer, entry)
     records = task.records if args.split == "all" else task.splits[args.split]
+    file_report = task.report
+    task.report = DataReport(f"split {args.split} of {args.data}", task.noun, n_records=len(records))
     examples = task.make_examples(records, model.block_size)
     print_model(loaded, args)
+    file_report.print()
     task.report.print()
-    print_examples(f"split {args.split}", examples)
+    print_examples("evaluated", examples)
     if not len(examples):
         raise UserError(f"{args.data} has no example in the split {args.split}: use other data, or --split all")
     if entry["kind"] == "classification":
@@ -262,7 +266,7 @@ def evaluate_classifier(loaded: Loaded, args: argparse.Namespace, reviews: list[
     seconds = time.perf_counter() - start
     result, loss = scores(labels, ids, probabilities), review_loss(probabilities, ids)
     print(f"\n{format_scores(result)}")
-    print(f"loss {loss:.4f} nats per review; {len(reviews):,} reviews in {seconds:.1f} s")
+    print(f"loss {loss:.4f} nats per review; {quantity(len(reviews), 'reviews')} in {seconds:.1f} s")
     if args.quantize == "int8":
         print_change(loss, float_loss)
     if args.out:

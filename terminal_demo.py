@@ -32,6 +32,7 @@ from utils.errors import Parser, UserError, command
 from utils.files import PROJECT, stamp
 from utils.forecast.parameters import count_parameters
 from utils.printable import escape_controls, one_line
+from utils.quantities import quantity
 
 CAN_BE_OFF = ("top_k", "top_p", "seed")
 SETTINGS = {  # the fields of ReplyConfig: type and description
@@ -159,11 +160,13 @@ class Demo:
         name, _, argument = line.removeprefix("/").partition(" ")
         argument = argument.strip()
         if name == "help":
+            print_message(self.session.hint)
             for setting, (_, description) in SETTINGS.items():
                 print_message(f"/{setting:<19} {description}: {format_value(getattr(self.config, setting))}")
             print_message(f"/{'load':<19} load another checkpoint: {self.path}")
             if self.session.has_history:
                 print_message(f"/{'flush':<19} forget the conversation so far")
+            print_message(f"{'Ctrl-C':<20} stop a reply")
             print_message(f"{'exit':<20} quit; quit and Ctrl-D do the same")
         elif name == "load":
             if argument:
@@ -202,7 +205,7 @@ def print_text(text: str) -> None:
 
 def print_speed(n_tokens: int, seconds: float) -> None:
     """Print the speed of generation, dimmed in a terminal."""
-    speed = f"{n_tokens:,} tokens in {seconds:.1f} s, {n_tokens / seconds:,.0f} tokens/s"
+    speed = f"{quantity(n_tokens, 'tokens')} in {seconds:.1f} s, {n_tokens / seconds:,.0f} tokens/s"
     if sys.stderr.isatty() and os.name != "nt":  # older Windows consoles print the codes
         speed = f"\033[2m{speed}\033[0m"  # dim
     print(speed, file=sys.stderr)

@@ -231,7 +231,7 @@ def train(config):
     train_step = make_train_step(model, config, dtype)  # measures the speed: lr_factor 0 changes no weight
     seconds = timeit.timeit(lambda: train_step(sequences[torch.randint(len(sequences), (B,))], 0).item(), number=10)
     max_iters = config.max_iters or min(MAX_ITERS, 1 + int(10 * 57 * config.minutes / seconds))  # 5% for evaluations
-    print(f"{max_iters} steps; to repeat this run exactly: --max_iters {max_iters}")
+    print(f"steps: {max_iters}; to repeat this run exactly: --max_iters {max_iters}")
     n = len(sequences) // T  # each epoch covers the text once: every T-th sequence, from a random offset
     starts = torch.cat([torch.randint(T, ()) + T * torch.randperm(n) for _ in range(max_iters * B // n + 1)]).to(device)
     path = HERE / "checkpoints" / f"{time.strftime('%Y%m%d-%H%M%S')}.pt"

@@ -4,11 +4,11 @@
     python benchmarks/memory.py --device cuda
     torchrun --nproc_per_node=2 benchmarks/memory.py
 
-A row of training runs two steps of training/loop.py with the optimizers of train.py, not compiled; a row of generation
+A row of training runs two steps of training/step.py with the optimizers of train.py, not compiled; a row of generation
 runs models/generate.py after a prompt of the full context. On a CPU, the peak is the highest "Total Allocated" of
-torch.profiler, which records every allocation and deallocation, also inside operations (it prints its start and end to
-standard error). Models of more than 50 M parameters are reduced to three blocks, to finish within minutes. On CUDA, the
-peak is torch.cuda.max_memory_allocated, with complete models and batches eight times as large.
+torch.profiler, which records every allocation and deallocation, also inside operations. Models of more than 50 M
+parameters are reduced to three blocks, to finish within minutes. On CUDA, the peak is torch.cuda.max_memory_allocated,
+with complete models and batches eight times as large.
 
 With torchrun, the rows train on several ranks with DDP and FSDP2, and the measured peak is the maximum over the ranks.
 PyTorch then also counts the memory of other threads, which own the buffers of gloo.
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ["TQDM_DISABLE"] = "1"  # one line per row is enough; tqdm reads this when it is imported
+os.environ["KINETO_LOG_LEVEL"] = "6"  # else torch.profiler prints its start and end; read when torch is imported
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -40,7 +40,6 @@ from models.gpt import GPT  # noqa: E402
 from models.lora import add_lora  # noqa: E402
 from models.zoo import ZOO  # noqa: E402
 from training.distributed import ALONE, World, open_world, pick_rank_device  # noqa: E402
-from training.loop import Progress, Trainer, fit  # noqa: E402
 from training.optim import make_optimizers  # noqa: E402
 from training.parallel import replicate, shard  # noqa: E402
 from training.settings import OptimSettings  # noqa: E402
@@ -135,8 +134,9 @@ def train(model: GPT, plan: Plan, world: World = ALONE) -> None:
     scaler = torch.amp.GradScaler(plan.device, enabled=dtype == torch.float16)
     train_step = TrainStep(forward, optimizers, grad_clip=1.0, dtype=dtype, scaler=scaler, world=world)
     accelerate(train_step, shares, "no", micro_steps=0)  # on CUDA, captures the step as train.py does
-    trainer = Trainer(train_step, shares, lambda step: 1.0, lambda *_: False, 2, eval_interval=1000, world=world)
-    fit(trainer, Progress())
+    for step in range(2):
+        share = shares(step)
+        train_step(step, share, 1.0)
 
 
 def continue_prompt(model: GPT, prompt_tokens: int) -> None:

@@ -20,7 +20,7 @@ from utils.forecast.communication import step_time  # noqa: E402
 from utils.forecast.plan import Plan, cublas_workspace  # noqa: E402
 from utils.forecast.step import training_memory  # noqa: E402
 from utils.forecast.units import GIB  # noqa: E402
-from utils.quantities import parse_bytes, parse_int, parse_positive  # noqa: E402
+from utils.quantities import parse_bytes, parse_int, parse_positive, quantity  # noqa: E402
 
 GPUS = (1, 2, 4, 8, 16, 64, 256, 1024)
 PER_MACHINE = 8
@@ -29,7 +29,7 @@ PER_MACHINE = 8
 def print_table(name: str, args: argparse.Namespace) -> None:
     """Print the Markdown table of a model; with the batch size at which computation takes as long as communication."""
     config = ZOO[name].config
-    print(f"\n{name}, {args.batch_size} sequences of {config.block_size:,} tokens per GPU and step\n")
+    print(f"\n{name}, {quantity(args.batch_size, 'sequences')} of {config.block_size:,} tokens per GPU and step\n")
     print_header("GPUs", "strategy", "GiB per GPU", "computation, s", "communication, s", "tokens/s without overlap",
                  "tokens/s with full overlap", "efficiency", "break-even sequences per GPU")
     for gpus in GPUS:

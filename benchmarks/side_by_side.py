@@ -13,6 +13,7 @@ import torch
 
 from models.config import ModelConfig
 from utils.errors import UserError
+from utils.quantities import quantity
 
 
 def nanogpt_model(checkout: Path, config: ModelConfig) -> torch.nn.Module:
@@ -50,7 +51,7 @@ def synchronize(device: str) -> None:
 
 def device_name(device: str) -> str:
     """Return the name of the GPU, or the number of CPU threads."""
-    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {quantity(torch.get_num_threads(), 'threads')}"
 
 
 def matmul_rate(device: str, dtype: torch.dtype) -> float:

@@ -13,6 +13,7 @@ from reading.options import add_read_options, read_options
 from tokenization.bpe import MAX_BYTES, BPETokenizer
 from tokenization.load import SOURCES, load_tokenizer
 from utils.errors import Parser, command
+from utils.quantities import quantity
 
 
 @command
@@ -41,7 +42,7 @@ def main() -> None:
         ids = tokenizer.encode(args.text)
         for i in ids:
             print(f"{i:>7}  {tokenizer.show(i)}")
-        print(f"{len(args.text):,} characters in {len(ids):,} tokens")
+        print(f"{quantity(len(args.text), 'characters')} in {quantity(len(ids), 'tokens')}")
 
 
 if __name__ == "__main__":

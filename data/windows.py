@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.errors import UserError
+from utils.quantities import quantity
 
 Batch = tuple[Tensor, Tensor]  # x and y, int64, (B, T) each
 
@@ -16,8 +17,8 @@ Batch = tuple[Tensor, Tensor]  # x and y, int64, (B, T) each
 def check_length(tokens: np.ndarray, length: int, what: str = "the text") -> None:
     """Raise UserError, which calls the tokens `what`, if they are too few for one window of this length."""
     if len(tokens) <= length:
-        raise UserError(f"{what} is too short: {len(tokens):,} token(s), and one window needs {length + 1:,}. Use more "
-                        "text or a smaller --model.block_size")
+        raise UserError(f"{what} is too short: {quantity(len(tokens), 'tokens')}, and one window needs {length + 1:,}. "
+                        "Use more text or a smaller --model.block_size")
 
 
 def windows_at(tokens: np.ndarray, starts: list[int] | np.ndarray, length: int) -> Batch:
@@ -89,8 +90,8 @@ class EpochWindows:
         largest_offset = stride - 1 if random_offset else 0
         self.n_windows = len(SlidingWindows(tokens[: len(tokens) - largest_offset], block_size, stride))
         if self.n_windows < batch_size:
-            raise UserError(f"the text is too short: {self.n_windows} windows, and a batch has {batch_size}. Use more "
-                            "text, or a smaller --training.batch_size or --data.stride")
+            raise UserError(f"the text is too short: {quantity(self.n_windows, 'windows')}, and a batch has "
+                            f"{batch_size}. Use more text, or a smaller --training.batch_size or --data.stride")
         self.batches_per_epoch = self.n_windows // batch_size
         self.epoch_starts = lru_cache(maxsize=1)(self.epoch_starts)
 

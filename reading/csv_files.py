@@ -13,6 +13,7 @@ from reading.rows import Row
 from reading.text_files import BLANK, LIMIT, encoding_of, lines
 from utils.errors import UserError
 from utils.printable import one_line, print_once
+from utils.quantities import quantity
 
 FIRST = 100  # rows from which the delimiter and the header are detected
 DELIMITERS = ",;\t|"
@@ -33,8 +34,9 @@ def csv_records(path: Path, options: ReadOptions) -> Iterator[Row]:
             raise UserError(f"{path} has {count} columns named {name}: rename all but one")
     for number, fields, position in chain(first, rows):
         if len(fields) != len(names):
-            raise UserError(f"{path}, line {number}: {len(fields)} fields, but {len(names)} in the first row: put a "
-                            "text that contains the delimiter between double quotes, or pass --data.delimiter")
+            raise UserError(f"{path}, line {number}: {quantity(len(fields), 'fields')}, but {len(names)} in the first "
+                            "row: put a text that contains the delimiter between double quotes, or pass "
+                            "--data.delimiter")
         yield Row(f"line {number}", dict(zip(names, fields, strict=True)), position)
 
 

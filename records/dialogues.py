@@ -225,9 +225,9 @@ def dialogue_examples(dialogues: list[Dialogue], tokenizer: Tokenizer, block_siz
         for turns in split_to_fit(dialogue, encoded, block_size, report)
     )
     if dialogues and not len(examples):
-        raise UserError(f"none of {len(dialogues):,} dialogues can be used: their user messages fill the context of "
-                        f"{block_size:,} tokens, or have no character that the tokenizer knows. Use a larger "
-                        "--model.block_size, or another tokenizer")
+        raise UserError(f"no dialogue can be used: all user messages fill the context of {block_size:,} tokens, or "
+                        "have no character that the tokenizer knows. Use a larger --model.block_size, or another "
+                        "tokenizer")
     return examples
 
 
@@ -269,7 +269,6 @@ def split_to_fit(dialogue: Dialogue, encoded: list[list[int]], block_size: int,
     if not split:
         report.skip(left_out[0], quote(dialogue))
         return []
-    report.keep()
     if len(split) > 1:
         report.change(f"split at whole turns to fit {block_size:,} tokens", quote(dialogue))
     for reason in left_out:

@@ -89,7 +89,6 @@ def instruction_examples(records: list[Instruction], tokenizer: Tokenizer, block
         if len(prompt) > block_size:
             report.skip(f"its prompt fills the context of {block_size} tokens", record.place)
             continue
-        report.keep()
         if len(prompt) + len(answer) - 1 > block_size:
             report.change(f"answer cut off at the context of {block_size} tokens, without an end-of-text token",
                           record.place)

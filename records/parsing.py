@@ -23,6 +23,7 @@ def parse_records(files: list[Path], read: Callable[[Path], Iterable[Row]], pars
     for file in files:
         is_only_file = not isinstance(report.path, list) and Path(report.path) == file
         for row in read(file):
+            report.n_records += 1
             place = row.place if is_only_file else f"{file}, {row.place}"
             try:
                 if not isinstance(row.record, dict):

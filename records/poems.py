@@ -23,6 +23,7 @@ from reading.text_files import read_text
 from records.parsing import parse_records
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
+from utils.quantities import quantity
 
 if TYPE_CHECKING:
     from records.report import DataReport
@@ -140,7 +141,8 @@ def main() -> None:
     for path, reason in skipped:
         print(f"skipped: {path}: {reason}")
     n_authors = len({poem["author"] for poem in poems})
-    print(f"{len(poems):,} poems of {n_authors:,} authors; skipped {len(skipped):,} files")
+    print(f"{quantity(len(poems), 'poems')} of {quantity(n_authors, 'authors')}; skipped "
+          f"{quantity(len(skipped), 'files')}")
     if not poems:
         raise UserError(f"{args.folder} contains no valid poem, so {args.out} is not written")
     with replacing(Path(args.out)) as file:

@@ -9,6 +9,7 @@ from reading.paths import Paths
 from records.examples import IGNORED, Example, Examples
 from tokenization.base import Tokenizer
 from utils.printable import escape_controls, one_line
+from utils.quantities import quantity
 
 
 class DataReport:
@@ -17,12 +18,20 @@ class DataReport:
     A place is where a record is, such as `line 12` or `chat.txt, line 12`.
     """
 
-    def __init__(self, path: Paths, noun: str = "records"):
-        self.path, self.noun = path, noun
-        self.kept, self.skipped, self.changed = 0, {}, {}
+    def __init__(self, path: Paths, noun: str = "records", n_records: int = 0):
+        """`n_records` is the number of records that were read before; those that `parse_records` reads are added."""
+        self.path, self.noun, self.n_records = path, noun, n_records
+        self.skipped, self.changed = {}, {}
 
-    def keep(self) -> None:
-        self.kept += 1
+    @property
+    def n_skipped(self) -> int:
+        """Number of records that were skipped."""
+        return sum(count for count, _ in self.skipped.values())
+
+    @property
+    def kept(self) -> int:
+        """Number of records that were not skipped."""
+        return self.n_records - self.n_skipped
 
     def skip(self, reason: str, place: str) -> None:
         count_at(self.skipped, reason, place)
@@ -38,8 +47,7 @@ class DataReport:
         return ""
 
     def print(self) -> None:
-        n_skipped = sum(count for count, _ in self.skipped.values())
-        print(one_line(f"data: {self.path}: {self.kept:,} {self.noun} kept, {n_skipped:,} skipped"))
+        print(one_line(f"data: {self.path}: {quantity(self.kept, self.noun)} kept, {self.n_skipped:,} skipped"))
         for title, found in (("skipped", self.skipped), ("changed", self.changed)):
             for reason, (count, first) in found.items():
                 print(one_line(f"    {title} {count:,}: {reason} (first: {first})"))
@@ -58,8 +66,9 @@ def print_examples(name: str, examples: Examples) -> None:
         return
     share = examples.n_supervised / len(examples.tokens)
     low, median, high, longest = np.percentile(examples.lengths, (10, 50, 90, 100), method="nearest")
-    print(f"    {name}: {len(examples):,} examples, {len(examples.tokens):,} tokens, {examples.n_supervised:,} of them "
-          f"supervised ({share:.0%}); length {low} (10%), {median} (median), {high} (90%), {longest} (longest)")
+    size = f"{quantity(len(examples), 'examples')}, {quantity(len(examples.tokens), 'tokens')}"
+    print(f"    {name}: {size}, {examples.n_supervised:,} of them supervised ({share:.0%}); length {low} (10%), "
+          f"{median} (median), {high} (90%), {longest} (longest)")
 
 
 def highlight(example: Example, tokenizer: Tokenizer) -> str:

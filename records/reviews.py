@@ -25,6 +25,7 @@ from tokenization.base import Tokenizer
 from utils.errors import Parser, UserError, command
 from utils.files import replacing
 from utils.printable import one_line
+from utils.quantities import quantity
 
 TEXT_COLUMNS = ("text", "review")
 SPLITS = ("train", "val", "test")
@@ -64,7 +65,6 @@ def read_reviews(path: Path, options: ReadOptions, label_column: str | None, rep
 
     def parse(record: dict, place: str) -> Review:
         review = as_review(record.get(label_column), record.get(column), place)
-        report.keep()
         if not review.text:
             report.change("empty text, classified by the start token alone", place)
         return review
@@ -298,7 +298,7 @@ def main() -> None:
         write_csv(path, ["label", "text"], [(review.label, review.text) for review in part])
         counts = np.bincount(label_ids(part, labels))
         listed = ", ".join(f"{label}: {count:,}" for label, count in zip(labels, counts, strict=True))
-        print(f"{path}: {len(part):,} reviews ({one_line(listed, 200)})")
+        print(f"{path}: {quantity(len(part), 'reviews')} ({one_line(listed, 200)})")
 
 
 if __name__ == "__main__":

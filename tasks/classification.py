@@ -57,6 +57,8 @@ class Classification(ExampleTask):
         self.labels = entry["labels"] if entry else None
         super().__init__(settings, options, tokenizer)
         self.head = {"n_labels": len(self.labels), "auxiliary_lm": self.data.auxiliary_lm > 0}
+        if self.data.auxiliary_lm:
+            self.train_loss_name = "training loss, with language model"  # not comparable with the validation loss
         self.info = {"labels": self.labels, "mask_padding": self.data.mask_padding,
                      "both_directions": self.data.both_directions}
 

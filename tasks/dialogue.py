@@ -26,6 +26,7 @@ from tokenization.base import Tokenizer
 from tokenization.chat_template import chat_ids
 from utils.errors import UserError
 from utils.printable import one_line
+from utils.quantities import quantity
 
 N_SAMPLES = 3  # held-out messages that are answered after each evaluation
 N_MEASURED = 200  # held-out messages that are answered to measure the replies
@@ -170,9 +171,9 @@ class Dialogue(ExampleTask):
             replies.append(self.tokenizer.decode(ids))
             n_ended += len(ids) < config.max_tokens
         settings = ", ".join(f"{name} {value}" for name, value in vars(config).items() if value is not None)
-        print(f"\nreplies to the first messages of {len(questions)} {self.noun} ({settings}):")
+        print(f"\nreplies to the first message of {quantity(len(questions), self.noun)} ({settings}):")
         print(format_measures(questions, replies, references, n_ended))
-        print("\nevenly spaced among them:")
+        print("\nsome of them:")
         for question, reply in pick_evenly(list(zip(questions, replies, strict=True)), N_PRINTED):
             print(f"  {one_line(question)} -> {one_line(reply)}")
 

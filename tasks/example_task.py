@@ -14,6 +14,7 @@ from tasks.task import Task
 from tokenization.base import Tokenizer
 from tokenization.load import load_tokenizer, train_tokenizer
 from utils.errors import UserError
+from utils.quantities import quantity
 
 
 class ExampleTask(Task):
@@ -61,7 +62,7 @@ class ExampleTask(Task):
                 raise UserError(f"{self.data.path} has no example for {name}: {self.report.first_skipped()}. Use more "
                                 "data, or a larger --model.block_size")
         for i in range(min(self.data.preview, len(self.train))):
-            print(f"---- example {i + 1}: {self.train.lengths[i]} tokens ----")
+            print(f"---- example {i + 1}: {quantity(self.train.lengths[i], 'tokens')} ----")
             self.print_example(self.train[i])
 
     def print_example(self, example: Example) -> None:

@@ -25,6 +25,7 @@ from tasks.example_task import ExampleTask
 from tasks.task import Answers
 from utils.errors import UserError
 from utils.printable import one_line
+from utils.quantities import quantity
 
 N_SAMPLES = 3  # held-out instructions that are answered after each evaluation
 
@@ -70,7 +71,8 @@ class Instruct(ExampleTask):
     def samples(self, model: nn.Module, config: ReplyConfig) -> Iterator[str]:
         """Yield lines with held-out instructions and the model's responses."""
         for record, answer in islice(self.answer_records(model, self.splits["val"], config), N_SAMPLES):
-            yield f"{record.instruction} {record.input} -> {answer}"
+            question = f"{record.instruction} {record.input}".rstrip()  # the input may be missing
+            yield f"{question} -> {answer}"
 
     def answer_records(self, model: nn.Module, records: list[Instruction],
                        config: ReplyConfig) -> Iterator[tuple[Instruction, str]]:
@@ -92,4 +94,6 @@ class Instruct(ExampleTask):
         """Write the records with the model's responses as JSON. Raises UserError if the file cannot be written."""
         answered = list(tqdm(self.answer_records(model, records, config), "answers", len(records), unit="record"))
         write_answers(path, [record for record, _ in answered], [answer for _, answer in answered])
-        print(f"{path}: {len(answered):,} answers; {len(records) - len(answered):,} prompts fill the context")
+        n_skipped = len(records) - len(answered)
+        print(f"{path}: {quantity(len(answered), 'answers')}; skipped {quantity(n_skipped, 'prompts')} that would fill "
+              "the context")

@@ -23,7 +23,7 @@ class Completion(Answers):
     A text ends at `entry["stop_tokens"]` for a model of another project, else at the tokenizer's end-of-text token.
     """
 
-    hint = "Type a prompt: the model continues it. An empty line generates text without a prompt. Ctrl-C stops it."
+    hint = "Type a prompt: the model continues it. Enter alone generates text without a prompt, until Ctrl-C."
     continues_text = True
 
     def answer(self, prompt: str, config: ReplyConfig) -> Iterator[str]:

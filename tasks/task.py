@@ -40,6 +40,7 @@ class Task:
 
     info = {}  # what a checkpoint records about the task, besides its kind
     head = {}  # fields of ModelConfig that the task sets
+    train_loss_name = "training loss"  # in plots and printed lines
 
     def make_dropout(self) -> BPEDropout | None:
         """Return the BPEDropout of the settings, or None."""

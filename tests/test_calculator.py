@@ -167,6 +167,7 @@ def test_a_plot_creates_its_folder(tmp_path, monkeypatch, capsys):
     (("--lora_rank", "0"), ("lora_rank cannot be 0",)),
     (("--lora_rank", "8", "--lora_targets", "gate"), ("gate", "choose from qkv, out, up, down, head")),
     (("--trainable_blocks", "3"), ("trainable_blocks 3", "2 blocks")),
+    (("--trainable_blocks", "3", "--n_blocks", "1"), ("the 1 block of",)),
     (("--trainable_blocks", "-1"), ("trainable_blocks cannot be -1",)),
     (("--trainable_blocks", "1", "--lora_rank", "8"), ("lora_rank or trainable_blocks",)),
     (("--wings", "2"), ("--wings",)),
@@ -176,6 +177,11 @@ def test_bad_input_is_reported_in_one_line(arguments, words, monkeypatch, capsys
     assert code == 2
     assert err.startswith("error: ") and len(err.splitlines()) == 1
     assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize("n, text", [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (1001, "1,001 steps")])
+def test_a_count_has_its_noun_in_the_right_number(n, text):
+    assert quantities.quantity(n, "steps") == text
 
 
 @pytest.mark.parametrize("text, size", [("8GiB", 8 * GIB), ("24GB", 24 * 10**9), ("1.5 gib", 3 * GIB // 2),

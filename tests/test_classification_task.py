@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -77,6 +78,17 @@ def test_the_second_head_predicts_the_next_token_and_the_first_one_the_label_els
     example = Example([9, 4, 5, 6], [IGNORED, IGNORED, IGNORED, 1])
     found = add_next_token_targets(example, share, 2, np.random.default_rng(0))
     assert found.tokens == example.tokens and found.targets.tolist() == targets
+
+
+@pytest.mark.parametrize("share, name", [(0, "training loss"), (0.5, "training loss, with language model")])
+def test_the_training_loss_says_that_it_includes_next_tokens(data, monkeypatch, capsys, share, name):
+    """With random weights and 2 labels, the loss of a label is ln 2, and that of a next token over three times that."""
+    plotted = []
+    monkeypatch.setattr("training.record.plot_losses", lambda *arguments: plotted.append(arguments[-1]))
+    run(task_settings("classification", "reviews", f"--data.auxiliary_lm={share}", "--training.max_iters=1"))
+    line = re.search(r"^step +1  (.*) ([\d.]+)  validation loss ([\d.]+)", capsys.readouterr().out, re.MULTILINE)
+    assert line[1] == name and (float(line[2]) > 1.5 * float(line[3])) == (share > 0)
+    assert plotted[-1] == name
 
 
 def test_without_a_mask_every_text_is_padded_to_the_context_length(classifier):

@@ -75,7 +75,7 @@ def symbols(ids):
 
 def examples_of(dialogues, block_size):
     """([(tokens, targets)] as symbols, report) of dialogues of letters."""
-    report = DataReport("data", "dialogues")
+    report = DataReport("data", "dialogues", n_records=len(dialogues))
     examples = dialogue_examples(dialogues, LETTERS, block_size, report)
     return [tuple(map(symbols, examples[i])) for i in range(len(examples))], report
 
@@ -436,7 +436,7 @@ def test_a_dialogue_whose_messages_fill_the_context_is_skipped_counted_and_named
     assert report.kept == 2 and report.changed == {}
     assert report.skipped == {"a user message fills the context of 8 tokens": (2, "'ABCDEFGHIJ'")}
     message = error_of(examples_of, dialogues[1:3], 8)
-    assert "none of 2 dialogues" in message and "--model.block_size" in message
+    assert "no dialogue can be used" in message and "--model.block_size" in message
     assert examples_of([], 8)[0] == []
 
 
@@ -453,7 +453,7 @@ def test_characters_that_the_tokenizer_lacks_are_removed_and_counted():
 def test_a_million_characters_become_examples_in_seconds():
     dialogues = read(CHITCHAT)[0]
     tokenizer = dialogue_tokenizer(dialogues, "char")
-    report = DataReport(CHITCHAT, "dialogues")
+    report = DataReport(CHITCHAT, "dialogues", n_records=len(dialogues))
     start = time.process_time()
     examples = dialogue_examples(dialogues, tokenizer, 256, report)
     assert time.process_time() - start < 3

@@ -159,7 +159,7 @@ def test_replies_to_held_out_messages_are_sampled_with_fixed_seeds_and_measured(
 def test_messages_that_leave_no_room_or_have_unknown_characters_are_left_out_or_cleaned(models, tmp_path, run_main):
     (tmp_path / "chat.txt").write_text("how 中are?\nfine\n\nhow are you, " + "a" * 9 + "\nfine\n\n中\nfine\n")
     out = run_main(estimate.main, models / "dialogue.pt", "--data", tmp_path / "chat.txt", "--split", "all", *CPU)
-    assert "the first messages of 1 dialogues" in out and "\n  how are? -> " in out
+    assert "the first message of 1 dialogue (" in out and "\n  how are? -> " in out
 
 
 def test_the_examples_in_the_docstrings():
@@ -170,13 +170,13 @@ def test_at_most_200_dialogues_spread_over_the_file_are_answered(models, tmp_pat
     text = "\n\n".join(f"{'abcdefghij'[i // 60]}\nfine" for i in range(600))
     (tmp_path / "chat.txt").write_text(text, encoding="utf-8")
     out = run_main(estimate.main, models / "dialogue.pt", "--data", tmp_path / "chat.txt", "--split", "all", *CPU)
-    assert "the first messages of 200 dialogues" in out
+    assert "the first message of 200 dialogues" in out
     assert re.findall("^  (.) -> ", out, re.MULTILINE) == [*"abcdefghij"]
 
 
 def test_poems_are_evaluated_by_their_titles(models, run_main):
     out = run_main(estimate.main, models / "poem.pt", "--data", models / "poem.json", "--split", "all", *CPU)
-    assert "8 poems kept" in out and "the first messages of 8 poems" in out
+    assert "8 poems kept" in out and "the first message of 8 poems" in out
     assert all(re.search(rf"^  .*({poem['title']}|诗) -> ", out, re.MULTILINE) for poem in POEMS[:1])
 
 
@@ -193,7 +193,7 @@ def test_answers_are_written_next_to_the_references(models, tmp_path, run_main):
         ids = instructions.prompt_ids(record["instruction"], record["input"], tokenizer)
         answer = generate(model, ids, 8, dataclasses.replace(reply, seed=0), tokenizer.special_ids)
         assert row == record | {"answer": tokenizer.decode(answer)}
-    assert "12 answers; 0 prompts" in out
+    assert "12 answers; skipped 0 prompts that" in out
 
 
 def test_without_a_file_three_held_out_answers_are_printed(models, run_main):
@@ -229,6 +229,54 @@ def test_a_file_of_one_label_can_be_scored(models, tmp_path, run_main):
     out = run_main(estimate.main, models / "classification.pt", "--data", tmp_path / "good.csv", "--split", "all",
                    "--label_column", "class", *CPU)
     assert re.search("差评 +0 ", out) and "2 reviews in" in out
+
+
+# ---- The data report -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split, kept, cut", [("val", 2, "1: {} (first: 'b')"), ("train", 10, "2: {} (first: 'c')"),
+                                              ("all", 12, "3: {} (first: 'b')")])
+def test_the_report_tells_what_holds_for_the_file_from_what_holds_for_the_split(models, tmp_path, run_main, split, kept,
+                                                                                cut):
+    dialogues = [["alone"], *([name, "fine"] for name in "abcdefghijkl")]
+    for i in (2, 3, 4):  # "b" is for validation, as is "l"; "c" and "d" are for training
+        dialogues[i][1] = "how are you, " * 3
+    path = tmp_path / "chat.txt"
+    path.write_text("\n\n".join("\n".join(dialogue) for dialogue in dialogues), encoding="utf-8")
+    out = run_main(estimate.main, models / "dialogue.pt", "--data", path, "--split", split, *CPU)
+    *lines, evaluated = out.splitlines()[1:6]
+    assert re.match(rf"    evaluated: {kept} examples, ", evaluated)
+    assert lines == [
+        f"data: {path}: 12 dialogues kept, 1 skipped", "    skipped 1: a single message (first: line 1)",
+        f"data: split {split} of {path}: {kept} dialogues kept, 0 skipped",
+        f"    changed {cut.format('cut a reply at 28 tokens, without an end marker')}"]
+
+
+def test_the_report_on_reviews_counts_the_changes_in_the_split(models, tmp_path, run_main):
+    path = tmp_path / "reviews.csv"
+    rows = [("label", "review"), *((label, f"{text}é") for label, text in REVIEWS)]
+    path.write_text("\n".join(map(",".join, rows)), encoding="utf-8")
+    out = run_main(estimate.main, models / "classification.pt", "--data", path, "--split", "test", *CPU)
+    assert f"data: {path}: 60 reviews kept, 0 skipped\n" in out
+    assert f"data: split test of {path}: 6 reviews kept, 0 skipped\n    changed 6: removed characters" in out
+
+
+ONE_RECORD = {  # data with a single record in the split `val` or `test`
+    "dialogue": ("chat.txt", "how are you\nfine\n\na\nb\n", "val"),
+    "poem": ("poems.json", json.dumps(POEMS[:2]), "val"),
+    "instruction": ("records.json", json.dumps(RECORDS[:2]), "val"),
+    "classification": ("reviews.csv", "label,text\n好评,第1次\n", "all"),
+}
+
+
+@pytest.mark.parametrize("kind", ONE_RECORD)
+def test_a_count_of_one_has_a_singular_noun(models, tmp_path, run_main, kind):
+    name, content, split = ONE_RECORD[kind]
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    more = ("--answers", tmp_path / "answers.json") if kind == "instruction" else ()
+    out = run_main(estimate.main, models / f"{kind}.pt", "--data", tmp_path / name, "--split", split, *more, *CPU)
+    assert re.search(r"\b1 (dialogue|poem|record|review) kept", out) and "1 example," in out
+    assert not re.search(r"(?<![.,])\b1 [a-z]+s\b", out)
 
 
 # ---- Errors ----------------------------------------------------------------------------------------------------------

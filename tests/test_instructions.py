@@ -150,7 +150,7 @@ def test_a_tokenizer_without_an_end_of_text_token_is_refused():
 
 def test_only_the_answer_and_one_end_token_are_supervised(bpe):
     records = [record(output="Hi."), record("b", "c", "A longer answer. " * 3)]
-    report = DataReport("a.json")
+    report = DataReport("a.json", n_records=2)
     examples = instruction_examples(records, bpe, 512, report)
     assert len(examples) == 2 and (report.kept, report.skipped, report.changed) == (2, {}, {})
     for i, found in enumerate(records):
@@ -167,7 +167,7 @@ def test_the_context_cuts_answers_and_skips_prompts_that_fill_it(bpe):
     assert n_answer > 2
     for extra, n_supervised, has_end in [(n_answer, n_answer + 1, True), (n_answer - 1, n_answer, False),
                                          (0, 1, False), (-1, 0, False)]:
-        report = DataReport("a.json")
+        report = DataReport("a.json", n_records=1)
         examples = instruction_examples([found], bpe, n_prompt + extra, report)
         kept = n_supervised > 0
         assert examples.n_supervised == n_supervised and len(examples) == report.kept == kept
@@ -179,7 +179,7 @@ def test_the_context_cuts_answers_and_skips_prompts_that_fill_it(bpe):
 
 def test_skipping_a_record_leaves_the_others_as_they_are_without_it(bpe):
     records = [record(), record("x" * 500, place="item 2"), record("b", "c", "d", "item 3")]
-    report = DataReport("a.json")
+    report = DataReport("a.json", n_records=3)
     examples = instruction_examples(records, bpe, 200, report)
     without = instruction_examples([records[0], records[2]], bpe, 200, DataReport("a.json"))
     assert report.kept == 2 and "item 2" in report.first_skipped()

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -253,6 +254,26 @@ def test_the_training_peak_matches_in_attention_and_in_the_optimizer_step(change
     config, plan = small_config(**changes), Plan(batch_size=2, dtype=dtype)
     measured = benchmark.peak_bytes(lambda: build(config), lambda model: benchmark.train(model, plan), "cpu")
     assert training_memory(config, plan).allocated == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_ctrl_c_ends_the_benchmark_rather_than_a_row(step, benchmark, monkeypatch):
+    class Interrupted(benchmark.TrainStep):
+        def __call__(self, current, *arguments):
+            if current == step:
+                signal.raise_signal(signal.SIGINT)
+            return super().__call__(current, *arguments)
+
+    monkeypatch.setattr(benchmark, "TrainStep", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.train(build(small_config()), Plan(batch_size=1))
+
+
+def test_the_profiler_prints_nothing_between_the_rows():
+    code = ("import memory\nfrom models.zoo import ZOO\n"
+            "print(memory.peak_bytes(ZOO['DevModel'], lambda model: memory.continue_prompt(model, 2), 'cpu'))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.strip().isdecimal()
 
 
 RANKS = [  # changes to a plan of each configuration, on two ranks

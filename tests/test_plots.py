@@ -38,25 +38,26 @@ def curves(axes):
 def test_each_loss_of_a_run_has_a_curve():
     training = [[10, 3.0], [20, 2.0], [25, 1.5]]
     validation = [[0, 4.0], [10, 3.5], [20, 2.5], [25, 2.6]]
-    [axes] = draw_losses(METRICS, "tiny").axes
-    assert curves(axes) == {"training (lowest 1.5000)": training, "validation (lowest 2.5000)": validation}
-    [axes] = draw_losses(AVERAGED, "tiny").axes
+    [axes] = draw_losses(METRICS, "tiny", "training loss").axes
+    assert curves(axes) == {"training loss (lowest 1.5000)": training, "validation loss (lowest 2.5000)": validation}
+    [axes] = draw_losses(AVERAGED, "tiny", "loss of both heads").axes
     assert curves(axes) == {
-        "training (lowest 1.5000)": training, "validation (lowest 2.5000)": validation,
-        "validation, averaged weights (lowest 2.4000)": [[step, loss - 0.1] for step, loss in validation]}
-    [axes] = draw_losses(AVERAGED[3:] + METRICS[3:], "tiny").axes  # the average began, or ended, in the middle
+        "loss of both heads (lowest 1.5000)": training, "validation loss (lowest 2.5000)": validation,
+        "validation loss, averaged weights (lowest 2.4000)": [[step, loss - 0.1] for step, loss in validation]}
+    began_or_ended_in_the_middle = AVERAGED[3:] + METRICS[3:]
+    [axes] = draw_losses(began_or_ended_in_the_middle, "tiny", "training loss").axes
     assert len(curves(axes)) == 3
 
 
 def test_the_plot_shows_all_losses_except_the_first():
-    [axes] = draw_losses(METRICS, "tiny").axes
+    [axes] = draw_losses(METRICS, "tiny", "training loss").axes
     low, high = axes.get_ylim()
     assert low < 1.5 and 3.5 < high < 4.0
 
 
 @pytest.mark.parametrize("step, millions", [(0, 0.0), (5, 0.5), (10, 1.0), (22.5, 4.5), (25, 7.0)])
 def test_the_upper_axis_shows_the_tokens_of_each_step_even_if_the_batch_size_changed(step, millions):
-    figure = draw_losses(METRICS, "tiny")
+    figure = draw_losses(METRICS, "tiny", "training loss")
     figure.draw_without_rendering()
     [axes] = figure.axes
     [above] = axes.child_axes
@@ -69,7 +70,7 @@ def test_the_upper_axis_shows_the_tokens_of_each_step_even_if_the_batch_size_cha
 def test_any_title_is_drawn_as_plain_text_without_warnings(tmp_path, capfd, title):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot_losses(METRICS, tmp_path / "loss.png", title)
+        plot_losses(METRICS, tmp_path / "loss.png", title, "training loss")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert capfd.readouterr() == ("", "")
 
@@ -85,7 +86,7 @@ def test_an_installed_chinese_font_is_used_for_characters_that_the_default_fonts
 ])
 def test_a_failed_plot_prints_one_line(tmp_path, capsys, metrics, target, words):
     (tmp_path / "folder").mkdir()
-    plot_losses(metrics, tmp_path / target, "tiny")
+    plot_losses(metrics, tmp_path / target, "tiny", "training loss")
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith("cannot plot the losses: ") and words in line
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
@@ -98,7 +99,7 @@ def test_a_broken_matplotlib_prints_at_most_one_line(tmp_path, broken):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
     if broken == "not installed":
         code += "sys.modules['matplotlib'] = None\n"
-    code += f"from training.plots import plot_losses; plot_losses({METRICS}, Path('loss.png'), 'tiny')"
+    code += f"from training.plots import plot_losses; plot_losses({METRICS}, Path('loss.png'), 'tiny', 'training loss')"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     if broken == "not installed":

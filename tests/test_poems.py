@@ -143,7 +143,7 @@ def test_the_command_writes_all_poems_and_lists_skipped_files(folder, command, t
     lines = command("clean", folder.parent, "--out", tmp_path / "new" / "all_poems.json").splitlines()
     assert json.loads((tmp_path / "new" / "all_poems.json").read_text(encoding="utf-8")) == [POEM]
     assert read(tmp_path / "new" / "all_poems.json")[0] == [POEM]
-    assert lines[-2:] == ["1 poems of 1 authors; skipped 10 files", f"written to {lines[-1].split()[-1]}"]
+    assert lines[-2:] == ["1 poem of 1 author; skipped 10 files", f"written to {lines[-1].split()[-1]}"]
     named = [Path(line.split(": ")[1]).name for line in lines if line.startswith("skipped: ")]
     assert sorted(named) == sorted(DAMAGED | EMPTY)
 

@@ -85,7 +85,7 @@ def test_a_place_in_a_separate_validation_file_names_it(tmp_path):
 
 
 def test_reports_are_one_line_per_reason_without_control_characters(capsys):
-    report = DataReport("a\nb", "records")
+    report = DataReport("a\nb", "records", n_records=2)
     assert report.first_skipped() == ""
     report.skip("red \x1b[31m", "line\n1")
     report.skip("other", "line 2")

@@ -264,7 +264,7 @@ def test_a_single_column_of_words_is_ambiguous(tmp_path):
 
 @pytest.mark.parametrize("content, words", [
     ("text,n\none,1\ntwo, with a comma,2\n", ["line 3", "3 fields"]),
-    ("text,n\none\n", ["line 2", "1 fields"]),
+    ("text,n\none\n", ["line 2", "1 field,"]),
     ('text,n\n"one,1\ntwo,2\n', ["line 2", "quotes"]),
     ('text,n\nzero,0\n"one,1\n' + "two,2\n" * 500, ["line 3", "quotes"]),
     ('text,n\nzero,0\n\n"one,1\ntwo,"2"\n', ["line 4", "quotes"]),

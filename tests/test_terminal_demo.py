@@ -85,6 +85,10 @@ def test_a_pipe_gets_the_output_of_generate_and_nothing_else(folder, model):
     assert re.fullmatch(r"skipped.*: 'É', '中'\n40 tokens in \d+\.\d s, [\d,]+ tokens/s\n", err)
 
 
+def test_the_speed_of_one_token_is_in_the_singular(demo):
+    assert demo("--prompt", "a", "--max_tokens", "1").err.startswith("1 token in ")
+
+
 def test_a_closed_pipe_ends_the_command_quietly(folder, model):
     process = command(folder, "--prompt", "", "--max_tokens", str(10**9),
                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -126,7 +130,7 @@ def test_on_a_terminal_ctrl_c_stops_the_reply_and_not_the_session(folder, model)
     terminal = Terminal(folder)
     try:
         greeting = terminal.until(r"> ")
-        assert all(words in greeting for words in ("DevModel", "the model continues it", "Ctrl-C", "exit"))
+        assert all(words in greeting for words in ("the model continues it", "Enter alone", "Ctrl-C", "exit"))
 
         terminal.type("\n")  # endless: far more than the 500 tokens of a reply to a prompt
         terminal.until(r".{2000}")
@@ -257,12 +261,13 @@ def test_off_resets_a_setting(demo, name):
     assert demo(stdin=[f"/{name}", f"/{name} 1", f"/{name} off"]).err.split("\n")[::2] == [f"{name} off"] * 2
 
 
-def test_help_lists_every_command_and_the_current_values(demo, folder):
-    lines = demo("--top_p", 0.75, stdin=["/temperature 0.6", "/help"]).err.splitlines()[1:]
+def test_help_says_what_to_type_and_lists_every_command_and_the_current_values(demo, folder):
+    hint, *lines = demo("--top_p", 0.75, stdin=["/temperature 0.6", "/help"]).err.splitlines()[1:]
+    assert "Enter alone generates text without a prompt, until Ctrl-C" in hint
     assert [line.split()[0] for line in lines] == ["/temperature", "/top_k", "/top_p", "/repetition_penalty", "/seed",
-                                                   "/max_tokens", "/candidates", "/load", "exit"]
+                                                   "/max_tokens", "/candidates", "/load", "Ctrl-C", "exit"]
     values = ["0.6", "off", "0.75", "1.0", "off", "500", "1", str(folder / "model.pt")]
-    assert [line.rsplit(": ", 1)[1] for line in lines[:-1]] == values
+    assert [line.rsplit(": ", 1)[1] for line in lines[:-2]] == values
 
 
 @pytest.mark.parametrize("line", ["exit", "quit", "/exit", " exit "])

@@ -196,6 +196,20 @@ def test_a_run_writes_its_checkpoints_metrics_plot_and_settings(folder, capsys):
     assert f"best validation loss {best:.4f}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("more, silent", [([], [0]), (["--init=checkpoints/base"], [])])
+def test_samples_are_printed_after_each_evaluation_except_of_random_weights(folder, capsys, more, silent):
+    run(tiny_settings("--run=base"))
+    capsys.readouterr()
+    run(tiny_settings("--run=more", *more))
+    without = [int(step) for step in re.findall(r"^step +(\d+) .*\n(?!    )", capsys.readouterr().out, re.MULTILINE)]
+    assert without == silent
+
+
+def test_a_run_of_one_step_says_so(folder, capsys):
+    run(tiny_settings("--training.max_iters=1"))
+    assert "\n1 step in " in capsys.readouterr().out
+
+
 def test_half_precision_halves_the_file_and_keeps_the_loss(folder):
     for name, half in (("whole", "false"), ("half", "true")):
         run(tiny_settings(f"--run={name}", f"--output.half={half}", "--model.n_embd=64"))

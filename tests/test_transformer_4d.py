@@ -454,7 +454,7 @@ def test_a_copy_of_the_file_trains_saves_and_prints_a_sample(folder):
     process = command(folder, "transformer_4d.py", *arguments(max_new_chars=50))
     out, err = process.communicate()
     assert process.returncode == 0, err
-    assert f"{int(0.9 * len(TEXT)):,} training characters" in out and "6 steps" in out
+    assert f"{int(0.9 * len(TEXT)):,} training characters" in out and "steps: 6;" in out
     assert len(sample_in(out)) == 50 and set(sample_in(out)) <= set(TEXT)
     assert load_checkpoint(folder)["config"]["n_embd"] == 16
     assert "tokens/s" in err and "loss=" in err  # the progress bar

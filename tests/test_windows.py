@@ -128,8 +128,8 @@ def test_by_default_sliding_windows_skip_no_token(block_size, expected):
     lambda tokens: RandomWindows(tokens, 20, 4, seed=0), lambda tokens: SlidingWindows(tokens, 20, 5)])
 def test_a_text_shorter_than_one_window_is_a_user_error(make):
     make(TOKENS[:21])
-    for n in (0, 1, 20):
-        with pytest.raises(UserError, match=rf"{n} token\(s\), and one window needs 21.*--model.block_size"):
+    for n, counted in ((0, "0 tokens"), (1, "1 token"), (20, "20 tokens")):
+        with pytest.raises(UserError, match=rf"{counted}, and one window needs 21.*--model.block_size"):
             make(TOKENS[:n])
 
 
@@ -140,7 +140,7 @@ def test_a_stride_that_skips_tokens_is_a_user_error(stride):
 
 
 def test_a_text_too_short_for_one_batch_is_a_user_error():
-    with pytest.raises(UserError, match="1 windows, and a batch has 2"):
+    with pytest.raises(UserError, match="1 window, and a batch has 2"):
         EpochWindows(TOKENS[:21], 20, 5, batch_size=2, accumulation=1, seed=0, random_offset=False)
     with pytest.raises(UserError, match="the text is too short: .* one window needs 21"):  # from the largest offset
         EpochWindows(TOKENS[:39], 20, 20, batch_size=1, accumulation=1, seed=0, random_offset=True)

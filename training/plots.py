@@ -13,17 +13,14 @@ from tqdm import tqdm
 
 from utils.files import replacing
 from utils.printable import one_line
+from utils.quantities import quantity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from records.reviews import Scores
 
-CURVES = {  # key in the metrics: label and color
-    "train_loss": ("training", "tab:orange"),
-    "val_loss": ("validation", "tab:blue"),
-    "ema_val_loss": ("validation, averaged weights", "tab:green"),
-}
+COLORS = {"train_loss": "tab:orange", "val_loss": "tab:blue", "ema_val_loss": "tab:green"}  # by key in the metrics
 CHINESE_FONTS = (
     "Noto Sans CJK SC", "Noto Sans CJK TC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC",
     "Source Han Sans CN", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback",  # Linux
@@ -32,12 +29,13 @@ CHINESE_FONTS = (
 )
 
 
-def plot_losses(metrics: list[dict], path: Path, title: str) -> None:
+def plot_losses(metrics: list[dict], path: Path, title: str, train_loss_name: str) -> None:
     """Draw the losses of a run as a PNG file: over steps, and on the upper axis over tokens.
 
-    `metrics` are the lines of its metrics.jsonl, as dictionaries. If that fails, print a message.
+    `metrics` are the lines of its metrics.jsonl, as dictionaries; `train_loss_name` is the label of the training loss.
+    If that fails, print a message.
     """
-    save_plot(path, "losses", draw_losses, metrics, title)
+    save_plot(path, "losses", draw_losses, metrics, title, train_loss_name)
 
 
 def plot_confusion(scores: Scores, path: Path) -> None:
@@ -69,21 +67,23 @@ def font_families() -> list[str]:
     return matplotlib.rcParams["font.family"] + [name for name in CHINESE_FONTS if name in installed]
 
 
-def draw_losses(metrics: list[dict], title: str) -> Figure:
+def draw_losses(metrics: list[dict], title: str, train_loss_name: str) -> Figure:
     """Return the figure of `plot_losses`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     axes.margins(x=0.02)
-    for key, (label, color) in CURVES.items():
+    labels = {"train_loss": train_loss_name, "val_loss": "validation loss",
+              "ema_val_loss": "validation loss, averaged weights"}
+    for key, label in labels.items():
         points = [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
         if points:
             steps, losses = zip(*points, strict=True)
-            axes.plot(steps, losses, color=color, marker=".", label=f"{label} (lowest {min(losses):.4f})")
+            axes.plot(steps, losses, color=COLORS[key], marker=".", label=f"{label} (lowest {min(losses):.4f})")
     if len(metrics) > 3:  # the first loss, of random weights, would leave little height for the others
         axes.set_ylim(top=1.05 * max(highest_loss(line) for line in metrics[1:]))
-    axes.set(xlabel="steps", ylabel="loss (nats per token)")
+    axes.set(xlabel="steps", ylabel="loss (nats per target)")
     axes.set_title(one_line(title, limit=80), parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -101,7 +101,7 @@ def draw_losses(metrics: list[dict], title: str) -> Figure:
 
 def highest_loss(line: dict) -> float:
     """Return the highest loss in a line of metrics."""
-    return max(line[key] for key in CURVES if line.get(key) is not None)
+    return max(line[key] for key in COLORS if line.get(key) is not None)
 
 
 def draw_confusion(scores: Scores) -> Figure:
@@ -121,7 +121,7 @@ def draw_confusion(scores: Scores) -> Figure:
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set(xlabel="predicted label", ylabel="true label")
-    axes.set_title(f"{counts.sum():,} texts, {scores.accuracy:.2%} correct")
+    axes.set_title(f"{quantity(counts.sum(), 'texts')}, {scores.accuracy:.2%} correct")
     return figure
 
 

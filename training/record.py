@@ -99,7 +99,8 @@ class Record:
         self.save_results(improved)
         if self.world.is_first:
             self.report(line, improved)
-            self.print_samples(model)
+            if progress.step > 0 or self.settings.init is not None:  # random weights generate noise
+                self.print_samples(model)
         return training.patience is not None and progress.evaluations_since_best >= training.patience
 
     def validation_loss(self) -> float:
@@ -158,7 +159,8 @@ class Record:
         if not self.world.is_first:
             return
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
-        plot_losses(self.metrics, self.folder / "loss.png", f"{self.settings.run}: {type(self.model).__name__}")
+        title = f"{self.settings.run}: {type(self.model).__name__}"
+        plot_losses(self.metrics, self.folder / "loss.png", title, self.task.train_loss_name)
 
     def write(self, name: str, text: str) -> None:
         """Write a text file in the folder of the run."""
@@ -167,8 +169,8 @@ class Record:
 
     def report(self, line: dict, improved: bool) -> None:
         """Print the losses in a line of metrics, and send them to TensorBoard."""
-        labels = {"train_loss": "training loss", "val_loss": "validation loss", "ema_val_loss": "of averaged weights",
-                  "accuracy": "accuracy"}
+        labels = {"train_loss": self.task.train_loss_name, "val_loss": "validation loss",
+                  "ema_val_loss": "of averaged weights", "accuracy": "accuracy"}
         losses = "  ".join(f"{text} {line[name]:.4f}" for name, text in labels.items() if line.get(name) is not None)
         mark = "  best so far" if improved else ""
         tqdm.write(f"step {line['step']:5}  {losses}{mark}")

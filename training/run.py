@@ -31,6 +31,7 @@ from training.shares import Shares, parts_per_micro_batch
 from training.step import TrainStep, accelerate
 from utils.files import PROJECT, lock_run
 from utils.forecast.plan import Plan
+from utils.quantities import quantity
 
 
 def train(settings: Settings) -> None:
@@ -180,6 +181,6 @@ def make_trainer(record: Record, forward: nn.Module, batches: Callable) -> Train
 def print_end(progress: Progress, folder: Path) -> None:
     """Print the result of a run, and the command that talks to its model."""
     minutes = progress.seconds / 60
-    print(f"{progress.step} steps in {minutes:.1f} minutes, best validation loss {progress.best_loss:.4f}")
+    print(f"{quantity(progress.step, 'steps')} in {minutes:.1f} minutes, best validation loss {progress.best_loss:.4f}")
     demo = "terminal_demo.py" if Path.cwd() == PROJECT else PROJECT / "terminal_demo.py"
     print(f"talk to it: python {shlex.quote(str(demo))} {shlex.quote(str(folder / 'best.pt'))}")

@@ -208,7 +208,7 @@ class OutputSettings:
     half: bool = False
     """Save best.pt in float16, at half the size."""
     sample_tokens: int = 200
-    """Maximum length of the samples generated after each evaluation, in tokens."""
+    """Maximum length, in tokens, of the samples generated after each evaluation, except that of random weights."""
     tensorboard: bool = False
     """Also write TensorBoard logs."""
 

@@ -1,4 +1,4 @@
-"""Numbers and sizes on a command line, for argparse: 1,000,000, 300B, 8GiB."""
+"""Numbers and sizes: on a command line, for argparse (1,000,000, 300B, 8GiB), and in a message (1 step)."""
 
 import argparse
 import re
@@ -8,6 +8,19 @@ from utils.printable import one_line
 
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def quantity(n: int, noun: str) -> str:
+    """Return a number with its noun, which is given in the plural.
+
+    >>> quantity(1, "steps")
+    '1 step'
+    >>> quantity(2000, "steps")
+    '2,000 steps'
+    """
+    if n == 1:
+        noun = noun.removesuffix("s")
+    return f"{n:,} {noun}"
 
 
 def parse_int(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from models.config import ModelConfig
 from utils.forecast.parameters import count_parameters
+from utils.quantities import quantity
 
 TASKS = {"language": "It continues a text.", "dialogue": "It replies to messages.",
          "poem": "It writes a poem for a title.", "instruction": "It follows instructions in the Alpaca format."}
@@ -18,9 +19,9 @@ def model_card(title: str, class_name: str, config: ModelConfig, task: str, val_
         "",
         f"# {title}",
         "",
-        f"A GPT with {count_parameters(config):,} parameters, {config.n_blocks} blocks, an embedding width of "
-        f"{config.n_embd}, a vocabulary of {config.vocab_size:,} tokens and a context of {config.block_size:,} tokens, "
-        f"exported by YourGPT. {TASKS[task]}",
+        f"A GPT with {count_parameters(config):,} parameters, {quantity(config.n_blocks, 'blocks')}, an embedding "
+        f"width of {config.n_embd}, a vocabulary of {config.vocab_size:,} tokens and a context of "
+        f"{config.block_size:,} tokens, exported by YourGPT. {TASKS[task]}",
         "",
     ]
     if val_loss is not None:

@@ -12,6 +12,7 @@ from utils.forecast.parameters import (
     parameter_table,
 )
 from utils.forecast.plan import Plan
+from utils.quantities import quantity
 
 
 class TrainedWeights:
@@ -38,8 +39,8 @@ class TrainedWeights:
             self.total = self.n_blocks * self.per_block + self.head
         elif plan.trainable_blocks is not None:
             if plan.trainable_blocks > config.n_blocks:
-                raise UserError(f"trainable_blocks {plan.trainable_blocks} is more than the {config.n_blocks} blocks "
-                                "of the model")
+                raise UserError(f"trainable_blocks {plan.trainable_blocks} is more than the "
+                                f"{quantity(config.n_blocks, 'blocks')} of the model")
             self.n_blocks = plan.trainable_blocks
             norm = sum(row.count for row in table if row.component.startswith("final_norm."))
             self.total = self.n_blocks * self.per_block + norm + self.head
