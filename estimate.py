@@ -31,9 +31,10 @@ from data.windows import ConsecutiveWindows
 from models.quantize import int8_summary, quantize_int8
 from reading.options import ReadOptions, add_read_options, read_options
 from records.report import DataReport, print_examples
-from records.reviews import Review, format_scores, label_ids, scores, write_errors
+from records.reviews import Review, label_ids
 from tasks.classification import classify
 from tasks.kinds import TASKS
+from tasks.scores import format_scores, scores, write_errors
 from tokenization.base import Tokenizer
 from tokenization.characters import CharTokenizer
 from training.checkpoint import CHECKPOINT_HELP, SHIPPED, Loaded, load_checkpoint

@@ -21,8 +21,9 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold  # noqa: E402
 
 from reading.options import ReadOptions  # noqa: E402
 from records.report import DataReport  # noqa: E402
-from records.reviews import Review, Scores, label_ids, labels_of, read_reviews, scores, split_reviews  # noqa: E402
+from records.reviews import Review, label_ids, labels_of, read_reviews, split_reviews  # noqa: E402
 from tasks.classification import classify  # noqa: E402
+from tasks.scores import Scores, scores  # noqa: E402
 from training.checkpoint import load_checkpoint  # noqa: E402
 from training.precision import pick_device  # noqa: E402
 from utils.errors import Parser, UserError, command  # noqa: E402

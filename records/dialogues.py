@@ -1,4 +1,4 @@
-"""Dialogues: from files to examples for training, and the history of a chat.
+"""Dialogues: from files to examples for training.
 
 A dialogue is a list of texts that alternate: user, assistant, user, ... It starts with the user and ends with the
 assistant. As tokens, each message is enclosed in the markers `message_start` and `message_end`, without the name of its
@@ -21,7 +21,7 @@ A record is skipped if it has a single message, or no assistant message after a 
 not text, lacks a key or has another role.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain, cycle
 from pathlib import Path
@@ -279,21 +279,3 @@ def split_to_fit(dialogue: Dialogue, encoded: list[list[int]], block_size: int,
 def quote(dialogue: Dialogue) -> str:
     """Return the start of a dialogue, by which it can be found."""
     return one_line(repr(dialogue[0]), 40)
-
-
-# ---- Chat ------------------------------------------------------------------------------------------------------------
-
-
-def fit_history(messages: list[str], make_prompt: Callable[[list[str]], list[int]],
-                room: int) -> tuple[list[int], int]:
-    """Return (prompt, number of messages dropped): what `make_prompt` returns for the last messages that fit.
-
-    The prompt takes at most `room` tokens. The oldest messages are dropped in pairs, so that the history starts with
-    the user. Raises UserError if the last message alone does not fit.
-    """
-    for n_dropped in range(0, len(messages), 2):
-        prompt = make_prompt(messages[n_dropped:])
-        if len(prompt) <= room:
-            return prompt, n_dropped
-    raise UserError(f"the message takes {len(prompt):,} tokens, but the context has room for {room:,}: shorten it, or "
-                    "allow fewer tokens for the reply")

@@ -16,15 +16,14 @@ from records.reviews import (
     SPLITS,
     Review,
     as_review,
-    combine,
     label_ids,
     labels_of,
     read_reviews,
     review_examples,
-    scores,
     split_reviews,
 )
 from tasks.example_task import ExampleTask
+from tasks.scores import combine, scores
 from tasks.task import Answers
 from tokenization.base import Tokenizer
 from utils.printable import escape_controls, one_line

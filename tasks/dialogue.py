@@ -12,7 +12,6 @@ from models.config import ReplyConfig
 from models.generate import generate, generate_text
 from records.dialogues import (
     dialogue_examples,
-    fit_history,
     poem_dialogues,
     prompt_ids,
     read_dialogues,
@@ -101,6 +100,21 @@ class TemplateConversation(Conversation):
         if config.candidates > 1:
             raise UserError("candidates must be 1 for a model of another project: /candidates 1")
         return super().answer(message, config)
+
+
+def fit_history(messages: list[str], make_prompt: Callable[[list[str]], list[int]],
+                room: int) -> tuple[list[int], int]:
+    """Return (prompt, number of messages dropped): what `make_prompt` returns for the last messages that fit.
+
+    The prompt takes at most `room` tokens. The oldest messages are dropped in pairs, so that the history starts with
+    the user. Raises UserError if the last message alone does not fit.
+    """
+    for n_dropped in range(0, len(messages), 2):
+        prompt = make_prompt(messages[n_dropped:])
+        if len(prompt) <= room:
+            return prompt, n_dropped
+    raise UserError(f"the message takes {len(prompt):,} tokens, but the context has room for {room:,}: shorten it, or "
+                    "allow fewer tokens for the reply")
 
 
 def room_for_prompt(model: nn.Module, config: ReplyConfig) -> int:

@@ -1,6 +1,5 @@
 """data/corpora.py: splits and pieces, folders, downloads, and Hugging Face datasets."""
 
-import doctest
 import hashlib
 import http.server
 import importlib.util
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 from small_corpora import TEXTS, error_of, needs_pyarrow, text_of, write_csv, write_jsonl, write_parquet
 
-from data import corpora, known_texts, pieces
+from data import corpora, known_texts
 from data.corpora import open_corpus
 from data.known_texts import fetch_tiny_shakespeare, title_of
 from data.pieces import PIECE, row_pieces, split_into_pieces
@@ -27,11 +26,6 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 ROOT = Path(__file__).resolve().parents[1]
 
 needs_datasets = pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="needs datasets")
-
-
-def test_docstring_examples_hold():
-    results = doctest.testmod(pieces)
-    assert results.attempted > 0 and results.failed == 0
 
 
 # ---- One text --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """records/dialogues.py: formats and their policies, what is supervised, splitting to the context, and chat history."""
 
-import doctest
 import json
 import time
 from functools import partial
@@ -12,12 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import records.dialogues
 from reading.options import ReadOptions
 from records.dialogues import (
     dialogue_examples,
     dialogue_parts,
-    fit_history,
     parse_messages,
     poem_dialogues,
     prompt_ids,
@@ -28,6 +25,7 @@ from records.dialogues import (
 from records.examples import IGNORED, next_token_example
 from records.poems import GENERAL_REQUESTS
 from records.report import DataReport
+from tasks.dialogue import fit_history
 from tokenization.base import SPECIAL_TOKENS
 from tokenization.bpe import BPETokenizer
 from tokenization.characters import CharTokenizer
@@ -78,11 +76,6 @@ def examples_of(dialogues, block_size):
     report = DataReport("data", "dialogues", n_records=len(dialogues))
     examples = dialogue_examples(dialogues, LETTERS, block_size, report)
     return [tuple(map(symbols, examples[i])) for i in range(len(examples))], report
-
-
-def test_the_examples_in_the_docstrings():
-    tested = doctest.testmod(records.dialogues)
-    assert tested.attempted > 0 and tested.failed == 0
 
 
 # ---- Text files ------------------------------------------------------------------------------------------------------

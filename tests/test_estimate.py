@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import doctest
 import json
 import math
 import re
@@ -14,7 +13,6 @@ from small_runs import TINY
 from small_text import TEXT
 
 import estimate
-import tasks.dialogue
 from models.config import ReplyConfig
 from models.generate import generate
 from models.quantize import int8_summary
@@ -160,10 +158,6 @@ def test_messages_that_leave_no_room_or_have_unknown_characters_are_left_out_or_
     (tmp_path / "chat.txt").write_text("how 中are?\nfine\n\nhow are you, " + "a" * 9 + "\nfine\n\n中\nfine\n")
     out = run_main(estimate.main, models / "dialogue.pt", "--data", tmp_path / "chat.txt", "--split", "all", *CPU)
     assert "the first message of 1 dialogue (" in out and "\n  how are? -> " in out
-
-
-def test_the_examples_in_the_docstrings():
-    assert doctest.testmod(tasks.dialogue).failed == 0
 
 
 def test_at_most_200_dialogues_spread_over_the_file_are_answered(models, tmp_path, run_main):

@@ -1,11 +1,9 @@
 """records/examples.py: targets, padded batches, and the order of examples in training."""
 
-import doctest
 
 import numpy as np
 import pytest
 
-import records.examples
 from records.examples import IGNORED, Example, ExampleBatches, Examples, next_token_example
 from utils.errors import UserError
 
@@ -18,11 +16,6 @@ def numbered(lengths):
 def members(micro_batches):
     """The examples in each micro-batch of a step."""
     return [x[:, 0].tolist() for x, _ in micro_batches]
-
-
-def test_the_examples_in_the_docstrings():
-    tested = doctest.testmod(records.examples)
-    assert tested.attempted > 0 and tested.failed == 0
 
 
 @pytest.mark.parametrize("parts, block_size, tokens, targets", [

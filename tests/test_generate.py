@@ -1,6 +1,5 @@
 """Sampling against the model without a cache, against transformers, and with a model of the alphabet."""
 
-import doctest
 import itertools
 import math
 
@@ -27,11 +26,6 @@ def draw_id(logits, context, sampling, generator=None):
 
 
 # ---- The window ------------------------------------------------------------------------------------------------------
-
-
-def test_the_docstring_example_holds():
-    results = doctest.testmod(models.generate)
-    assert results.attempted and not results.failed
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 4, 7, 8])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.font_manager import fontManager
 
-from records.reviews import scores
+from tasks.scores import scores
 from training.plots import (
     CHINESE_FONTS,
     draw_confusion,

@@ -1,6 +1,5 @@
 """records/poems.py: cleaning, reading, and requests."""
 
-import doctest
 import json
 import os
 import re
@@ -36,10 +35,6 @@ def folder(tmp_path):
     author.mkdir(parents=True)
     (author / "偶然.pt").write_text(FILE, encoding="utf-8", newline="")
     return author
-
-
-def test_the_examples_in_the_docstrings():
-    assert doctest.testmod(records.poems).failed == 0
 
 
 # ---- Cleaning --------------------------------------------------------------------------------------------------------

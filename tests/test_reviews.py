@@ -17,20 +17,8 @@ from reading.options import DEFAULTS, ReadOptions
 from records.duplicates import BLOCK, group_key, groups_of
 from records.examples import IGNORED
 from records.report import DataReport
-from records.reviews import (
-    SPLITS,
-    Review,
-    combine,
-    format_scores,
-    label_ids,
-    labels_of,
-    main,
-    read_reviews,
-    review_examples,
-    scores,
-    split_reviews,
-    write_errors,
-)
+from records.reviews import SPLITS, Review, label_ids, labels_of, main, read_reviews, review_examples, split_reviews
+from tasks.scores import combine, format_scores, scores, write_errors
 from tokenization.bpe import BPETokenizer
 from tokenization.characters import CharTokenizer
 from utils.errors import UserError

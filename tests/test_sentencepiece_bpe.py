@@ -1,6 +1,5 @@
 """tokenization/sentencepiece_bpe.py: ids as in the library, round trips, special tokens, and files of every kind."""
 
-import doctest
 import json
 import time
 import timeit
@@ -49,12 +48,6 @@ def reproduced(text, scheme):
     """What an encoded text decodes to: "▁" becomes a space, and Metaspace takes a space at the start for its own."""
     text = text.replace("▁", " ")
     return text.removeprefix(" ") if scheme in ("first", "always") else text
-
-
-@pytest.mark.parametrize("module", [tokenization.sentencepiece_bpe, tokenization.library])
-def test_the_examples_in_the_docstrings(module):
-    tested = doctest.testmod(module)
-    assert tested.attempted > 0 and tested.failed == 0
 
 
 # ---- Encoding and decoding -------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
-"""Imports point down, and importing has no side effects."""
+"""Imports point down, importing has no side effects, and examples in docstrings are right."""
 
 import ast
+import doctest
+import importlib
 import os
 import subprocess
 import sys
@@ -69,6 +71,12 @@ def test_transformer_4d_imports_one_module_inside_a_function_and_nothing_else():
     assert imports_of(tree) == {"data.known_texts"}
     tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
     assert imports_of(tree) == set()
+
+
+@pytest.mark.parametrize("module", [module for module, path in FILES.items() if ">>> " in path.read_text("utf-8")])
+def test_the_examples_in_docstrings_are_right(module):
+    tested = doctest.testmod(importlib.import_module(module))
+    assert tested.attempted > 0 and tested.failed == 0
 
 
 def run(code, *arguments, folder):

@@ -1,6 +1,5 @@
 """tokenization/load.py and tokenization/bpe.py: tokens, exact round trips, and files of every kind."""
 
-import doctest
 import json
 import os
 import re
@@ -60,12 +59,6 @@ def learned(tokenizer):
     """The merges, the first one first, as two pieces of text each."""
     merges = description(tokenizer)["model"]["merges"]
     return [tuple(BPETokenizer.bytes_of(token).decode() for token in merge) for merge in merges]
-
-
-def test_the_examples_in_the_docstrings():
-    for module in (tokenization.characters, tokenization.bpe):
-        tested = doctest.testmod(module)
-        assert tested.attempted > 0 and tested.failed == 0
 
 
 # ---- Learning --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from utils.quantities import quantity
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from records.reviews import Scores
+    from tasks.scores import Scores
 
 COLORS = {"train_loss": "tab:orange", "val_loss": "tab:blue", "ema_val_loss": "tab:green"}  # by key in the metrics
 CHINESE_FONTS = (
