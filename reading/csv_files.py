@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice, product
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from reading.options import ReadOptions
 from reading.rows import Row
@@ -19,10 +19,18 @@ FIRST = 100  # rows from which the delimiter and the header are detected
 DELIMITERS = ",;\t|"
 
 
+class Dialect(NamedTuple):
+    """How the fields of a row are separated."""
+
+    delimiter: str
+    skip_spaces: bool
+    """Whether spaces after a delimiter do not belong to the field."""
+
+
 def csv_records(path: Path, options: ReadOptions) -> Iterator[Row]:
     """Yield the rows of a CSV file. Raises UserError."""
     encoding = encoding_of(path, options.encoding)
-    rows = csv_rows(path, encoding, **csv_dialect(path, encoding, options))
+    rows = csv_rows(path, encoding, detect_dialect(path, encoding, options))
     first = list(islice(rows, FIRST))
     if not first:
         return
@@ -40,7 +48,7 @@ def csv_records(path: Path, options: ReadOptions) -> Iterator[Row]:
         yield Row(f"line {number}", dict(zip(names, fields, strict=True)), position)
 
 
-def csv_rows(path: Path, encoding: str, **dialect: Any) -> Iterator[tuple[int, list[str], int]]:
+def csv_rows(path: Path, encoding: str, dialect: Dialect) -> Iterator[tuple[int, list[str], int]]:
     """Yield (number of its first line, fields, position) of each row that is not blank. Line ends become LF."""
     csv.field_size_limit(LIMIT)
     start = 1
@@ -49,7 +57,8 @@ def csv_rows(path: Path, encoding: str, **dialect: Any) -> Iterator[tuple[int, l
         first = next(content, "")
         if declared_delimiter(first):
             first = "\n"
-        rows = csv.reader(chain([first], content), strict=True, **dialect)
+        rows = csv.reader(chain([first], content), strict=True, delimiter=dialect.delimiter,
+                          skipinitialspace=dialect.skip_spaces)
         try:
             for fields in rows:
                 if any(field.strip(BLANK) for field in fields):
@@ -66,8 +75,8 @@ def declared_delimiter(line: str) -> str | None:
     return match[1] if match else None
 
 
-def csv_dialect(path: Path, encoding: str, options: ReadOptions) -> dict[str, Any]:
-    """Return the dialect in which the first rows make the best table.
+def detect_dialect(path: Path, encoding: str, options: ReadOptions) -> Dialect:
+    """Return the Dialect in which the first rows make the best table.
 
     First, its header names the wanted column; second, all rows have as many fields as the header; third, there are many
     fields. Raises UserError if the delimiter that is given is not a character.
@@ -78,10 +87,10 @@ def csv_dialect(path: Path, encoding: str, options: ReadOptions) -> dict[str, An
     if given is not None and (len(given) != 1 or given in '"\r\n'):
         raise UserError(f"--data.delimiter must be one character, or tab: got {given!r}")
 
-    def quality(dialect: dict[str, Any]) -> tuple[bool, bool, int]:
+    def quality(dialect: Dialect) -> tuple[bool, bool, int]:
         rows, valid = [], True
         try:
-            for _, fields, _ in islice(csv_rows(path, encoding, **dialect), FIRST):
+            for _, fields, _ in islice(csv_rows(path, encoding, dialect), FIRST):
                 rows.append(fields)
         except UserError:
             valid = False
@@ -90,8 +99,7 @@ def csv_dialect(path: Path, encoding: str, options: ReadOptions) -> dict[str, An
         return (options.column or "text") in names, consistent, len(names)
 
     delimiters = given or declared or DELIMITERS  # one character or several
-    dialects = [{"delimiter": delimiter, "skipinitialspace": spaces}
-                for delimiter, spaces in product(delimiters, (False, True))]
+    dialects = [Dialect(delimiter, skip_spaces) for delimiter, skip_spaces in product(delimiters, (False, True))]
     return max(dialects, key=quality)  # of equals, the first: a comma, spaces kept
 
 
