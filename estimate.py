@@ -229,7 +229,7 @@ def verdict(loss: float, uniform: float, ngram: float) -> str:
 
 
 def evaluate_on_examples(loaded: Loaded, args: argparse.Namespace, options: ReadOptions) -> None:
-    """Print a report on the data and the metrics of a task. Raises UserError if the data has no example."""
+    """Print reports on the file and the split, and the metrics of a task. Raises UserError if it has no example."""
     model, tokenizer, entry, reply = loaded
     data = DataSettings(path=args.data, label_column=args.label_column, split_seed=args.split_seed or 0,
                         mask_padding=entry.get("mask_padding", True))
