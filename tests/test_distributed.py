@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,9 +188,23 @@ def test_a_user_error_is_one_line_on_any_number_of_ranks(here):
     assert [process.returncode for process in processes] == [2, 2] and not (here / "checkpoints" / "mistake").exists()
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_file_that_rank_0_cannot_write_is_one_line_and_ends_all_ranks(here, tmp_path, strategy):
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)  # written after last.pt and best.pt
+    options = [f"--output.folder={tmp_path}", "--run_name=run", f"--training.parallel={strategy}"]
+    processes = start_ranks(2, [ROOT / "train.py", *TEXTS, *options], here)
+    errors = [re.findall("error: .*", process.communicate(timeout=90)[1]) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert len(errors[0]) == 1 and "metrics.jsonl" in errors[0][0] and errors[1] == []
+
+
 FAILS_ON_RANK_1 = """
+import time
+import torch.distributed
 from training.distributed import open_world
 from utils.errors import UserError, command
+
+torch.distributed.destroy_process_group = lambda: time.sleep(600)  # like NCCL, if other ranks do not answer
 
 @command
 def main():
@@ -251,14 +266,27 @@ def test_after_a_rank_is_killed_torchrun_restarts_the_run_and_its_losses_are_tho
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
-def test_two_machines_train_like_one_process(here):
-    """Two launchers, both on this machine."""
+def test_torchrun_does_not_resume_a_run_that_it_has_not_started(here):
+    """Its first attempt ends with an error, as the run is there; the second one must not take it for its own."""
+    files = {path: path.read_bytes() for path in (here / "checkpoints" / "long").iterdir()}
+    process = start_torchrun(here, *LONG, "--training.max_iters=50", "--run_name=long",
+                             options=("--nproc_per_node=2", "--max_restarts=1"))
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 1 and len(re.findall("error: .* already contains a run", errors)) == 2
+    assert {path: path.read_bytes() for path in (here / "checkpoints" / "long").iterdir()} == files
+
+
+def test_two_machines_train_like_one_process_and_the_first_alone_writes(here, tmp_path):
+    """Two launchers, both on this machine, the second with a copy of the text."""
+    (tmp_path / "data").mkdir()
+    shutil.copy(here / "data" / "input.txt", tmp_path / "data")
     options = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}")
-    processes = [start_torchrun(here, *TEXTS, "--run_name=machines", options=(*options, f"--node_rank={i}"))
-                 for i in range(2)]
+    processes = [start_torchrun(folder, *TEXTS, "--run_name=machines", options=(*options, f"--node_rank={i}"))
+                 for i, folder in enumerate((here, tmp_path))]
     outputs = outputs_of(processes)
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "DDP on 2 ranks" in outputs[0][0] and outputs[1][0] == ""
+    assert not (tmp_path / "checkpoints").exists()
     alone([*TEXTS, "--run=machines alone"])
     assert_same_run(here, "machines", "machines alone")
 

@@ -52,11 +52,12 @@ def train_rank(settings: Settings) -> None:
 def train_in(folder: Path, settings: Settings, world: World) -> None:
     """Train in a folder that no other process uses."""
     with world.in_turn():
-        saved, start, task, config = open_inputs(folder, settings)
+        saved, start, task, config = open_inputs(folder, settings, world.is_restart())
     inputs = {"last.pt": saved and saved["progress"], "validation text": task.digest()}
     with world.together():
         check_ranks_agree(inputs, world)
         device = pick_rank_device(settings.training.device, world)
+    world.mark_started()
     torch.manual_seed(settings.training.seed)
     dtype = world.decide(pick_dtype, device, settings.training.dtype)
     with world.together():
@@ -87,7 +88,7 @@ def train_in(folder: Path, settings: Settings, world: World) -> None:
     micro_steps = (training.max_iters - progress.step) * plan.accumulation
     with memory_advice(config, plan):
         record.compiled = accelerate(trainer.train_step, trainer.shares, training.compile, micro_steps)
-        record.write_settings()
+        world.decide(record.write_settings)
         fit(trainer, progress)
     print_end(progress, folder)
 
