@@ -42,6 +42,7 @@ ON_TWO = {
     "ddp": TEXTS,
     "accumulation": [*TEXTS, "--training.accumulation=3"],
     "epochs": [*TEXTS, "--data.windows=shuffled", "--training.batch_size=6"],
+    "auto": [*TEXTS, "--training.batch_size=auto"],
     "average": [*TEXTS, "--optim.ema=0.9", "--optim.name=adamw", "--optim.adamw_lr=0.001"],
     "fsdp": [*TEXTS, FSDP, "--training.accumulation=3", "--optim.ema=0.9"],
     "grouped": [*TEXTS, *GROUPED],

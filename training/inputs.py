@@ -26,10 +26,10 @@ def open_inputs(folder: Path, settings: Settings,
                 restarted: bool = False) -> tuple[dict | None, dict | None, Task, ModelConfig]:
     """Return what a run starts from: (saved, start, task, config).
 
-    `saved` is the content of its last.pt, and `start` that of the checkpoint --init; each may be None. With `restarted`,
-    the run resumes if it exists. Completes the
-    settings: limits of sampling, the name of the model, and what `auto` meant when the run started. Raises UserError if
-    a file is missing or does not match the settings.
+    `saved` is the content of its last.pt, and `start` that of the checkpoint --init; each may be None. With
+    `restarted`, a run that exists is resumed even if the settings do not say so. Completes the settings: limits of
+    sampling, the name of the model, and what `auto` meant when the run started. Raises UserError if a file is missing
+    or does not match the settings.
     """
     saved = open_run(folder, settings, restarted)
     start = None if saved else open_start(settings)
