@@ -122,6 +122,7 @@ def trained(tmp_path_factory):
 def train_on_ranks(folder):
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "input.txt").write_text(TEXT, encoding="utf-8")
+    (folder / "data" / "other.txt").write_text(TEXT[::-1], encoding="utf-8")
     write_data(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -187,6 +188,25 @@ def test_a_user_error_is_one_line_on_any_number_of_ranks(here):
     assert errors == ["error: cannot read nowhere.txt: No such file or directory. Check the path and its permissions\n",
                       ""]
     assert [process.returncode for process in processes] == [2, 2] and not (here / "checkpoints" / "mistake").exists()
+
+
+@pytest.mark.parametrize("what, arguments, last", [
+    ("setting training.max_iters", TEXTS, "--training.max_iters=8"),
+    ("setting optim.muon_lr", TEXTS, "--optim.muon_lr=0.05"),
+    ("training text", [*TEXTS, "--data.val_path=data/input.txt"], "--data.path=data/other.txt"),
+    ("weights", [*BASE, *LORA[:3], FSDP], "--init=other"),
+])
+def test_ranks_that_differ_end_with_one_line_that_says_in_what(here, what, arguments, last):
+    start = checkpoint(here, "base", "best.pt")
+    start["weights"]["token_embedding.weight"] *= 2
+    (here / "other").mkdir(exist_ok=True)
+    torch.save(start, here / "other" / "best.pt")
+    processes = start_ranks(2, [ROOT / "train.py", *arguments, f"--run_name=other {what}"], here, [last])
+    errors = [re.findall("error: .*", process.communicate(timeout=90)[1]) for process in processes]
+    assert errors == [[f"error: the {what} of rank 1 differs from that of rank 0: all machines need the same files and "
+                       "settings, in a shared folder or copied"], []]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert not (here / "checkpoints" / f"other {what}").exists()
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

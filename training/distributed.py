@@ -214,7 +214,7 @@ def check_ranks_agree(values: dict[str, Any], world: World) -> None:
         for name, value in first.items():
             if other[name] != value:
                 raise UserError(f"the {name} of rank {rank} differs from that of rank 0: all machines need the same "
-                                "files, in a shared folder or copied")
+                                "files and settings, in a shared folder or copied")
 
 
 def pick_rank_device(name: str, world: World) -> str:
