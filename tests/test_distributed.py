@@ -19,8 +19,9 @@ from small_text import TEXT
 from torch.distributed.run import get_args_parser
 
 from training.arguments import ALIASES, all_settings, parse_settings
-from training.distributed import ALONE
+from training.distributed import ALONE, World, check_host_name, open_world
 from training.run import train as run
+from utils.errors import UserError
 
 SIZES = [f"--model.{name}={value}" for name, value in (TINY | {"dropout": 0}).items()]
 BASE = ["--output.folder=checkpoints", "--training.max_iters=6", "--training.eval_interval=2", "--training.device=cpu",
@@ -237,6 +238,24 @@ def main():
 
 main()
 """
+
+
+def test_variables_of_another_launcher_are_one_line(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="LOCAL_RANK.* start ranks with torchrun"), open_world():
+        pass
+
+
+def test_a_host_name_that_other_machines_cannot_reach_is_one_line(monkeypatch):
+    addresses = {"other": "10.0.0.1", "here": "127.0.1.1"}
+    monkeypatch.setattr("socket.gethostbyname", addresses.get)
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    monkeypatch.setenv("MASTER_ADDR", "other")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    check_host_name(World(size=2, local_size=2))  # one machine
+    with pytest.raises(UserError, match="name of this machine, here, .* set GLOO_SOCKET_IFNAME"):
+        check_host_name(World(size=2, local_size=1))
 
 
 def outputs_of(processes):

@@ -137,12 +137,12 @@ def restart_count() -> int:
 def open_world() -> Iterator[World]:
     """Context with the World of this process. Only its first rank prints.
 
-    Raises UserError if the ranks cannot reach each other, or if one of them ends.
+    Raises UserError if variables of torchrun are missing, if the ranks cannot reach each other, or if one of them ends.
     """
     if not uses_torchrun():
         yield ALONE
         return
-    world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+    world = read_environment()
     check_host_name(world)
     try:
         world = replace(world, store=connect(world))
@@ -166,6 +166,16 @@ def open_world() -> Iterator[World]:
     finally:
         gc.collect()  # a group must not outlive its models, whose threads would abort the process when it exits
         leave()
+
+
+def read_environment() -> World:
+    """Return the World that torchrun describes in environment variables. Raises UserError if one is missing."""
+    names = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
+    try:
+        return World(*(int(os.environ[name]) for name in names))
+    except (KeyError, ValueError):
+        raise UserError(f"the environment variables {', '.join(names)} must all be numbers: start ranks with torchrun, "
+                        "which sets them, or unset them to train in one process") from None
 
 
 def check_host_name(world: World) -> None:
