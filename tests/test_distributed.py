@@ -20,6 +20,7 @@ from torch.distributed.run import get_args_parser
 
 from training.arguments import ALIASES, all_settings, parse_settings
 from training.distributed import ALONE, World, check_host_name, open_world
+from training.loop import interrupt_as_flag
 from training.run import train as run
 from utils.errors import UserError
 
@@ -256,6 +257,15 @@ def test_a_host_name_that_other_machines_cannot_reach_is_one_line(monkeypatch):
     check_host_name(World(size=2, local_size=2))  # one machine
     with pytest.raises(UserError, match="name of this machine, here, .* set GLOO_SOCKET_IFNAME"):
         check_host_name(World(size=2, local_size=1))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("n", [1, 2])
+def test_only_a_single_process_says_that_a_second_signal_ends_it(capfd, n):
+    with interrupt_as_flag(World(size=n)) as interrupted:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted.wait(10)
+    assert ("second Ctrl-C" in capfd.readouterr().err) == (n == 1)
 
 
 def outputs_of(processes):

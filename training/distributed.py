@@ -26,7 +26,8 @@ from utils.errors import UserError, first_line
 
 CONNECT = timedelta(minutes=2)  # for ranks to find each other
 TIMEOUT = timedelta(hours=1)  # after that: one rank prepares data, saves and samples while the others wait
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Socket closed")
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Socket closed",
+        "remote process exited")  # the last one is from NCCL
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,9 @@ def train_in(folder: Path, settings: Settings, world: World) -> None:
     """Train in a folder that no other process uses."""
     with world.in_turn():
         saved, start, task, config = open_inputs(folder, settings, world.is_restart())
-    same = {f"setting {name}": attrgetter(name)(settings) for name in all_settings() if name not in PATHS}
-    same |= {"last.pt": saved and saved["progress"], "validation text": task.digest()}
+    same = {"last.pt": saved and saved["progress"]}  # the first, as a resumed run changes settings
+    same |= {f"setting {name}": attrgetter(name)(settings) for name in all_settings() if name not in PATHS}
+    same["validation text"] = task.digest()
     with world.together():
         check_ranks_agree(same, world)
         device = pick_rank_device(settings.training.device, world)
