@@ -157,6 +157,11 @@ def test_several_ranks_train_like_one_process(here, name):
     assert_same_run(here, name, f"{name} alone")
 
 
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_the_plot_of_a_run_has_the_name_of_its_model(here, name):
+    assert (here / "checkpoints" / name / "loss.png").read_text(encoding="utf-8") == f"{name}: BardGPT"
+
+
 def test_a_run_saved_on_four_ranks_resumes_on_two_and_on_one_and_back(here):
     alone([*HALF, "--training.max_iters=6", "--run=uninterrupted"])
     for name in ("four to one", "sharded to one"):

@@ -110,12 +110,12 @@ class World:
 
     def mark_started(self) -> None:
         """Note that these ranks have started or resumed their run."""
-        if self.store:
+        if self.store is not None:
             self.store.set("started", "")
 
     def is_restart(self) -> bool:
         """Return whether torchrun has started these ranks in place of others that had called `mark_started`."""
-        return restart_count() > 0 and self.store.check(["started"])
+        return self.store is not None and restart_count() > 0 and self.store.check(["started"])
 
 
 ALONE = World()
