@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from small_text import TEXT
 from torch.distributed.run import get_args_parser
 
 from training.arguments import ALIASES, all_settings, parse_settings
-from training.distributed import ALONE
+from training.distributed import ALONE, World, check_host_name, open_world
+from training.loop import interrupt_as_flag
 from training.run import train as run
+from utils.errors import UserError
 
 SIZES = [f"--model.{name}={value}" for name, value in (TINY | {"dropout": 0}).items()]
 BASE = ["--output.folder=checkpoints", "--training.max_iters=6", "--training.eval_interval=2", "--training.device=cpu",
@@ -41,6 +44,7 @@ ON_TWO = {
     "ddp": TEXTS,
     "accumulation": [*TEXTS, "--training.accumulation=3"],
     "epochs": [*TEXTS, "--data.windows=shuffled", "--training.batch_size=6"],
+    "auto": [*TEXTS, "--training.batch_size=auto"],
     "average": [*TEXTS, "--optim.ema=0.9", "--optim.name=adamw", "--optim.adamw_lr=0.001"],
     "fsdp": [*TEXTS, FSDP, "--training.accumulation=3", "--optim.ema=0.9"],
     "grouped": [*TEXTS, *GROUPED],
@@ -120,6 +124,7 @@ def trained(tmp_path_factory):
 def train_on_ranks(folder):
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "input.txt").write_text(TEXT, encoding="utf-8")
+    (folder / "data" / "other.txt").write_text(TEXT[::-1], encoding="utf-8")
     write_data(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -150,6 +155,11 @@ def here(trained, monkeypatch):
 def test_several_ranks_train_like_one_process(here, name):
     alone([*(ON_TWO | ON_FOUR)[name], f"--run={name} alone"])
     assert_same_run(here, name, f"{name} alone")
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_the_plot_of_a_run_has_the_name_of_its_model(here, name):
+    assert (here / "checkpoints" / name / "loss.png").read_text(encoding="utf-8") == f"{name}: BardGPT"
 
 
 def test_a_run_saved_on_four_ranks_resumes_on_two_and_on_one_and_back(here):
@@ -187,9 +197,42 @@ def test_a_user_error_is_one_line_on_any_number_of_ranks(here):
     assert [process.returncode for process in processes] == [2, 2] and not (here / "checkpoints" / "mistake").exists()
 
 
+@pytest.mark.parametrize("what, arguments, last", [
+    ("setting training.max_iters", TEXTS, "--training.max_iters=8"),
+    ("setting optim.muon_lr", TEXTS, "--optim.muon_lr=0.05"),
+    ("training text", [*TEXTS, "--data.val_path=data/input.txt"], "--data.path=data/other.txt"),
+    ("weights", [*BASE, *LORA[:3], FSDP], "--init=other"),
+])
+def test_ranks_that_differ_end_with_one_line_that_says_in_what(here, what, arguments, last):
+    start = checkpoint(here, "base", "best.pt")
+    start["weights"]["token_embedding.weight"] *= 2
+    (here / "other").mkdir(exist_ok=True)
+    torch.save(start, here / "other" / "best.pt")
+    processes = start_ranks(2, [ROOT / "train.py", *arguments, f"--run_name=other {what}"], here, [last])
+    errors = [re.findall("error: .*", process.communicate(timeout=90)[1]) for process in processes]
+    assert errors == [[f"error: the {what} of rank 1 differs from that of rank 0: all machines need the same files and "
+                       "settings, in a shared folder or copied"], []]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert not (here / "checkpoints" / f"other {what}").exists()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_file_that_rank_0_cannot_write_is_one_line_and_ends_all_ranks(here, tmp_path, strategy):
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)  # written after last.pt and best.pt
+    options = [f"--output.folder={tmp_path}", "--run_name=run", f"--training.parallel={strategy}"]
+    processes = start_ranks(2, [ROOT / "train.py", *TEXTS, *options], here)
+    errors = [re.findall("error: .*", process.communicate(timeout=90)[1]) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert len(errors[0]) == 1 and "metrics.jsonl" in errors[0][0] and errors[1] == []
+
+
 FAILS_ON_RANK_1 = """
+import time
+import torch.distributed
 from training.distributed import open_world
 from utils.errors import UserError, command
+
+torch.distributed.destroy_process_group = lambda: time.sleep(600)  # like NCCL, if other ranks do not answer
 
 @command
 def main():
@@ -201,6 +244,33 @@ def main():
 
 main()
 """
+
+
+def test_variables_of_another_launcher_are_one_line(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="LOCAL_RANK.* start ranks with torchrun"), open_world():
+        pass
+
+
+def test_a_host_name_that_other_machines_cannot_reach_is_one_line(monkeypatch):
+    addresses = {"other": "10.0.0.1", "here": "127.0.1.1"}
+    monkeypatch.setattr("socket.gethostbyname", addresses.get)
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    monkeypatch.setenv("MASTER_ADDR", "other")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    check_host_name(World(size=2, local_size=2))  # one machine
+    with pytest.raises(UserError, match="name of this machine, here, .* set GLOO_SOCKET_IFNAME"):
+        check_host_name(World(size=2, local_size=1))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("n", [1, 2])
+def test_only_a_single_process_says_that_a_second_signal_ends_it(capfd, n):
+    with interrupt_as_flag(World(size=n)) as interrupted:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted.wait(10)
+    assert ("second Ctrl-C" in capfd.readouterr().err) == (n == 1)
 
 
 def outputs_of(processes):
@@ -251,14 +321,27 @@ def test_after_a_rank_is_killed_torchrun_restarts_the_run_and_its_losses_are_tho
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
-def test_two_machines_train_like_one_process(here):
-    """Two launchers, both on this machine."""
+def test_torchrun_does_not_resume_a_run_that_it_has_not_started(here):
+    """Its first attempt ends with an error, as the run is there; the second one must not take it for its own."""
+    files = {path: path.read_bytes() for path in (here / "checkpoints" / "long").iterdir()}
+    process = start_torchrun(here, *LONG, "--training.max_iters=50", "--run_name=long",
+                             options=("--nproc_per_node=2", "--max_restarts=1"))
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 1 and len(re.findall("error: .* already contains a run", errors)) == 2
+    assert {path: path.read_bytes() for path in (here / "checkpoints" / "long").iterdir()} == files
+
+
+def test_two_machines_train_like_one_process_and_the_first_alone_writes(here, tmp_path):
+    """Two launchers, both on this machine, the second with a copy of the text."""
+    (tmp_path / "data").mkdir()
+    shutil.copy(here / "data" / "input.txt", tmp_path / "data")
     options = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}")
-    processes = [start_torchrun(here, *TEXTS, "--run_name=machines", options=(*options, f"--node_rank={i}"))
-                 for i in range(2)]
+    processes = [start_torchrun(folder, *TEXTS, "--run_name=machines", options=(*options, f"--node_rank={i}"))
+                 for i, folder in enumerate((here, tmp_path))]
     outputs = outputs_of(processes)
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "DDP on 2 ranks" in outputs[0][0] and outputs[1][0] == ""
+    assert not (tmp_path / "checkpoints").exists()
     alone([*TEXTS, "--run=machines alone"])
     assert_same_run(here, "machines", "machines alone")
 

@@ -92,11 +92,11 @@ def test_running_out_of_memory_ends_with_advice():
         raise RuntimeError("another error")
 
 
-def fit_on(n, **changes):
-    """Return `fit_to_memory` of HugeModel with a short context, seen from one of n ranks of a machine."""
+def fit_on(n, config=HUGE, **changes):
+    """Return `fit_to_memory` of a model, HugeModel with a short context, seen from one of n ranks of a machine."""
     world = SimpleNamespace(size=n, local_size=n, gather=lambda value: [value] * n)
     dtype = changes.pop("dtype", torch.float32)
-    return fit_to_memory(Settings(training=TrainingSettings(**changes)), HUGE, "cpu", dtype, world)
+    return fit_to_memory(Settings(training=TrainingSettings(**changes)), config, "cpu", dtype, world)
 
 
 @pytest.fixture
@@ -126,8 +126,12 @@ def test_sharded_training_in_float16_is_refused_and_not_chosen(free, torchrun):
         fit_on(2, batch_size=2, dtype=torch.float16)
 
 
-def test_an_automatic_batch_size_is_as_many_sequences_on_any_number_of_ranks(free, torchrun):
+def test_an_automatic_batch_size_is_that_of_one_process_if_the_share_of_a_rank_fits(free, torchrun):
     free(2**40)
-    training, plan = fit_on(4, batch_size="auto")
-    assert (training.batch_size, training.accumulation) == (4, 4)
-    assert (plan.batch_size, plan.accumulation) == (4, 1)
+    training, plan = fit_on(4, batch_size="auto", accumulation=2)
+    assert (training.batch_size, training.accumulation) == (32, 1)
+    assert (plan.batch_size, plan.accumulation) == (8, 1)
+    halves = Plan(batch_size=4, accumulation=2, gpus=4)
+    free(4 * (training_memory(CONFIG, halves).total - CONTEXT["cpu"]))
+    training, plan = fit_on(4, CONFIG, batch_size="auto", accumulation=2, parallel="ddp")
+    assert plan == halves and (training.batch_size, training.accumulation) == (4, 8)

@@ -162,6 +162,14 @@ def test_a_line_says_why_a_step_is_not_captured(capsys, monkeypatch):
     assert "not captured as CUDA graphs: activation checkpointing" in capsys.readouterr().out
 
 
+def test_a_step_of_a_sharded_model_is_not_captured_on_one_rank_either(capsys, monkeypatch):
+    model, train_step = make_step()
+    monkeypatch.setattr(type(model), "reshard", None, raising=False)  # FSDP2 adds it
+    train_step.device = torch.device("cuda")
+    assert not accelerate(train_step, shares(), "no", micro_steps=10) and not train_step.captured
+    assert "not captured as CUDA graphs: ranks exchange" in capsys.readouterr().out
+
+
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -26,7 +26,8 @@ from utils.errors import UserError, first_line
 
 CONNECT = timedelta(minutes=2)  # for ranks to find each other
 TIMEOUT = timedelta(hours=1)  # after that: one rank prepares data, saves and samples while the others wait
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Socket closed")
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Socket closed",
+        "remote process exited")  # the last one is from NCCL
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class World:
     local_rank: int = 0
     """Number among the ranks of the same machine."""
     local_size: int = 1
+    store: dist.Store | None = None
+    """Keys and values of torchrun, which outlive the ranks if it restarts them."""
 
     @property
     def is_first(self) -> bool:
@@ -105,6 +108,15 @@ class World:
                 result = function(*arguments)
         return self.gather(result)[0]
 
+    def mark_started(self) -> None:
+        """Note that these ranks have started or resumed their run."""
+        if self.store is not None:
+            self.store.set("started", "")
+
+    def is_restart(self) -> bool:
+        """Return whether torchrun has started these ranks in place of others that had called `mark_started`."""
+        return self.store is not None and restart_count() > 0 and self.store.check(["started"])
+
 
 ALONE = World()
 
@@ -126,23 +138,26 @@ def restart_count() -> int:
 def open_world() -> Iterator[World]:
     """Context with the World of this process. Only its first rank prints.
 
-    Raises UserError if the ranks cannot reach each other, or if one of them ends.
+    Raises UserError if variables of torchrun are missing, if the ranks cannot reach each other, or if one of them ends.
     """
     if not uses_torchrun():
         yield ALONE
         return
-    world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+    world = read_environment()
     check_host_name(world)
     try:
-        connect(world)
+        world = replace(world, store=connect(world))
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(f"rank {world.rank} cannot reach all others through {address} ({first_line(error)}): see "
                         "docs/many-gpus.md") from None
     dist.distributed_c10d._set_pg_timeout(TIMEOUT)
+    # Destroying a group waits until NCCL has finished its operations, which never happens if another rank has failed.
+    leave = dist.distributed_c10d._abort_process_group
     try:
         with contextlib.nullcontext() if world.is_first else silence():
             yield world
+        leave = dist.destroy_process_group
     except RuntimeError as error:
         if not any(words in str(error) for words in LOST):
             raise
@@ -151,7 +166,17 @@ def open_world() -> Iterator[World]:
                         "Saved files are unchanged") from None
     finally:
         gc.collect()  # a group must not outlive its models, whose threads would abort the process when it exits
-        dist.destroy_process_group()
+        leave()
+
+
+def read_environment() -> World:
+    """Return the World that torchrun describes in environment variables. Raises UserError if one is missing."""
+    names = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
+    try:
+        return World(*(int(os.environ[name]) for name in names))
+    except (KeyError, ValueError):
+        raise UserError(f"the environment variables {', '.join(names)} must all be numbers: start ranks with torchrun, "
+                        "which sets them, or unset them to train in one process") from None
 
 
 def check_host_name(world: World) -> None:
@@ -173,12 +198,16 @@ def is_loopback(name: str) -> bool:
         return False
 
 
-def connect(world: World) -> None:
-    """Create the process group of all ranks. Raises RuntimeError if they cannot reach each other."""
+def connect(world: World) -> dist.Store:
+    """Create the process group of all ranks, and return their store.
+
+    Raises RuntimeError if they cannot reach each other.
+    """
     store, *_ = next(rendezvous("env://", timeout=CONNECT))
-    store = dist.PrefixStore(f"start {restart_count()}", store)  # it still has the addresses of ended processes
+    own = dist.PrefixStore(f"start {restart_count()}", store)  # it still has the addresses of ended processes
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=CONNECT, store=store, rank=world.rank, world_size=world.size)
+    dist.init_process_group(backend, timeout=CONNECT, store=own, rank=world.rank, world_size=world.size)
+    return store
 
 
 @contextlib.contextmanager
@@ -196,7 +225,7 @@ def check_ranks_agree(values: dict[str, Any], world: World) -> None:
         for name, value in first.items():
             if other[name] != value:
                 raise UserError(f"the {name} of rank {rank} differs from that of rank 0: all machines need the same "
-                                "files, in a shared folder or copied")
+                                "files and settings, in a shared folder or copied")
 
 
 def pick_rank_device(name: str, world: World) -> str:

@@ -12,7 +12,6 @@ from tasks.kinds import TASKS
 from tasks.task import Task
 from tokenization.load import tokenizer_from_dict
 from training.checkpoint import checkpoint_file, read_checkpoint, read_start
-from training.distributed import restart_count
 from training.resume import check_same_run, print_changes, resolve_as_before
 from training.run_state import read_run
 from training.settings import DataSettings, ModelSettings, Settings
@@ -20,14 +19,16 @@ from utils.errors import UserError
 from utils.printable import one_line
 
 
-def open_inputs(folder: Path, settings: Settings) -> tuple[dict | None, dict | None, Task, ModelConfig]:
+def open_inputs(folder: Path, settings: Settings,
+                restarted: bool = False) -> tuple[dict | None, dict | None, Task, ModelConfig]:
     """Return what a run starts from: (saved, start, task, config).
 
-    `saved` is the content of its last.pt, and `start` that of the checkpoint --init; each may be None. Completes the
-    settings: limits of sampling, the name of the model, and what `auto` meant when the run started. Raises UserError if
-    a file is missing or does not match the settings.
+    `saved` is the content of its last.pt, and `start` that of the checkpoint --init; each may be None. With
+    `restarted`, a run that exists is resumed even if the settings do not say so. Completes the settings: limits of
+    sampling, the name of the model, and what `auto` meant when the run started. Raises UserError if a file is missing
+    or does not match the settings.
     """
-    saved = open_run(folder, settings)
+    saved = open_run(folder, settings, restarted)
     start = None if saved else open_start(settings)
     task = open_task(settings, saved or start)
     settings.sampling = task.answers.with_max_tokens(settings.sampling)
@@ -43,14 +44,14 @@ def open_inputs(folder: Path, settings: Settings) -> tuple[dict | None, dict | N
     return saved, start, task, config
 
 
-def open_run(folder: Path, settings: Settings) -> dict | None:
+def open_run(folder: Path, settings: Settings, restarted: bool) -> dict | None:
     """Return the content of last.pt, which decides whether a run exists; None for a new run.
 
     Raises UserError if the settings ask for a new run where there is one, or to resume where there is none.
     """
     path = folder / "last.pt"
     if path.exists():
-        if not settings.resume and not restart_count():
+        if not settings.resume and not restarted:
             raise UserError(f"{folder} already contains a run: add --resume to continue it, or pick another --run NAME")
         saved = read_run(path)
         kind = saved.get("task", {}).get("kind", "language")

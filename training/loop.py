@@ -20,7 +20,8 @@ from training.distributed import ALONE, World
 from training.shares import Share
 from utils.errors import UserError
 
-INTERRUPTED = b"\ninterrupted: the run evaluates, saves and ends (a second Ctrl-C ends it at once)\n"
+INTERRUPTED = b"\ninterrupted: the run evaluates, saves and ends"
+AGAIN = b" (a second Ctrl-C ends it at once)"
 
 
 @dataclass
@@ -104,7 +105,7 @@ def interrupt_as_flag(world: World) -> Iterator[threading.Event]:
     def set_flag(*_: object) -> None:
         if world.is_first and not interrupted.is_set():
             with contextlib.suppress(OSError):  # print is not safe here: the signal may have interrupted another print
-                os.write(2, INTERRUPTED)
+                os.write(2, INTERRUPTED + (AGAIN if world.size == 1 else b"") + b"\n")
         interrupted.set()
         if world.size == 1:
             restore()

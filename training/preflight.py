@@ -79,7 +79,9 @@ def fit_to_memory(settings: Settings, model_config: ModelConfig, device: str, dt
         needed = training_memory(model_config, plan).total
         if needed <= free:
             break
-    if auto:
+    if auto and plan.accumulation == 1:  # the batches of one process, each divided among the ranks
+        training = replace(training, batch_size=plan.batch_size * world.size, accumulation=1)
+    elif auto:
         training = replace(training, batch_size=plan.batch_size, accumulation=plan.accumulation * world.size)
 
     if needed > free:

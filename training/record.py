@@ -132,12 +132,14 @@ class Record:
         return model
 
     def save_last(self, progress: Progress, model: nn.Module | None) -> None:
-        """Write last.pt; `model` is the result of `whole_model`."""
-        training = self.settings.training
+        """Write last.pt; `model` is the result of `whole_model`. If that fails, all ranks end."""
         states = [gather_whole(optimizer.state_dict()["state"]) for optimizer in self.optimizers]
         average = gather_whole(self.average.averages) if self.average else None
-        if not self.world.is_first:
-            return
+        self.world.decide(self.write_last, progress, model, states, average)
+
+    def write_last(self, progress: Progress, model: nn.Module, states: list[dict], average: dict | None) -> None:
+        """Write last.pt, given whole tensors."""
+        training = self.settings.training
         run_config = {"path": self.settings.data.path, "text": self.text_digest, "optimizer": self.settings.optim.name,
                       "device": self.device, "batch_size": training.batch_size, "accumulation": training.accumulation,
                       "dtype": str(self.dtype).removeprefix("torch."), "compile": "yes" if self.compiled else "no",
@@ -148,18 +150,23 @@ class Record:
                         run_config=run_config, average=average, adapters=adapters, **self.entries)
 
     def save_results(self, improved: bool) -> None:
-        """Write the files that follow from last.pt: best.pt if the loss improved, metrics.jsonl and loss.png."""
-        line = self.metrics[-1]
+        """Write the files that follow from last.pt: best.pt if the loss improved, metrics.jsonl and loss.png.
+
+        If that fails, all ranks end.
+        """
         if improved:
-            with self.with_better_weights(line):
-                model = self.whole_model()
-                if self.world.is_first:
-                    save_best(self.folder / "best.pt", model, self.task.tokenizer, self.settings, self.base,
-                              **self.entries)
-        if not self.world.is_first:
-            return
+            with self.with_better_weights(self.metrics[-1]):
+                self.world.decide(self.write_best, self.whole_model())
+        self.world.decide(self.write_metrics)
+
+    def write_best(self, model: nn.Module) -> None:
+        """Write best.pt."""
+        save_best(self.folder / "best.pt", model, self.task.tokenizer, self.settings, self.base, **self.entries)
+
+    def write_metrics(self) -> None:
+        """Write metrics.jsonl and loss.png."""
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
-        title = f"{self.settings.run}: {type(self.model).__name__}"
+        title = f"{self.settings.run}: {self.settings.model.name}"
         plot_losses(self.metrics, self.folder / "loss.png", title, self.task.train_loss_name)
 
     def write(self, name: str, text: str) -> None:

@@ -2,20 +2,23 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import shlex
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import record as report_errors
 
 from models.config import ModelConfig
 from models.freeze import freeze_below
 from models.lora import add_lora, load_lora_weights
-from models.weights import SkipInitialization, load_file_weights
+from models.weights import SkipInitialization, file_weights, load_file_weights
 from models.zoo import ZOO
+from training.arguments import PATHS, all_settings
 from training.checkpoint import load_start
 from training.distributed import World, check_ranks_agree, open_world, pick_rank_device, uses_torchrun
 from training.inputs import open_inputs
@@ -53,11 +56,14 @@ def train_rank(settings: Settings) -> None:
 def train_in(folder: Path, settings: Settings, world: World) -> None:
     """Train in a folder that no other process uses."""
     with world.in_turn():
-        saved, start, task, config = open_inputs(folder, settings)
-    inputs = {"last.pt": saved and saved["progress"], "validation text": task.digest()}
+        saved, start, task, config = open_inputs(folder, settings, world.is_restart())
+    same = {"last.pt": saved and saved["progress"]}  # the first, as a resumed run changes settings
+    same |= {f"setting {name}": attrgetter(name)(settings) for name in all_settings() if name not in PATHS}
+    same["validation text"] = task.digest()
     with world.together():
-        check_ranks_agree(inputs, world)
+        check_ranks_agree(same, world)
         device = pick_rank_device(settings.training.device, world)
+    world.mark_started()
     torch.manual_seed(settings.training.seed)
     dtype = world.decide(pick_dtype, device, settings.training.dtype)
     with world.together():
@@ -65,6 +71,9 @@ def train_in(folder: Path, settings: Settings, world: World) -> None:
         batches = task.train_batches(settings.training)
         settings.training = training = resolve_epochs(settings.training, batches.steps_per_epoch)
         model = build_model(settings, config, saved, start)
+    loaded = first_values(model) if saved or start else None  # random weights may differ between CPUs, by rounding
+    with world.together():
+        check_ranks_agree({"training text": digest(batches(0)), "weights": loaded}, world)
     if plan.strategy == "fsdp":
         shard(model, device)
     else:
@@ -88,9 +97,22 @@ def train_in(folder: Path, settings: Settings, world: World) -> None:
     micro_steps = (training.max_iters - progress.step) * plan.accumulation
     with memory_advice(config, plan):
         record.compiled = accelerate(trainer.train_step, trainer.shares, training.compile, micro_steps)
-        record.write_settings()
+        world.decide(record.write_settings)
         fit(trainer, progress)
     print_end(progress, folder)
+
+
+def digest(batches: list[tuple[Tensor, Tensor]]) -> str:
+    """Return a fingerprint of the inputs x in a list of batches (x, y), (B, T) each."""
+    sha = hashlib.sha256()
+    for x, _ in batches:
+        sha.update(x.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def first_values(model: nn.Module) -> list[list[float]]:
+    """Return the first values of each weight of a model, without adapters: enough to recognize another model."""
+    return [weight.flatten()[:8].tolist() for weight in file_weights(model).values()]
 
 
 def resolve_epochs(training: TrainingSettings, steps_per_epoch: int) -> TrainingSettings:

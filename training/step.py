@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from training.distributed import ALONE, World
 from training.optim import WeightAverage
+from training.parallel import is_sharded
 from training.precision import autocast
 from training.shares import Share, Shares
 from utils.cuda_graph import cuda_graph
@@ -191,7 +192,7 @@ def obstacle_to_capture(train_step: TrainStep) -> str | None:
     """Return why a step cannot be a CUDA graph, or None."""
     if train_step.scaler.is_enabled():
         return "the gradient scaler of float16 waits for the device"
-    if train_step.world.size > 1:
+    if train_step.world.size > 1 or is_sharded(train_step.forward):
         return "ranks exchange gradients in it"
     if getattr(train_step.forward, "activation_checkpointing", False):
         return "activation checkpointing reads the state of the random generator"
