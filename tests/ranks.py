@@ -52,7 +52,7 @@ def train_all(world, runs):
     from training.arguments import parse_settings
     from training.run import train_in
 
-    training.record.plot_losses = lambda metrics, path, title: path.write_text(title)
+    training.record.plot_losses = lambda metrics, path, title, name: path.write_text(title)
     torch.compile = partial(torch.compile, backend="eager")
     for arguments in runs:
         settings = parse_settings(arguments)

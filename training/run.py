@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from models.freeze import freeze_below
 from models.lora import add_lora, load_lora_weights
 from models.weights import SkipInitialization, file_weights, load_file_weights
 from models.zoo import ZOO
+from tasks.task import Task
 from training.arguments import PATHS, all_settings
 from training.checkpoint import load_start
 from training.distributed import World, check_ranks_agree, open_world, pick_rank_device, uses_torchrun
@@ -57,11 +59,8 @@ def train_in(folder: Path, settings: Settings, world: World) -> None:
     """Train in a folder that no other process uses."""
     with world.in_turn():
         saved, start, task, config = open_inputs(folder, settings, world.is_restart())
-    same = {"last.pt": saved and saved["progress"]}  # the first, as a resumed run changes settings
-    same |= {f"setting {name}": attrgetter(name)(settings) for name in all_settings() if name not in PATHS}
-    same["validation text"] = task.digest()
     with world.together():
-        check_ranks_agree(same, world)
+        check_ranks_agree(inputs_by_name(saved, settings, task), world)
         device = pick_rank_device(settings.training.device, world)
     world.mark_started()
     torch.manual_seed(settings.training.seed)
@@ -100,6 +99,15 @@ def train_in(folder: Path, settings: Settings, world: World) -> None:
         world.decide(record.write_settings)
         fit(trainer, progress)
     print_end(progress, folder)
+
+
+def inputs_by_name(saved: dict | None, settings: Settings, task: Task) -> dict[str, Any]:
+    """Return what must be equal on all ranks, by the name that an error message has for it."""
+    inputs = {"last.pt": saved and saved["progress"]}  # before the settings, which a resumed run changes
+    for name in all_settings():
+        if name not in PATHS:
+            inputs[f"setting {name}"] = attrgetter(name)(settings)
+    return inputs | {"validation text": task.digest()}
 
 
 def digest(batches: list[tuple[Tensor, Tensor]]) -> str:
@@ -202,7 +210,7 @@ def make_trainer(record: Record, forward: nn.Module, batches: Callable) -> Train
 
 def print_end(progress: Progress, folder: Path) -> None:
     """Print the result of a run, and the command that talks to its model."""
-    minutes = progress.seconds / 60
-    print(f"{quantity(progress.step, 'steps')} in {minutes:.1f} minutes, best validation loss {progress.best_loss:.4f}")
+    duration = f"{progress.seconds / 60:.1f} minutes" if progress.seconds >= 60 else f"{progress.seconds:.0f} seconds"
+    print(f"{quantity(progress.step, 'steps')} in {duration}, best validation loss {progress.best_loss:.4f}")
     demo = "terminal_demo.py" if Path.cwd() == PROJECT else PROJECT / "terminal_demo.py"
     print(f"talk to it: python {shlex.quote(str(demo))} {shlex.quote(str(folder / 'best.pt'))}")
