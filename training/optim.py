@@ -4,6 +4,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -76,12 +77,7 @@ class Muon(torch.optim.Optimizer):
             gradients = [local_part(weight.grad) for weight in group["params"]]
             torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
             for stacks in self.rounds(group["params"]):
-                own = self.orthogonalized(stacks, group["momentum"])
-                for rank, stack in enumerate(stacks):
-                    updates = self.broadcast(own, stack, rank).float()
-                    updates *= group["lr"] * max(1, updates.size(1) / updates.size(2)) ** 0.5
-                    self.apply(stack, updates, 1 - group["lr"] * group["weight_decay"])
-                    del updates  # before the next stack needs its own
+                self.update(stacks, group)
 
     def rounds(self, weights: list[Tensor]) -> Iterator[list[Stack]]:
         """Yield lists of stacks of matrices of equal shape: a stack for each rank, or fewer stacks than ranks.
@@ -100,6 +96,15 @@ class Muon(torch.optim.Optimizer):
             stacks = [matrices[first : first + at_once] for first in range(0, len(matrices), at_once)]
             for first in range(0, len(stacks), self.world.size):
                 yield stacks[first : first + self.world.size]
+
+    def update(self, stacks: list[Stack], group: dict[str, Any]) -> None:
+        """Update the matrices in the stacks of a round."""
+        own = self.orthogonalized(stacks, group["momentum"])
+        for rank, stack in enumerate(stacks):
+            updates = self.broadcast(own, stack, rank).float()
+            updates *= group["lr"] * max(1, updates.size(1) / updates.size(2)) ** 0.5
+            self.apply(stack, updates, 1 - group["lr"] * group["weight_decay"])
+            del updates  # before the next stack needs its own
 
     def orthogonalized(self, stacks: list[Stack], momentum: float) -> Tensor | None:
         """Return the orthogonalized momentum of this rank's stack, (N, r, c), in the compute dtype.
