@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from training.precision import pick_device
 from utils.errors import UserError, first_line
+from utils.quantities import quantity
 
 CONNECT = timedelta(minutes=2)  # for ranks to find each other
 TIMEOUT = timedelta(hours=1)  # after that: one rank prepares data, saves and samples while the others wait
@@ -236,9 +237,10 @@ def pick_rank_device(name: str, world: World) -> str:
     device = pick_device(name)
     if device == "mps" and world.size > 1:
         raise UserError("several ranks cannot share an MPS device: use --training.device cpu, or one rank")
-    if device == "cuda" and torch.cuda.device_count() < world.local_size:
-        raise UserError(f"this machine has {torch.cuda.device_count()} GPUs for {world.local_size} ranks: use "
-                        f"--nproc_per_node={torch.cuda.device_count()}")
+    n_gpus = torch.cuda.device_count()
+    if device == "cuda" and n_gpus < world.local_size:
+        raise UserError(f"this machine has {quantity(n_gpus, 'GPUs')} for {world.local_size} ranks: use "
+                        f"--nproc_per_node={n_gpus}")
     if device == "cuda" and world.size > 1:
         torch.cuda.set_device(world.local_rank)
     return device

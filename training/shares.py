@@ -9,6 +9,7 @@ from torch import Tensor
 
 from training.distributed import ALONE, World
 from utils.errors import UserError
+from utils.quantities import quantity
 
 EMPTY = torch.zeros(1, 1, dtype=torch.long), torch.full((1, 1), -100)  # a micro-batch without targets
 
@@ -27,8 +28,8 @@ def parts_per_micro_batch(batch_size: int, accumulation: int, ranks: int) -> int
     if sequences % ranks:
         possible = [n for n in range(1, min(sequences, 2 * ranks) + 1) if sequences % n == 0]
         nearest = min(possible, key=lambda n: abs(n - ranks))
-        raise UserError(f"{ranks} ranks cannot divide the {sequences} sequences of a step equally (batch_size "
-                        f"{batch_size}, accumulation {accumulation}): start {nearest} instead, or use "
+        raise UserError(f"{ranks} ranks cannot divide the {quantity(sequences, 'sequences')} of a step equally "
+                        f"(batch_size {batch_size}, accumulation {accumulation}): start {nearest} instead, or use "
                         f"--training.batch_size {ranks * max(1, round(batch_size / ranks))}")
     return ranks // gcd(accumulation, ranks)
 
