@@ -26,7 +26,6 @@ JSON_KINDS = {NoneType: "null", bool: "true or false", int: "a number", float: "
 EXPANSION = 1000  # times that a Parquet file may grow when it is decompressed
 
 
-
 class Table(NamedTuple):
     """An open table."""
 
