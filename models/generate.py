@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.config import SamplingConfig
 from models.kv_cache import KVCache, StaticKVCache
-from utils.cuda_graph import cuda_graph
+from utils.cuda_graph import cuda_graph, lease_stream
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class GraphSampler(Sampler):
         self.cache.position.fill_(self.length)
         self.length += 1
         if self.graph is None:
-            self.graph = cuda_graph(self.sample_next)
+            self.graph = cuda_graph(self.sample_next, lease_stream(self))
         self.graph()
         return self.next_token.item()
 
