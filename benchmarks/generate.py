@@ -7,7 +7,7 @@ All three continue the same short prompt, one sequence, at the same temperature,
 heads and vocabulary. Ours computes in the dtype of terminal_demo.py; the others in float32 on a CPU, and in our dtype
 on CUDA. nanoGPT recomputes the whole context for every token. transformers has a KV cache, like ours, but the learned
 positions of its GPT-2 end at n_positions: it gets a context that holds all tokens, while nanoGPT and ours slide the
-context of our model.
+context of our model. None uses cuDNN's attention, which plans its kernels for half a second for each new length.
 """
 
 import statistics
@@ -129,6 +129,7 @@ def main() -> None:
     args = parser.parse_args()
     check_numbers(args, positive=("tokens", "turns", "threads"))
     torch.set_num_threads(args.threads)
+    torch.backends.cuda.enable_cudnn_sdp(False)
     print_speeds(args.nanogpt, pick_device(args.device), args.checkpoint, args.tokens, args.turns)
 
 

@@ -135,6 +135,23 @@ def test_the_graph_sampler_generates_the_tokens_of_the_eager_one(name, block_siz
     assert list(generate(model, prompt, 40, sampling)) == expected
 
 
+def test_the_graph_sampler_never_uses_the_attention_of_cudnn(monkeypatch):
+    model, enabled = small_model("BardGPT"), []
+    features = model.features
+
+    def record(x, cache):
+        enabled.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return features(x, cache)
+
+    monkeypatch.setattr(model, "features", record)
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(models.generate, "cuda_graph", lambda function, stream: function)
+    monkeypatch.setattr(models.generate, "Sampler", models.generate.GraphSampler)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    assert len(list(generate(model, [3], 3, GREEDY))) == 3
+    assert enabled == [False] * 3 and torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("penalty", [1.0, 3.0])
 @pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])

@@ -215,6 +215,16 @@ def test_a_step_that_cannot_be_compiled_trains_on_the_batches_it_is_given(monkey
     assert run(train_step, range(1, 4)) == run(eager, range(1, 4))
 
 
+def test_batches_that_differ_in_length_are_neither_captured_nor_planned_by_cudnn(capsys, monkeypatch):
+    _, train_step = make_step()
+    train_step.device, differing = torch.device("cuda"), shares()
+    differing.batches.same_shape = False
+    flags = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", flags.append)
+    assert not accelerate(train_step, differing, "auto", micro_steps=10) and not train_step.captured
+    assert flags == [False] and "not captured as CUDA graphs: batches differ in length" in capsys.readouterr().out
+
+
 def test_a_line_says_why_a_step_is_not_captured(capsys, monkeypatch):
     model, train_step = make_step()
     model.activation_checkpointing = True

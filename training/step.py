@@ -167,6 +167,8 @@ def accelerate(train_step: TrainStep, shares: Shares, compile: str, micro_steps:
     batch = shares(0).batches[0]
     obstacle = obstacle_to_capture(train_step) if shares.same_shape else "batches differ in length"
     can_capture = on_cuda and obstacle is None
+    if on_cuda and not shares.same_shape:
+        torch.backends.cuda.enable_cudnn_sdp(False)  # for each new length, it would plan its kernels for a second
     why = f"by --training.compile {compile}"
     if compile == "auto" and not shares.same_shape:
         compile, why = "no", "it would compile for each length"
