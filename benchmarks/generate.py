@@ -35,7 +35,7 @@ from models.gpt import GPT  # noqa: E402
 from models.kv_cache import KVCache  # noqa: E402
 from models.zoo import BardGPT  # noqa: E402
 from training.checkpoint import SHIPPED, load_model  # noqa: E402
-from training.precision import inference_dtype, pick_device  # noqa: E402
+from training.precision import avoid_attention_plans, inference_dtype, pick_device  # noqa: E402
 from utils.errors import Parser, UserError, check_numbers, command  # noqa: E402
 
 PROMPT = [1, 2, 3, 4, 5, 6]
@@ -129,7 +129,7 @@ def main() -> None:
     args = parser.parse_args()
     check_numbers(args, positive=("tokens", "turns", "threads"))
     torch.set_num_threads(args.threads)
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    avoid_attention_plans()
     print_speeds(args.nanogpt, pick_device(args.device), args.checkpoint, args.tokens, args.turns)
 
 

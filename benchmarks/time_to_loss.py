@@ -122,6 +122,8 @@ def make_copies(folder: Path, checkout: Path) -> Copies:
 
 def train_all(copies: Copies, args: argparse.Namespace) -> list[Result]:
     """Train transformer_4d.py, nanoGPT, and transformer_4d.py again."""
+    windows = ConsecutiveWindows(copies.val_tokens, Config.block_size, 64)
+    batches = [(x.contiguous(), y.contiguous()) for x, y in windows]  # nanoGPT needs them so
     results = []
     for name, steps, train, copy in (
         ("transformer_4d.py", args.steps, train_ours, copies.ours),
@@ -129,7 +131,7 @@ def train_all(copies: Copies, args: argparse.Namespace) -> list[Result]:
         ("transformer_4d.py", args.steps, train_ours, copies.ours),
     ):
         model, *times = train(copy, steps, args)
-        loss = estimate_loss(model, ConsecutiveWindows(copies.val_tokens, Config.block_size, 64))
+        loss = estimate_loss(model, batches)
         results.append(Result(name, steps, loss, *times))
         print(f"{name}: validation loss {loss:.4f}, {results[-1].process:.1f} s", file=sys.stderr, flush=True)
     return results

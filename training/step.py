@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from training.distributed import ALONE, World
 from training.optim import WeightAverage
 from training.parallel import is_sharded
-from training.precision import autocast
+from training.precision import autocast, avoid_attention_plans
 from training.shares import Share, Shares
 from utils.cuda_graph import cuda_graph, lease_stream
 from utils.errors import first_line
@@ -168,7 +168,7 @@ def accelerate(train_step: TrainStep, shares: Shares, compile: str, micro_steps:
     obstacle = obstacle_to_capture(train_step) if shares.same_shape else "batches differ in length"
     can_capture = on_cuda and obstacle is None
     if on_cuda and not shares.same_shape:
-        torch.backends.cuda.enable_cudnn_sdp(False)  # for each new length, it would plan its kernels for a second
+        avoid_attention_plans()
     why = f"by --training.compile {compile}"
     if compile == "auto" and not shares.same_shape:
         compile, why = "no", "it would compile for each length"
