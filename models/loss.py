@@ -93,7 +93,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 def gradient_of_logits(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the gradient (M, V) of the summed cross-entropy with respect to logits (M, V), for targets (M)."""
     gradient = logits.softmax(dim=-1)
-    rows = torch.arange(len(targets), device=targets.device)
-    gradient[rows, targets.clamp(min=0)] -= 1
+    if torch.compiler.is_compiling():  # fused with the softmax and the cast that follows: nothing is stored in float32
+        ids = torch.arange(logits.size(1), device=targets.device)
+        gradient = gradient - (ids == targets[:, None]).float()
+    else:
+        rows = torch.arange(len(targets), device=targets.device)
+        gradient[rows, targets.clamp(min=0)] -= 1
     gradient *= (targets != -100)[:, None]
     return gradient
