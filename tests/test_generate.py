@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import transformers
+from host_reads import HostReads
 from small_models import small_model
 
 import models.generate
@@ -150,6 +151,25 @@ def test_the_graph_sampler_never_uses_the_attention_of_cudnn(monkeypatch):
     torch.backends.cuda.enable_cudnn_sdp(True)  # the default
     assert len(list(generate(model, [3], 3, GREEDY))) == 3
     assert enabled == [False] * 3 and torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("sampling", [
+    GREEDY, SamplingConfig(temperature=0.8), SamplingConfig(repetition_penalty=1.3, top_k=5, top_p=0.8)], ids=str)
+@pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])
+@torch.inference_mode()
+def test_a_captured_token_reads_no_values_and_keeps_all_addresses(name, sampling):
+    sampler = models.generate.GraphSampler(small_model(name).bfloat16(), sampling, exempt_ids=[1, 2])
+    sampler.restart([1, 2, 3])
+    sampler.cache.position.fill_(3)
+
+    def addresses():
+        caches = [tensor for layer in sampler.cache.layers for tensor in (layer.keys, layer.values)]
+        return [tensor.data_ptr() for tensor in (*caches, sampler.next_token, sampler.in_context, sampler.noise)]
+
+    before = addresses()
+    with HostReads():
+        sampler.sample_next()
+    assert addresses() == before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
