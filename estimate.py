@@ -40,7 +40,7 @@ from tokenization.characters import CharTokenizer
 from training.checkpoint import CHECKPOINT_HELP, SHIPPED, Loaded, load_checkpoint
 from training.evaluate import estimate_loss
 from training.plots import plot_confusion
-from training.precision import autocast, pick_device, pick_dtype
+from training.precision import autocast, avoid_attention_plans, pick_device, pick_dtype
 from training.settings import DataSettings, Settings
 from utils.errors import Parser, UserError, command
 from utils.files import check_writable
@@ -89,6 +89,7 @@ def main() -> None:
         raise UserError(f"batch_size must be > 0, got {args.batch_size}")
 
     device = pick_device(args.device)
+    avoid_attention_plans()
     loaded = load_checkpoint(args.checkpoint, device)
     check_options(args, loaded.task["kind"])
     for path in output_files(args):

@@ -27,7 +27,7 @@ from models.quantize import int8_summary, quantize_int8
 from tasks.kinds import answers_class
 from tokenization.characters import quote_all
 from training.checkpoint import CHECKPOINT_HELP, SHIPPED, Loaded, checkpoint_file, load_checkpoint
-from training.precision import inference_dtype, pick_device
+from training.precision import avoid_attention_plans, inference_dtype, pick_device
 from utils.errors import Parser, UserError, command
 from utils.files import PROJECT, stamp
 from utils.forecast.parameters import count_parameters
@@ -187,6 +187,7 @@ class Demo:
 
 def load(path: str | Path, device: str, quantize: str | None = None) -> Loaded:
     """Load a checkpoint, with weights in the dtype for inference; `quantize` is None or "int8"."""
+    avoid_attention_plans()
     loaded = load_checkpoint(path, device)
     if quantize == "int8":
         quantize_int8(loaded.model)

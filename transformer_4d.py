@@ -172,11 +172,11 @@ def orthogonalize(x):
 def cuda_graph(step):
     """Record the CUDA kernels of `step()`; return a function that launches all at once, faster than one by one."""
     torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # deleting a graph frees the workspaces of its stream
+    with torch.cuda.stream(stream):
         for _ in range(3):  # warmup: libraries allocate workspaces in their first calls, which cannot be recorded
             step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         step()
     return graph.replay
 

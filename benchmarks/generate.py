@@ -7,7 +7,7 @@ All three continue the same short prompt, one sequence, at the same temperature,
 heads and vocabulary. Ours computes in the dtype of terminal_demo.py; the others in float32 on a CPU, and in our dtype
 on CUDA. nanoGPT recomputes the whole context for every token. transformers has a KV cache, like ours, but the learned
 positions of its GPT-2 end at n_positions: it gets a context that holds all tokens, while nanoGPT and ours slide the
-context of our model.
+context of our model. None uses cuDNN's attention, which plans its kernels for half a second for each new length.
 """
 
 import statistics
@@ -35,7 +35,7 @@ from models.gpt import GPT  # noqa: E402
 from models.kv_cache import KVCache  # noqa: E402
 from models.zoo import BardGPT  # noqa: E402
 from training.checkpoint import SHIPPED, load_model  # noqa: E402
-from training.precision import inference_dtype, pick_device  # noqa: E402
+from training.precision import avoid_attention_plans, inference_dtype, pick_device  # noqa: E402
 from utils.errors import Parser, UserError, check_numbers, command  # noqa: E402
 
 PROMPT = [1, 2, 3, 4, 5, 6]
@@ -129,6 +129,7 @@ def main() -> None:
     args = parser.parse_args()
     check_numbers(args, positive=("tokens", "turns", "threads"))
     torch.set_num_threads(args.threads)
+    avoid_attention_plans()
     print_speeds(args.nanogpt, pick_device(args.device), args.checkpoint, args.tokens, args.turns)
 
 

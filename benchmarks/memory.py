@@ -14,6 +14,7 @@ With torchrun, the rows train on several ranks with DDP and FSDP2, and the measu
 PyTorch then also counts the memory of other threads, which own the buffers of gloo.
 """
 
+import contextlib
 import ctypes
 import gc
 import itertools
@@ -133,7 +134,8 @@ def train(model: GPT, plan: Plan, world: World = ALONE) -> None:
     optimizers = make_optimizers(model, OptimSettings(name=plan.optimizer), dtype, world)
     scaler = torch.amp.GradScaler(plan.device, enabled=dtype == torch.float16)
     train_step = TrainStep(forward, optimizers, grad_clip=1.0, dtype=dtype, scaler=scaler, world=world)
-    accelerate(train_step, shares, "no", micro_steps=0)  # on CUDA, captures the step as train.py does
+    with contextlib.redirect_stdout(sys.stderr):  # its line is not a row of the table
+        accelerate(train_step, shares, "no", micro_steps=0)  # on CUDA, captures the step as train.py does
     for step in range(2):
         share = shares(step)
         train_step(step, share, 1.0)

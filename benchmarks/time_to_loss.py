@@ -1,6 +1,7 @@
 """Time to a validation loss, transformer_4d.py against nanoGPT's train.py, on the same text and machine.
 
     python benchmarks/time_to_loss.py PATH/TO/nanoGPT
+    python benchmarks/time_to_loss.py PATH/TO/nanoGPT --published
 
 Both train a model of the same width, depth, heads and context length, with the same batch size and no dropout, each
 with its own recipe (nanoGPT's is config/train_shakespeare_char.py) and about the fewest steps that reach the target.
@@ -12,11 +13,16 @@ and after nanoGPT, to show how much the speed of the machine drifts. The times:
   minus the time of an average step.
 - process: from start to exit, including imports, the compilation of nanoGPT's first evaluation, the capture of
   transformer_4d.py's CUDA graph, and saving the checkpoint.
+
+With --published, for a GPU, each runs as it is published: transformer_4d.py with its defaults, and nanoGPT with its
+model of 10.65 million parameters and dropout. The time is that from the start of the process until it prints a
+validation loss, on its own estimate and every 250 steps, of at most 1.4697: nanoGPT's published result.
 """
 
 import argparse
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +50,8 @@ from transformer_4d import DEVICES, Config  # noqa: E402
 from utils.errors import Parser, UserError, check_numbers, command  # noqa: E402
 
 STEPS, NANOGPT_STEPS = 460, 1080  # about the fewest that reach 1.60 on a CPU
+PUBLISHED_LOSS = 1.4697
+PRINTED_LOSS = re.compile(r"step +\d+.* val(?:idation)? loss (\d+\.\d+)")  # of transformer_4d.py, and of nanoGPT
 
 
 class Result(NamedTuple):
@@ -65,6 +73,8 @@ def main() -> None:
     parser.add_argument("--nanogpt_steps", type=int, default=NANOGPT_STEPS,
                         help="training steps of nanoGPT (%(default)s)")
     parser.add_argument("--target", type=float, default=1.60, help="validation loss to reach (%(default)s)")
+    parser.add_argument("--published", action="store_true",
+                        help=f"time to {PUBLISHED_LOSS}, each with its published model and settings")
     parser.add_argument("--batch_size", type=int, default=Config.batch_size, help="sequences per step (%(default)s)")
     devices = [name for name, available in DEVICES.items() if available]
     parser.add_argument("--device", choices=devices, default=Config.device, help="device of both (%(default)s)")
@@ -73,14 +83,26 @@ def main() -> None:
     if not (args.nanogpt / "train.py").is_file():
         raise UserError(f"{args.nanogpt / 'train.py'} does not exist: give the folder of a checkout of nanoGPT")
     with tempfile.TemporaryDirectory() as folder:
-        results = train_all(Path(folder), args)
+        copies = make_copies(Path(folder), args.nanogpt)
+        if args.published:
+            print_published(copies, args.device)
+            return
+        results = train_all(copies, args)
     title = title_of(DEFAULT_PATH.read_text(encoding="utf-8"))
     print(f"\n{title}, batch size {args.batch_size} x {Config.block_size}, {args.device}\n")
     print_results(results, args.target)
 
 
-def train_all(folder: Path, args: argparse.Namespace) -> list[Result]:
-    """Train transformer_4d.py, nanoGPT, and transformer_4d.py again, with copies of both in `folder`."""
+class Copies(NamedTuple):
+    """Copies of both projects, with the same text, and its validation tokens."""
+
+    ours: Path
+    nanogpt: Path
+    val_tokens: np.ndarray
+
+
+def make_copies(folder: Path, checkout: Path) -> Copies:
+    """Copy transformer_4d.py and a checkout of nanoGPT to `folder`, each with its data."""
     try:
         vocab, *tokens = transformer_4d.load_data(Config(device="cpu"))
     except transformer_4d.UserError as error:
@@ -90,19 +112,26 @@ def train_all(folder: Path, args: argparse.Namespace) -> list[Result]:
     (ours / "data").mkdir(parents=True)
     shutil.copy(ROOT / "transformer_4d.py", ours)
     shutil.copy(DEFAULT_PATH, ours / "data")
-    shutil.copytree(args.nanogpt, nanogpt, ignore=shutil.ignore_patterns(".git"))
+    shutil.copytree(checkout, nanogpt, ignore=shutil.ignore_patterns(".git"))
     prepared = nanogpt / "data" / "shakespeare_char"
     train_tokens.tofile(prepared / "train.bin")
     val_tokens.tofile(prepared / "val.bin")
     (prepared / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(vocab)}))
+    return Copies(ours, nanogpt, val_tokens)
+
+
+def train_all(copies: Copies, args: argparse.Namespace) -> list[Result]:
+    """Train transformer_4d.py, nanoGPT, and transformer_4d.py again."""
+    windows = ConsecutiveWindows(copies.val_tokens, Config.block_size, 64)
+    batches = [(x.contiguous(), y.contiguous()) for x, y in windows]  # nanoGPT needs them so
     results = []
     for name, steps, train, copy in (
-        ("transformer_4d.py", args.steps, train_ours, ours),
-        ("nanoGPT", args.nanogpt_steps, train_nanogpt, nanogpt),
-        ("transformer_4d.py", args.steps, train_ours, ours),
+        ("transformer_4d.py", args.steps, train_ours, copies.ours),
+        ("nanoGPT", args.nanogpt_steps, train_nanogpt, copies.nanogpt),
+        ("transformer_4d.py", args.steps, train_ours, copies.ours),
     ):
         model, *times = train(copy, steps, args)
-        loss = estimate_loss(model, ConsecutiveWindows(val_tokens, Config.block_size, 64))
+        loss = estimate_loss(model, batches)
         results.append(Result(name, steps, loss, *times))
         print(f"{name}: validation loss {loss:.4f}, {results[-1].process:.1f} s", file=sys.stderr, flush=True)
     return results
@@ -140,12 +169,49 @@ def train_nanogpt(folder: Path, steps: int, args: argparse.Namespace) -> tuple[t
     return model, last - first - compile_time, compile_time, process_time
 
 
+def print_published(copies: Copies, device: str) -> None:
+    """Print, as a Markdown table, the seconds that both take to the published loss."""
+    on_cuda = device == "cuda"
+    options = [f"--device={device}", f"--dtype={'bfloat16' if on_cuda else 'float32'}", f"--compile={on_cuda}"]
+    print_header("", f"seconds to {PUBLISHED_LOSS}")
+    ours = seconds_to_loss(["transformer_4d.py", f"--device={device}"], copies.ours)
+    print_row("transformer_4d.py", f"{ours:.1f}")  # before nanoGPT, which may not reach the loss
+    nanogpt = seconds_to_loss(["train.py", "config/train_shakespeare_char.py", *options], copies.nanogpt)
+    print_row("nanoGPT", f"{nanogpt:.1f}")
+    print(f"\nnanoGPT takes {nanogpt / ours:.2f} times as long")
+
+
+def seconds_to_loss(arguments: list[str], folder: Path) -> float:
+    """Run a Python script until it prints a validation loss of at most PUBLISHED_LOSS; return the seconds.
+
+    Raises UserError if it ends before.
+    """
+    start, lowest = time.perf_counter(), float("inf")
+    with start_script(arguments, folder) as process:
+        for line in process.stdout:
+            printed = PRINTED_LOSS.match(line)
+            if printed:
+                print(line, end="", file=sys.stderr, flush=True)
+                lowest = min(lowest, float(printed[1]))
+            if lowest <= PUBLISHED_LOSS:
+                seconds = time.perf_counter() - start
+                process.kill()
+                return seconds
+    raise UserError(f"{folder.name}/{arguments[0]} ended with exit code {process.returncode}, and its lowest "
+                    f"validation loss was {lowest}: see output above")
+
+
+def start_script(arguments: list[str], folder: Path) -> subprocess.Popen:
+    """Start a Python script in `folder`, with an empty cache of compiled code, and return the process."""
+    env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compile_cache")}
+    return subprocess.Popen([sys.executable, "-u", *arguments], cwd=folder, env=env, stdout=subprocess.PIPE, text=True,
+                            encoding="utf-8", errors="replace")
+
+
 def run_script(arguments: list[str], folder: Path, prefixes: tuple[str, ...]) -> tuple[float, ...]:
     """Run a Python script; return the seconds until it prints a line with each of `prefixes`, and until it exits."""
-    env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compile_cache")}
     start, seconds = time.perf_counter(), {}
-    with subprocess.Popen([sys.executable, "-u", *arguments], cwd=folder, env=env, stdout=subprocess.PIPE, text=True,
-                          encoding="utf-8", errors="replace") as process:
+    with start_script(arguments, folder) as process:
         for line in process.stdout:
             if line.startswith("iter "):  # nanoGPT's progress
                 print(line, end="", file=sys.stderr, flush=True)

@@ -75,7 +75,8 @@ def our_trainer(model: GPT, optimizer: str, batches: WindowBatches, dtype: torch
     scaler = torch.amp.GradScaler(device, enabled=False)
     train_step = TrainStep(model, optimizers, grad_clip=1.0, dtype=dtype, scaler=scaler)
     if device == "cuda":
-        accelerate(train_step, shares, "yes", micro_steps=0)
+        with contextlib.redirect_stdout(sys.stderr):  # its line is not a row of the table
+            accelerate(train_step, shares, "yes", micro_steps=0)
 
     def advance(steps: int) -> None:
         trainer = Trainer(train_step, shares, lambda step: 1.0, lambda *_: False, progress.step + steps,

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.config import SamplingConfig
 from models.kv_cache import KVCache, StaticKVCache
-from utils.cuda_graph import cuda_graph
+from utils.cuda_graph import cuda_graph, lease_stream
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -177,6 +178,9 @@ def draw(logits: Tensor, in_context: Tensor, sampling: SamplingConfig, noise: Te
 
 # ---- CUDA graphs -----------------------------------------------------------------------------------------------------
 
+# Not cuDNN, PyTorch's first choice on an H100: for each new length, it plans its kernels for half a second.
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
 
 class GraphSampler(Sampler):
     """A Sampler for CUDA, where launching the kernels of one token takes longer than running them.
@@ -204,9 +208,13 @@ class GraphSampler(Sampler):
         self.cache.position.fill_(self.length)
         self.length += 1
         if self.graph is None:
-            self.graph = cuda_graph(self.sample_next)
+            self.graph = cuda_graph(self.sample_next, lease_stream(self))
         self.graph()
         return self.next_token.item()
+
+    def sample(self, x: Tensor) -> Tensor:
+        with sdpa_kernel(ATTENTION):
+            return super().sample(x)
 
     def sample_next(self) -> None:
         self.next_token.copy_(self.sample(self.token))

@@ -78,14 +78,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                         weight_grad += logits_grad.T @ x[chunk]  # (V, C)
                     del logits_grad
             n_targets = (targets != -100).sum().clamp(min=1)
-            ctx.gradients = h_grad, weight_grad, bias_grad, n_targets
+            ctx.save_for_backward(h_grad, weight_grad, bias_grad, n_targets)
             return total / n_targets
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:
-        *gradients, n_targets = ctx.gradients
-        del ctx.gradients
+        *gradients, n_targets = ctx.saved_tensors
         scale = loss_grad / n_targets
         h_grad, weight_grad, bias_grad = (None if grad is None else grad.mul_(scale) for grad in gradients)
         return h_grad, weight_grad, bias_grad, None, None, None, None
@@ -94,7 +93,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 def gradient_of_logits(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the gradient (M, V) of the summed cross-entropy with respect to logits (M, V), for targets (M)."""
     gradient = logits.softmax(dim=-1)
-    rows = torch.arange(len(targets), device=targets.device)
-    gradient[rows, targets.clamp(min=0)] -= 1
+    if torch.compiler.is_compiling():  # fused with the softmax and the cast that follows: nothing is stored in float32
+        ids = torch.arange(logits.size(1), device=targets.device)
+        gradient = gradient - (ids == targets[:, None]).float()
+    else:
+        rows = torch.arange(len(targets), device=targets.device)
+        gradient[rows, targets.clamp(min=0)] -= 1
     gradient *= (targets != -100)[:, None]
     return gradient

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import transformers
+from host_reads import HostReads
 from small_models import small_model
 
 import models.generate
@@ -122,7 +123,7 @@ def test_the_model_reads_one_token_at_a_time_except_where_the_window_moves(monke
 @pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])
 def test_the_graph_sampler_generates_the_tokens_of_the_eager_one(name, block_size, n_prompt, sampling, monkeypatch):
     """On a CPU, with a fake graph that calls its function after the same warmup."""
-    def fake_graph(function):
+    def fake_graph(function, stream):
         for _ in range(3):
             function()
         return function
@@ -130,8 +131,45 @@ def test_the_graph_sampler_generates_the_tokens_of_the_eager_one(name, block_siz
     model, prompt = small_model(name, block_size=block_size), [i * i % 11 for i in range(n_prompt)]
     expected = list(generate(model, prompt, 40, sampling))
     monkeypatch.setattr(models.generate, "cuda_graph", fake_graph)
+    monkeypatch.setattr(torch.cuda, "Stream", object)
     monkeypatch.setattr(models.generate, "Sampler", models.generate.GraphSampler)
     assert list(generate(model, prompt, 40, sampling)) == expected
+
+
+def test_the_graph_sampler_never_uses_the_attention_of_cudnn(monkeypatch):
+    model, enabled = small_model("BardGPT"), []
+    features = model.features
+
+    def record(x, cache):
+        enabled.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return features(x, cache)
+
+    monkeypatch.setattr(model, "features", record)
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(models.generate, "cuda_graph", lambda function, stream: function)
+    monkeypatch.setattr(models.generate, "Sampler", models.generate.GraphSampler)
+    torch.backends.cuda.enable_cudnn_sdp(True)  # the default
+    assert len(list(generate(model, [3], 3, GREEDY))) == 3
+    assert enabled == [False] * 3 and torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("sampling", [
+    GREEDY, SamplingConfig(temperature=0.8), SamplingConfig(repetition_penalty=1.3, top_k=5, top_p=0.8)], ids=str)
+@pytest.mark.parametrize("name", ["RainbowGPT", "BardGPT", "EasyGPT"])
+@torch.inference_mode()
+def test_a_captured_token_reads_no_values_and_keeps_all_addresses(name, sampling):
+    sampler = models.generate.GraphSampler(small_model(name).bfloat16(), sampling, exempt_ids=[1, 2])
+    sampler.restart([1, 2, 3])
+    sampler.cache.position.fill_(3)
+
+    def addresses():
+        caches = [tensor for layer in sampler.cache.layers for tensor in (layer.keys, layer.values)]
+        return [tensor.data_ptr() for tensor in (*caches, sampler.next_token, sampler.in_context, sampler.noise)]
+
+    before = addresses()
+    with HostReads():
+        sampler.sample_next()
+    assert addresses() == before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

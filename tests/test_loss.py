@@ -91,6 +91,27 @@ def test_no_tensor_is_larger_than_one_chunk_of_logits(monkeypatch):
     assert sizes == [3, 3, 3, 3, 2]
 
 
+def test_the_backward_pass_hands_over_the_gradients_without_a_copy():
+    h, head, y = inputs(bias=True)
+    value = head_loss(h, head, y)
+    address = value.grad_fn.saved_tensors[1].data_ptr()
+    value.backward()
+    assert head.weight.grad.data_ptr() == address
+
+
+def test_the_loss_compiles_without_a_graph_break(monkeypatch):
+    """A graph break would leave the loss, the largest tensors of a step, uncompiled."""
+    monkeypatch.setattr(loss, "LOGITS_CHUNK", 3 * V)
+    results = []
+    for function in (torch.compile(head_loss, backend="aot_eager", fullgraph=True), head_loss):
+        h, head, y = inputs(bias=True)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            value = function(h, head, y)
+        value.backward()
+        results.append([value.detach(), h.grad, *(weight.grad for weight in head.parameters())])
+    torch.testing.assert_close(*results)
+
+
 def test_each_target_belongs_to_one_of_two_heads():
     torch.manual_seed(0)
     h, heads = torch.randn(2, 5, 8), [torch.nn.Linear(8, 3), torch.nn.Linear(8, 7, bias=False)]

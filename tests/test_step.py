@@ -5,13 +5,15 @@ from functools import partial
 
 import pytest
 import torch
+from host_reads import HostReads
 from small_models import small_model
 
+from models.lora import add_lora
 from training import step as step_module
 from training.optim import WeightAverage, make_optimizers
 from training.settings import OptimSettings
 from training.shares import Shares
-from training.step import TrainStep, accelerate
+from training.step import TrainStep, accelerate, optimizer_tensors
 
 DISABLED = torch.amp.GradScaler("cpu", enabled=False)
 
@@ -71,13 +73,14 @@ def test_a_step_equals_a_plain_loop():
 @pytest.fixture
 def no_cuda_needed(monkeypatch):
     """Make `capture` work on a CPU: a graph calls its function again, after the same warmup."""
-    def fake_graph(function, pool):
+    def fake_graph(function, stream, pool):
         for _ in range(3):
             function()
         return function
 
     monkeypatch.setattr(step_module, "cuda_graph", fake_graph)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", object)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
 
 
@@ -93,6 +96,54 @@ def test_capture_changes_no_state_and_no_step(no_cuda_needed, name, n, captured_
     assert losses == expected and torch.equal(weights_of(model), weights_of(eager_model))
     for averaged, other in zip(train_step.average.averages.values(), eager.average.averages.values(), strict=True):
         assert torch.equal(averaged, other)
+
+
+def test_the_two_graphs_of_a_step_have_a_stream_of_their_own(no_cuda_needed, monkeypatch):
+    """Deleting a graph, as after each sample, frees the cuBLAS workspaces of its stream (pytorch/pytorch#193402)."""
+    streams, steps = [], [make_step()[1] for _ in range(2)]
+    monkeypatch.setattr(step_module, "cuda_graph", lambda function, stream, pool: streams.append(stream) or function)
+    for train_step in (steps[0], steps[1], steps[0]):
+        train_step.capture(*batches(0)[0])
+    first, second = steps[0].stream, steps[1].stream
+    assert streams == [first, first, second, second, first, first] and first is not second
+
+
+def test_the_check_for_host_reads_sees_them():
+    with HostReads(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        torch.ones(()).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize("model_name, changes", [
+    ("BardGPT", {"dropout": 0.3}), ("EasyGPT", {}), ("RainbowGPT", {}), ("GPT2", {}),
+    ("SmallGPT90M", {"n_labels": 2, "auxiliary_lm": True}), ("BardGPT", {"lora": True})], ids=str)
+def test_a_captured_step_reads_no_values_and_keeps_all_addresses(no_cuda_needed, model_name, changes, name, dtype):
+    changes = dict(changes)
+    lora = changes.pop("lora", False)
+    model = small_model(model_name, **changes).train()
+    if lora:
+        add_lora(model, 2, 2, ("qkv", "head"))
+    optimizers = make_optimizers(model, OptimSettings(name=name), dtype)
+    train_step = TrainStep(model, optimizers, grad_clip=1.0, dtype=dtype, scaler=DISABLED,
+                           average=WeightAverage(model, 0.9))
+    train_step.capture(*batches(0)[0])
+
+    def addresses():
+        tensors = [*model.parameters(), *(weight.grad for weight in train_step.weights), train_step.x, train_step.y,
+                   *optimizer_tensors(optimizers).values(), *train_step.average.averages.values(), train_step.loss,
+                   train_step.loss_weight, train_step.average.rate, *(lr for lr, _ in train_step.learning_rates)]
+        return [tensor.data_ptr() for tensor in tensors]
+
+    before, weights = addresses(), weights_of(model)
+    for step in range(2):
+        train_step(step, shares(2)(step), 1.0)
+        with train_step.average.in_model():
+            pass
+    assert addresses() == before and not torch.equal(weights_of(model), weights)
+    with HostReads():
+        train_step.run_micro_step()
+        train_step.run_update()
 
 
 @pytest.mark.parametrize("seconds, wish, compiled", [
@@ -121,7 +172,7 @@ def test_on_a_gpu_compiling_is_chosen_for_long_runs(monkeypatch, capsys, seconds
 
 def test_a_step_that_cannot_be_compiled_trains_on_the_batches_it_is_given(monkeypatch):
     """With graphs that read the tensors they were recorded with, as CUDA graphs do."""
-    def fake_graph(function, pool):
+    def fake_graph(function, stream, pool):
         x, y = train_step.x, train_step.y
 
         def replay():
@@ -143,6 +194,7 @@ def test_a_step_that_cannot_be_compiled_trains_on_the_batches_it_is_given(monkey
     monkeypatch.setattr(step_module, "cuda_graph", fake_graph)
     monkeypatch.setattr(step_module, "time_micro_step", lambda *_: 1.0)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", object)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch, "compile", failing_compile)
     monkeypatch.setattr(torch.Tensor, "to", to_device)
@@ -152,6 +204,16 @@ def test_a_step_that_cannot_be_compiled_trains_on_the_batches_it_is_given(monkey
     monkeypatch.setattr(step_module, "autocast", lambda *_: torch.enable_grad())
     assert not accelerate(train_step, shares(), "auto", micro_steps=10_000) and train_step.captured
     assert run(train_step, range(1, 4)) == run(eager, range(1, 4))
+
+
+def test_batches_that_differ_in_length_are_neither_captured_nor_planned_by_cudnn(capsys, monkeypatch):
+    _, train_step = make_step()
+    train_step.device, differing = torch.device("cuda"), shares()
+    differing.batches.same_shape = False
+    flags = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", flags.append)
+    assert not accelerate(train_step, differing, "auto", micro_steps=10) and not train_step.captured
+    assert flags == [False] and "not captured as CUDA graphs: batches differ in length" in capsys.readouterr().out
 
 
 def test_a_line_says_why_a_step_is_not_captured(capsys, monkeypatch):

@@ -73,3 +73,12 @@ def autocast(device: str, dtype: torch.dtype) -> torch.autocast:
     It has no cache of cast weights: a CUDA graph must not read tensors that were allocated before it.
     """
     return torch.autocast(device, dtype, enabled=dtype != torch.float32, cache_enabled=False)
+
+
+def avoid_attention_plans() -> None:
+    """Do without cuDNN's attention, which PyTorch prefers on an H100.
+
+    For each new shape of a batch it plans its kernels: half a second forward, and as long backward. That only pays for
+    training on batches of one shape.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from training.distributed import ALONE, World
 from training.optim import WeightAverage
 from training.parallel import is_sharded
-from training.precision import autocast
+from training.precision import autocast, avoid_attention_plans
 from training.shares import Share, Shares
-from utils.cuda_graph import cuda_graph
+from utils.cuda_graph import cuda_graph, lease_stream
 from utils.errors import first_line
 
 COMPILE_SECONDS = 30  # what torch.compile takes, as measured on an H100: 26 to 38 s
@@ -48,7 +48,7 @@ class TrainStep:
         self.x = self.y = None  # the current micro-batch, (B, T) each
         self.loss_weight = torch.zeros((), device=self.device)  # of the current micro-batch
         self.loss = torch.zeros((), device=self.device)
-        self.captured = False
+        self.captured, self.stream = False, None
         self.run_micro_step, self.run_update = self.micro_step, self.update
 
     def __call__(self, step: int, share: Share, lr_factor: float) -> Tensor:
@@ -121,10 +121,11 @@ class TrainStep:
         if self.average:
             self.average.rate.zero_()
         before = {key: tensor.to("cpu", copy=True) for key, tensor in optimizer_tensors(self.optimizers).items()}
+        self.stream = self.stream or lease_stream(self)
         pool = torch.cuda.graph_pool_handle()  # shared: the two graphs never run at the same time
-        self.run_micro_step = cuda_graph(self.micro_step, pool)
+        self.run_micro_step = cuda_graph(self.micro_step, self.stream, pool)
         torch._foreach_zero_([weight.grad for weight in self.weights])
-        self.run_update = cuda_graph(self.update, pool)
+        self.run_update = cuda_graph(self.update, self.stream, pool)
         for key, tensor in optimizer_tensors(self.optimizers).items():
             if key in before:
                 tensor.copy_(before[key])
@@ -166,6 +167,8 @@ def accelerate(train_step: TrainStep, shares: Shares, compile: str, micro_steps:
     batch = shares(0).batches[0]
     obstacle = obstacle_to_capture(train_step) if shares.same_shape else "batches differ in length"
     can_capture = on_cuda and obstacle is None
+    if on_cuda and not shares.same_shape:
+        avoid_attention_plans()
     why = f"by --training.compile {compile}"
     if compile == "auto" and not shares.same_shape:
         compile, why = "no", "it would compile for each length"

@@ -1,12 +1,15 @@
 """CUDA graphs: many kernels, one launch."""
 
-import functools
+import weakref
 from collections.abc import Callable
 
 import torch
 
+idle_streams: list[torch.cuda.Stream] = []
 
-def cuda_graph(function: Callable[[], object], pool: tuple[int, int] | None = None) -> Callable[[], None]:
+
+def cuda_graph(function: Callable[[], object], stream: torch.cuda.Stream,
+               pool: tuple[int, int] | None = None) -> Callable[[], None]:
     """Capture the CUDA kernels that `function()` launches, and return a function that launches all of them at once.
 
     For a small model, launching a kernel from Python takes longer than running it, and a training step has hundreds.
@@ -14,10 +17,10 @@ def cuda_graph(function: Callable[[], object], pool: tuple[int, int] | None = No
     tensor, and `function` must not synchronize with the device, as `.item()` does. Dropout draws a new mask at every
     replay, from the current seed. Graphs that never run at the same time can share a memory `pool`.
 
-    `function` is called four times. The first three calls are a warmup, in which libraries allocate workspaces: that
-    cannot be captured.
+    `function` is called four times, on `stream`. The first three calls are a warmup, in which libraries allocate
+    workspaces: that cannot be captured. Only graphs that are deleted together may share a stream: deleting a graph
+    frees the cuBLAS workspaces of its stream, which the others still use (pytorch/pytorch#193402).
     """
-    stream = side_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -29,7 +32,11 @@ def cuda_graph(function: Callable[[], object], pool: tuple[int, int] | None = No
     return graph.replay
 
 
-@functools.cache
-def side_stream() -> torch.cuda.Stream:
-    """Return the stream of all warmups and captures: PyTorch keeps a cuBLAS workspace for each stream ever used."""
-    return torch.cuda.Stream()
+def lease_stream(owner: object) -> torch.cuda.Stream:
+    """Return a stream that nothing else uses until `owner`, which has the graphs captured on it, is deleted.
+
+    Streams are used again, as PyTorch may keep a cuBLAS workspace for each stream that there ever was.
+    """
+    stream = idle_streams.pop() if idle_streams else torch.cuda.Stream()
+    weakref.finalize(owner, idle_streams.append, stream)
+    return stream
