@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.files import lock_run
 
 LONG = [*HERE, *(f"--model.{name}={value}" for name, value in TINY.items()), "--model.dropout=0.3",
-        "--training.max_iters=60", "--training.eval_interval=5", "--training.batch_size=4", "--training.accumulation=2",
+        "--training.max_iters=30", "--training.eval_interval=5", "--training.batch_size=4", "--training.accumulation=2",
         "--training.device=cpu", "--training.dtype=bfloat16", "--output.sample_tokens=5"]
 
 
@@ -54,7 +54,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(folder, uninterrupted, how, afte
     process.send_signal(signal.Signals[how])
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == {"SIGKILL": -9}.get(how, 0), stderr
-    assert after <= len(losses(out)) < 13
+    assert after <= len(losses(out)) < 7
     done = command("train.py", *LONG, "--run=long", "--resume", cwd=folder)
     assert done.returncode == 0, done.stderr
     expected, last = uninterrupted
