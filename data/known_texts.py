@@ -13,7 +13,7 @@ TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc5
 NINE_PLAYS = "19dc654f63972f297760f353e249d7cf4c9778b18ed718fc1306ec3fc15d3a34"
 THE_VERDICT = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f"
 TITLES = {TINY_SHAKESPEARE: "tiny Shakespeare", NINE_PLAYS: "nine plays of Shakespeare",
-         THE_VERDICT: "The Verdict, by Edith Wharton"}  # sha256 -> title
+          THE_VERDICT: "The Verdict, by Edith Wharton"}  # sha256 -> title
 OWN_TEXT = "a text of your own"
 GITHUB = (  # URLs of a file on GitHub: owner/repository, branch, path
     "https://raw.githubusercontent.com/{}/{}/{}",

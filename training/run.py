@@ -70,9 +70,10 @@ def train_in(folder: Path, settings: Settings, world: World) -> None:
         batches = task.train_batches(settings.training)
         settings.training = training = resolve_epochs(settings.training, batches.steps_per_epoch)
         model = build_model(settings, config, saved, start)
-    loaded = first_values(model) if saved or start else None  # random weights may differ between CPUs, by rounding
-    with world.together():
-        check_ranks_agree({"training text": digest(batches(0)), "weights": loaded}, world)
+    if world.size > 1:
+        loaded = first_values(model) if saved or start else None  # random weights may differ between CPUs, by rounding
+        with world.together():
+            check_ranks_agree({"training text": digest(batches(0)), "weights": loaded}, world)
     if plan.strategy == "fsdp":
         shard(model, device)
     else:
